@@ -1,0 +1,76 @@
+# Every target of the repository. `make help` lists them.
+#
+# A paper is a folder with a pyproject.toml and a package of its own name; it is found here, not listed, and all of its
+# targets come from the static pattern rules below. `shared` (paperkit) has setup, test, bench and clean of the same kind.
+
+PAPERS   := $(sort $(foreach p,$(wildcard */pyproject.toml),$(if $(wildcard $(dir $p)src/$(patsubst %/,%,$(dir $p))/__init__.py),$(patsubst %/,%,$(dir $p)))))
+PROJECTS := shared $(PAPERS)
+PYTHON   ?= python3
+RUN      := bash scripts/setup_env.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean $(foreach p,$(PAPERS),$(addprefix $p-,train eval test bench setup clean)) \
+        shared-setup shared-test shared-bench shared-clean
+
+help:  ## this list
+	@echo 'Whole repository'
+	@echo '  make demo              every paper'"'"'s embedded experiment, then one page with tables and figures: report.html'
+	@echo '  make test              the tests of shared and of every paper, each in its own environment, with a closing table'
+	@echo '  make lint              ruff, types, repeated blocks'
+	@echo '  make clean             remove every environment, every run and the report'
+	@for p in $(PAPERS); do \
+	  sed -n 's/^description = "\(.*\)"/\n\1/p' $$p/pyproject.toml; \
+	  printf '  make %-18sembedded experiment on real digits; real data: CONFIG=FILE ARGS="--data.root DIR ..."\n' $$p-train; \
+	  printf '  make %-18sevaluate the newest finished run, or CKPT=RUN_OR_FILE: table, metrics.json, figures\n' $$p-eval; \
+	  printf '  make %-18sits tests\n' $$p-test; \
+	  printf '  make %-18sspeed and memory against the baselines, as ratios of one run\n' $$p-bench; \
+	  printf '  make %-18sits environment, %s/.venv (PYTHON=python3.12 chooses the interpreter)\n' $$p-setup $$p; \
+	  printf '  make %-18sremove its environment and its runs\n' $$p-clean; \
+	done
+	@echo
+	@echo 'paperkit, the common kit in shared/'
+	@echo '  make shared-test       its tests'
+	@echo '  make shared-setup      its environment, shared/.venv'
+	@echo '  make shared-clean      remove its environment'
+
+# --- environments ------------------------------------------------------------------------------------------------
+# The stamp is newer than everything that decides what is installed; a call that finds it so does nothing.
+
+$(PROJECTS:%=%-setup): %-setup: %/.venv/.ready
+
+$(PROJECTS:%=%/.venv/.ready): %/.venv/.ready: %/constraints.txt %/pyproject.toml shared/pyproject.toml scripts/setup_env.sh
+	@$(RUN) $* '$(PYTHON)'
+
+# --- one paper ---------------------------------------------------------------------------------------------------
+
+$(PAPERS:%=%-train): %-train: %/.venv/.ready
+	@$*/.venv/bin/$* train $(if $(CONFIG),--config '$(CONFIG)') $(ARGS)
+
+$(PAPERS:%=%-eval): %-eval: %/.venv/.ready
+	@$*/.venv/bin/$* eval $(if $(CONFIG),--config '$(CONFIG)') $(if $(CKPT),--ckpt '$(CKPT)') $(ARGS)
+
+$(PAPERS:%=%-bench): %-bench: %/.venv/.ready
+	@$*/.venv/bin/$* bench $(ARGS)
+
+$(PROJECTS:%=%-test): %-test: %/.venv/.ready
+	@$(PYTHON) scripts/run_tests.py $* -- $(ARGS)
+
+$(PAPERS:%=%-clean): %-clean:
+	rm -rf $*/.venv runs/$*
+
+shared-clean:
+	rm -rf shared/.venv
+
+# --- the whole repository ----------------------------------------------------------------------------------------
+
+demo:
+	@$(PYTHON) scripts/demo.py $(ARGS)
+
+test:
+	@$(PYTHON) scripts/run_tests.py $(PROJECTS) -- $(ARGS)
+
+lint:
+	@bash scripts/lint.sh '$(PYTHON)' $(PROJECTS)
+
+clean: $(PROJECTS:%=%-clean)
+	rm -rf .tools runs report.html
