@@ -1,0 +1,35 @@
+"""The two ways a command ends early without a traceback: a mistake that the user can mend, and a signal.
+
+The command line catches both without importing torch or Lightning.
+"""
+
+
+def one_line(text: str) -> str:
+    """``text`` with its line breaks turned into single spaces."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what is wrong, the value, and what would be right.
+
+    The command line prints ``error: <line>`` and exits with 1. Line breaks in ``message`` become spaces.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class Interrupted(Exception):
+    """The run was told to stop by a signal and has left a checkpoint to resume from.
+
+    Args:
+        message: one line, ``interrupted at step N; resume with: ...``.
+        exit_code: 128 plus the signal's number: 143 for SIGTERM, 130 for SIGINT (Ctrl-C).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message, exit_code)  # both, so that the exception survives pickling between processes
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return one_line(self.args[0])
