@@ -1,0 +1,221 @@
+"""Least-squares initialisation of stitching layers (paper, section 3.3: M = argmin ||A M - B||_F).
+
+A stitch (p, q) maps the front anchor's output of block p to what the end anchor feeds its block q, that is the output of
+its block q - 1 (q = 0: the embedded tokens, or the stage's input). A layer that several cuts share gets the mean of their
+solutions, as in the released code, or one joint solution.
+
+Shapes: n rows (images x tokens), D_i and D_j widths; a solution has D_i + 1 rows, the last one the bias.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from snnet.steps import Step
+from snnet.stitching import StitchedNetwork, StitchingLayer
+
+Solver = Literal["pinv", "gram"]
+Position = tuple[int, int, int]
+"""(anchor, stage, block): the activation after that block; block -1 is what enters block 0 of the stage."""
+
+
+def solve_pinv(x: Tensor, y: Tensor) -> Tensor:
+    """Minimum-norm solution of [x, 1] A = y, float32 pseudo-inverse at its default tolerance (n x machine epsilon).
+
+    That tolerance cuts the weakest directions of ill-conditioned activations, which acts as regularisation; the released
+    code relies on it.
+
+    Args:
+        x: (n, D_i).
+        y: (n, D_j).
+
+    Returns:
+        A (D_i + 1, D_j).
+    """
+    return torch.linalg.pinv(with_bias(x.float())) @ y.float()
+
+
+def solve_gram(gram: Tensor, cross: Tensor) -> Tensor:
+    """Solution from the accumulated products [x, 1]^T [x, 1] and [x, 1]^T y.
+
+    A Cholesky factorisation with a ridge of 1e-9 of the mean diagonal, enlarged tenfold while the factorisation fails;
+    so directions without data get (almost) nothing, as in the minimum-norm solution.
+
+    Args:
+        gram: (D_i + 1, D_i + 1), float64.
+        cross: (D_i + 1, D_j), float64.
+    """
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    ridge = 1e-9 * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
+        if not failed:
+            return torch.cholesky_solve(cross, factor)
+        ridge = ridge * 10
+
+
+def with_bias(x: Tensor) -> Tensor:
+    """(n, D) -> (n, D + 1), a column of ones at the end."""
+    return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one layer's fit left: relative residual ||x A - y|| / ||y||, root mean square over its cuts."""
+
+    residual: float
+    cuts: tuple[tuple[int, int], ...]
+
+
+@torch.no_grad()
+def initialise(
+    network: StitchedNetwork,
+    images: Iterable[Tensor],
+    solver: Solver = "pinv",
+    combine: Literal["mean", "joint"] = "mean",
+    products: torch.dtype = torch.float64,
+) -> dict[Step, Fit]:
+    """Set every stitching layer by least squares on the activations of the anchors (in eval mode).
+
+    Args:
+        images: batches (B, 3, H, W); about 100 images suffice.
+        solver: "pinv" keeps the activations of all images in memory and solves as the released code does. "gram"
+            streams: float64 products are accumulated batch by batch, so memory does not grow with the number of images,
+            and cuts that leave the front at the same block share one factorisation.
+        combine: the solution of a layer with several cuts: "mean" of theirs (released), or "joint" over all of their
+            data (optimal for the sum of errors; gram only).
+        products: precision of the streamed products before they are added up in float64.
+
+    Returns:
+        Per stitching layer, the residual of the weights that it got.
+    """
+    if combine == "joint" and solver != "gram":
+        raise ValueError("the joint solution needs solver='gram'")
+    training = network.training
+    network.eval()
+    try:
+        accumulator = _Activations(network) if solver == "pinv" else _Products(network, products)
+        for batch in images:
+            accumulator.add(batch)
+        fits = {}
+        for step, cuts in network.stitch_steps().items():
+            if cuts:  # the released layer assignment may leave a layer without a cut
+                solution = accumulator.solve(step, cuts, joint=combine == "joint")
+                set_affine(network.stitching_layer(step), solution)
+                fits[step] = Fit(accumulator.residual(step, cuts, solution), tuple(cuts))
+        return fits
+    finally:
+        network.train(training)
+
+
+def set_affine(layer: StitchingLayer, solution: Tensor) -> None:
+    """Write a solution (D_i + 1, D_j) into a linear or 1x1 convolutional stitching layer."""
+    layer.transform.weight.copy_(solution[:-1].T.reshape(layer.transform.weight.shape))  # type: ignore[operator,union-attr]
+    layer.transform.bias.copy_(solution[-1])  # type: ignore[operator]
+
+
+def activations(network: StitchedNetwork, images: Tensor) -> dict[Position, Tensor]:
+    """Every anchor run on `images` (B, 3, H, W): its activations by position, as rows (B * tokens, D)."""
+    found = {}
+    for anchor, route in enumerate(network.routes[: len(network.anchors)]):
+        x, layout = images, network.families[anchor].layout
+        for step in route[:-1]:
+            x = network.run(step, x)  # type: ignore[assignment]
+            block = step.index if step.kind == "block" else -1
+            rows = x.permute(0, 2, 3, 1) if layout == "channels_first" else x
+            found[anchor, step.stage, block] = rows.reshape(-1, rows.shape[-1])
+    return found
+
+
+def ends(step: Step, cut: tuple[int, int]) -> tuple[Position, Position]:
+    """Where the activations of a cut are read: output of block p of the front, input of block q of the end."""
+    assert step.end is not None
+    return (step.anchor, step.stage, cut[0]), (step.end, step.stage, cut[1] - 1)
+
+
+class _Activations:
+    """All activations kept, solved by pseudo-inverse; one pseudo-inverse serves every cut with the same p."""
+
+    def __init__(self, network: StitchedNetwork) -> None:
+        self.network = network
+        self.needed = {position for step, cuts in network.stitch_steps().items() for c in cuts for position in ends(step, c)}
+        self.kept: dict[Position, list[Tensor]] = {position: [] for position in self.needed}
+        self.inverses: dict[Position, Tensor] = {}
+
+    def add(self, images: Tensor) -> None:
+        for position, rows in activations(self.network, images).items():
+            if position in self.needed:
+                self.kept[position].append(rows.float().cpu())
+
+    def rows(self, position: Position) -> Tensor:
+        if len(self.kept[position]) > 1:
+            self.kept[position] = [torch.cat(self.kept[position])]
+        return self.kept[position][0]
+
+    def solve(self, step: Step, cuts: list[tuple[int, int]], joint: bool) -> Tensor:
+        solutions = []
+        for front, end in (ends(step, cut) for cut in cuts):
+            if front not in self.inverses:
+                self.inverses[front] = torch.linalg.pinv(with_bias(self.rows(front)))
+            solutions.append(self.inverses[front] @ self.rows(end))
+        return torch.stack(solutions).mean(0)
+
+    def residual(self, step: Step, cuts: list[tuple[int, int]], solution: Tensor) -> float:
+        squares = [
+            (
+                (with_bias(self.rows(front)) @ solution - self.rows(end)).square().sum() / self.rows(end).square().sum()
+            ).item()
+            for front, end in (ends(step, cut) for cut in cuts)
+        ]
+        return (sum(squares) / len(squares)) ** 0.5
+
+
+class _Products:
+    """Only the products that the normal equations need, summed over batches in float64."""
+
+    def __init__(self, network: StitchedNetwork, products: torch.dtype) -> None:
+        self.network, self.products = network, products
+        self.pairs = {ends(step, cut) for step, cuts in network.stitch_steps().items() for cut in cuts}
+        self.grams: dict[Position, Tensor] = {}
+        self.crosses: dict[tuple[Position, Position], Tensor] = {}
+        self.squares: dict[Position, float] = {}
+        self.solved: dict[tuple[Position, Position], Tensor] = {}
+
+    def add(self, images: Tensor) -> None:
+        found = activations(self.network, images)
+        fronts = {front: with_bias(found[front].to(self.products)) for front in {front for front, _ in self.pairs}}
+        tops = {end: found[end].to(self.products) for end in {end for _, end in self.pairs}}
+        for front, x in fronts.items():
+            self.grams[front] = self.grams.get(front, 0) + (x.T @ x).double()
+        for end, y in tops.items():
+            self.squares[end] = self.squares.get(end, 0.0) + y.double().square().sum().item()
+        for front, end in self.pairs:
+            product = (fronts[front].T @ tops[end]).double()
+            self.crosses[front, end] = self.crosses.get((front, end), 0) + product
+
+    def solve(self, step: Step, cuts: list[tuple[int, int]], joint: bool) -> Tensor:
+        pairs = [ends(step, cut) for cut in cuts]
+        if joint:
+            gram = torch.stack([self.grams[front] for front, _ in pairs]).sum(0)
+            return solve_gram(gram, torch.stack([self.crosses[pair] for pair in pairs]).sum(0))
+        return torch.stack([self._solve_all(front)[front, end] for front, end in pairs]).mean(0)
+
+    def _solve_all(self, front: Position) -> dict[tuple[Position, Position], Tensor]:
+        """Solve for every end that is met from `front` with one factorisation, once."""
+        todo = [pair for pair in self.crosses if pair[0] == front and pair not in self.solved]
+        if todo:
+            answers = solve_gram(self.grams[front], torch.cat([self.crosses[pair] for pair in todo], dim=1))
+            widths = [self.crosses[pair].shape[1] for pair in todo]
+            self.solved.update(zip(todo, answers.split(widths, dim=1), strict=True))
+        return self.solved
+
+    def residual(self, step: Step, cuts: list[tuple[int, int]], solution: Tensor) -> float:
+        """||x A - y||^2 = tr(A^T G A) - 2 tr(A^T C) + ||y||^2, relative to ||y||^2."""
+        squares = []
+        for front, end in (ends(step, cut) for cut in cuts):
+            fitted = (solution * (self.grams[front] @ solution - 2 * self.crosses[front, end])).sum().item()
+            squares.append(max(fitted + self.squares[end], 0.0) / self.squares[end])
+        return (sum(squares) / len(squares)) ** 0.5
