@@ -1,0 +1,285 @@
+"""Training that a kill cannot change: every random number is a function of (seed, epoch, index).
+
+Nothing random is stored. A checkpoint holds only how far the data were read; the order of the images, their augmentation and
+the dropout of a step are computed again from the seed. A run that was killed and resumed therefore ends with bit-identical
+weights, with any number of worker processes. What it takes, one piece each:
+
+* :class:`SeededSampler` draws the batches: a permutation of its own for each (seed, epoch);
+* :class:`SeededDataset` seeds the augmentation of each image, and :func:`seeded_loader` puts the two together;
+* :class:`SeedStep` seeds what the model itself draws (dropout, drop path, mixup);
+* :class:`ResumableData` writes and reads the position in a LightningDataModule's checkpoint.
+"""
+
+import hashlib
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from paperkit.errors import UserError
+
+_NOT_RESUMABLE = r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable"
+
+
+def seed_of(*parts: int) -> int:
+    """A seed in [0, 2**63) that depends on every one of ``parts`` and on their order.
+
+    It is the front of BLAKE2b over the decimal numbers: the same on every machine, for every Python and for ever, and without
+    the collisions of sums such as ``seed + epoch``. ``torch`` and ``random`` take it whole, numpy its low 32 bits.
+    """
+    text = ",".join(str(int(part)) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def seed_generators(*parts: int) -> int:
+    """Seeds the global CPU generators of torch, numpy and ``random`` with ``seed_of(*parts)``, and returns it."""
+    seed = seed_of(*parts)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed costs ten times as much: it visits every kind of device
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+    return seed
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Puts the global CPU generators of torch, numpy and ``random`` back when the block is left."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+class Draw(NamedTuple):
+    """One image of one batch. ``copy`` counts the appearances of an image in an epoch (repeated augmentation)."""
+
+    epoch: int
+    index: int
+    copy: int = 0
+
+
+class SeededSampler(DistributedSampler[list[Draw]]):
+    """Batches of an epoch as lists of :class:`Draw`, the same for one process as for many.
+
+    Batch b of the ranks together holds the draws that one process with the batch size ``batch_size * world`` would get; the
+    remainder of that GLOBAL batch is dropped. It is a ``DistributedSampler``, so that Lightning leaves it in place.
+
+    With ``repeats`` r an epoch is as long as without, but shows n / r images r times each, every time augmented anew, and
+    the copies go to neighbouring ranks (repeated augmentation, Hoffer et al., CVPR 2020, as in DeiT with r = 3).
+
+    Args:
+        n: number of images.
+        seed: run seed; the order is a function of (seed, epoch).
+        rank, world: this process and the number of processes.
+        batch_size: images a process takes in one step.
+        repeats: r above.
+
+    Raises:
+        UserError: if not even one global batch can be filled.
+    """
+
+    def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1, batch_size: int = 1, repeats: int = 1) -> None:
+        if batch_size < 1 or repeats < 1:
+            raise UserError(f"batch size {batch_size} and repeats {repeats} must be at least 1")
+        if n < batch_size * world:
+            raise UserError(
+                f"{n} training images do not fill one batch of {batch_size} on {world} process(es); use a smaller batch size"
+            )
+        super().__init__(range(n), num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
+        self.n, self.batch_size, self.repeats = n, batch_size, repeats
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also when the next pass starts in the middle: Lightning counts from the offset to here."""
+        return self.n // (self.batch_size * self.num_replicas)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Moves to the beginning of ``epoch``; the epoch of a resumed run keeps its offset."""
+        if epoch != self.epoch:
+            self.seek(epoch)
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Makes the next pass begin with batch ``start`` of ``epoch``."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(self.n, generator=generator)
+        copies = torch.arange(self.repeats).repeat(self.n)[self.rank :: self.num_replicas]
+        indices = order.repeat_interleave(self.repeats)[self.rank :: self.num_replicas]
+        return self._batches(self.epoch, self.start, indices.tolist(), copies.tolist())
+
+    def _batches(self, epoch: int, start: int, indices: list[int], copies: list[int]) -> Iterator[list[Draw]]:
+        for batch in range(start, len(self)):
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield [Draw(epoch, index, copy) for index, copy in zip(indices[part], copies[part], strict=True)]
+
+
+class EvenSampler(DistributedSampler[list[Draw]]):
+    """Evaluation batches: every image exactly once, in order, and the same number of batches on every rank.
+
+    Lightning's own sampler repeats images until the ranks are level, which moves the accuracy of a small set; here the ranks'
+    shares differ by one image at most and each share is cut into equally many, nearly equal batches.
+    """
+
+    def __init__(self, n: int, rank: int = 0, world: int = 1, batch_size: int = 1) -> None:
+        if n < world:
+            raise UserError(f"{n} evaluation image(s) cannot be shared by {world} processes; use fewer processes")
+        super().__init__(range(n), num_replicas=world, rank=rank, shuffle=False)
+        self.n, self.batch_size = n, batch_size
+
+    def __len__(self) -> int:
+        largest_share = -(-self.n // self.num_replicas)
+        smallest_share = self.n // self.num_replicas
+        return min(-(-largest_share // self.batch_size), smallest_share)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        share = range(self.rank, self.n, self.num_replicas)
+        for part in np.array_split(np.arange(len(share)), len(self)):
+            yield [Draw(0, share[int(position)]) for position in part]
+
+
+class SeededDataset(Dataset[Any]):
+    """A map-style dataset whose random transforms depend on (seed, epoch, index, copy) alone.
+
+    torch, numpy and ``random`` are seeded before each image and put back afterwards, so that transforms which draw from the
+    global generators (torchvision, timm) come out the same in any worker and leave no trace in the training process.
+
+    Args:
+        dataset: anything with ``dataset[int]``.
+        seed: run seed.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw | Sequence[Draw]) -> Any:
+        """One sample for a :class:`Draw`, a collated batch for a list of them."""
+        with generators_kept():
+            return self._sample(draw) if isinstance(draw, Draw) else default_collate([self._sample(d) for d in draw])
+
+    def _sample(self, draw: Draw) -> Any:
+        seed_generators(self.seed, draw.epoch, draw.index, draw.copy)
+        return self.dataset[draw.index]
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def seeded_loader(
+    dataset: Dataset[Any], sampler: SeededSampler | EvenSampler, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """The loader of a dataset that answers a list of draws with a batch (:class:`SeededDataset`, or tensors indexed at once)."""
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+class SeedStep(pl.Callback):
+    """Seeds torch, numpy and ``random`` from (seed, epoch, batch, rank) before every training step.
+
+    Dropout, drop path, patch drop and timm's mixup then depend on the position in the run alone, not on what was drawn before.
+
+    Args:
+        seed: run seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        seed = seed_generators(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        if pl_module.device.type != "cpu":
+            torch.manual_seed(seed)
+
+
+class ResumableData:
+    """Mixin of a LightningDataModule (stated first) that continues an epoch where the checkpoint left it.
+
+    ``train_dataloader`` takes its sampler from :meth:`train_sampler`; the rest is here. A checkpoint from the middle of an
+    epoch is refused when the seed, the batch size, the number of images, of copies or of processes has changed: batch 17
+    would hold other images. At the end of an epoch all of them may change.
+    """
+
+    trainer: pl.Trainer | None
+    _sampler: SeededSampler | None = None
+    _resume: dict[str, int] | None = None
+
+    def train_sampler(self, n: int, seed: int, batch_size: int, repeats: int = 1) -> SeededSampler:
+        """The sampler of this process, at the position of the loaded checkpoint or of the trainer.
+
+        Raises:
+            UserError: if the checkpoint cannot be continued with these numbers, or if ``overfit_batches`` is set.
+        """
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if trainer and trainer.overfit_batches:
+            raise UserError("overfit_batches replaces the sampler that makes runs resumable; use limit_train_batches")
+        sampler = SeededSampler(n, seed, rank, world, batch_size, repeats)
+        epoch, start = trainer.current_epoch if trainer else 0, 0
+        if self._resume and self._resume["epoch"] >= epoch:
+            epoch, start = self._resume["epoch"], self._resume["batch"]
+            changed = [
+                f"{name} was {self._resume[name]}, is {now}"
+                for name, now in _settings(sampler).items()
+                if self._resume[name] != now
+            ]
+            if start and changed:
+                raise UserError(f"cannot continue in the middle of epoch {epoch}: {'; '.join(changed)}")
+        sampler.seek(epoch, start)
+        self._sampler = sampler
+        return sampler
+
+    def eval_sampler(self, n: int, batch_size: int) -> EvenSampler:
+        """The evaluation sampler of this process."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return EvenSampler(n, rank, world, batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batch that come next, and the numbers that they depend on."""
+        if self._sampler is None or self.trainer is None:
+            return {}
+        # `ready`, not `completed`: when ModelCheckpoint writes, the step is done but not yet counted as completed.
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        epoch, batch = self._sampler.epoch, progress.current.ready
+        if progress.is_last_batch:
+            epoch, batch = epoch + 1, 0
+        return {"epoch": epoch, "batch": batch, **_settings(self._sampler)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called by Lightning before the training loader is built."""
+        warnings.filterwarnings("ignore", message=_NOT_RESUMABLE, category=PossibleUserWarning)
+        self._resume = dict(state_dict)
+
+    def teardown(self, stage: str) -> None:
+        """A later ``fit`` without a checkpoint starts from the beginning."""
+        self._resume = None
+
+
+def _settings(sampler: SeededSampler) -> dict[str, int]:
+    return {
+        "seed": sampler.seed,
+        "images": sampler.n,
+        "batch size": sampler.batch_size,
+        "processes": sampler.num_replicas,
+        "repeats": sampler.repeats,
+    }
