@@ -1,7 +1,8 @@
 """Checkpoints and weight files: nothing half-written, nothing unsafe, nothing silently left out.
 
-Writing goes through a temporary file and a rename, with a checksum over the whole file (`sealed_files`). Reading runs no
-code from the file, checks the sums and sizes first, and ends in one line that names the file, whatever is wrong with it.
+Writing goes through a temporary file and a rename, with a checksum over the whole file (`sealed_files`). Reading runs
+no code from the file, checks the sums and sizes first, and ends in one line that names the file, whatever is wrong
+with it.
 """
 
 import argparse
@@ -20,18 +21,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from paperkit.atomic_files import atomic_file
 from paperkit.errors import UserError, one_line
 from paperkit.pickle_scan import scan_pickles, scan_zip
-from paperkit.runs import atomic_file
 from paperkit.sealed_files import SEAL_KEYS, check_seal, seal_safetensors, seal_zip
 from paperkit.state_keys import KeyReport, first_few, load_report, load_strict
 
 __all__ = [
     "KeyReport",
-    "describe_newest_good",
     "load_report",
     "load_strict",
-    "newest_good",
     "read_checkpoint",
     "read_metadata",
     "read_weights",
@@ -55,7 +54,8 @@ def read_checkpoint(path: PathLike, trust_pickle: bool = False, allow: Iterable[
             the full name in the file puts a stand-in where the original is not installed.
 
     Raises:
-        UserError: if the file is missing, unreadable, empty, damaged, no checkpoint, or wants a class that is not allowed.
+        UserError: if the file is missing, unreadable, empty, damaged, no checkpoint, or wants a class that is not
+            allowed.
     """
     path = _regular_file(path)
     if path.suffix == ".safetensors":
@@ -107,7 +107,7 @@ def _explain(path: Path, error: Exception, names: list[str], trusted: bool) -> s
         refused = told + [n for n in names if n not in HARMLESS and not n.startswith(("torch.", "collections."))]
         if refused:
             return (
-                f"{path} was not read: it wants {refused[0][:100]}, and a pickle that builds such a thing can run code; "
+                f"{path} was not read: it wants {refused[0][:100]}, and a pickle that builds it can run code; "
                 "if you trust where the file comes from, add --trust-pickle"
             )
     return f"{path} is damaged or no checkpoint: {reason.split('. ')[0][:200]}"
@@ -138,8 +138,8 @@ def read_metadata(path: PathLike) -> dict[str, str]:
 def read_weights(path: PathLike, trust_pickle: bool = False, allow: Iterable[Allowed] = ()) -> dict[str, Tensor]:
     """The state dict in a file: the file's content, or what stands in it under ``state_dict`` or ``model``.
 
-    The prefixes that wrappers leave in keys are taken off: ``_orig_mod.`` of torch.compile wherever it stands, ``module.``
-    of DataParallel where every key begins with it.
+    The prefixes that wrappers leave in keys are taken off: ``_orig_mod.`` of torch.compile wherever it stands,
+    ``module.`` of DataParallel where every key begins with it.
 
     Raises:
         UserError: as `read_checkpoint`, and if there is no state dict in the file.
@@ -209,35 +209,3 @@ def _write(path: PathLike, pieces: list[bytes]) -> None:
             file.write(piece)
         file.flush()
         check_seal(file, path)  # before the rename: a bad write never takes the place of a good file
-
-
-
-def newest_good(folders: Iterable[PathLike]) -> tuple[Path, int | None] | None:
-    """The newest checkpoint (``*.ckpt``, ``*.pth``) directly in ``folders`` that reads and holds no NaN, and its step.
-
-    The step is None where the file does not tell it. Files that cannot be read are passed over.
-    """
-    files: list[tuple[float, Path]] = []
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            files += [(p.stat().st_mtime, p) for p in Path(folder).iterdir() if p.suffix in (".ckpt", ".pth")]
-    for _, path in sorted(files, reverse=True):
-        with contextlib.suppress(UserError):
-            content = read_checkpoint(path)
-            if isinstance(content, Mapping) and not _has_nan(content.get("state_dict")):
-                step = content.get("global_step")
-                return path, step if isinstance(step, int) else None
-    return None
-
-
-def describe_newest_good(folders: Iterable[PathLike]) -> str:
-    """``<path> (step N)`` of `newest_good`, or ``none yet``."""
-    good = newest_good(folders)
-    if good is None:
-        return "none yet"
-    return f"{good[0]}" + ("" if good[1] is None else f" (step {good[1]})")
-
-
-def _has_nan(state: Any) -> bool:
-    tensors = state.values() if isinstance(state, Mapping) else ()
-    return any(bool(value.isnan().any()) for value in tensors if isinstance(value, Tensor) and value.is_floating_point())

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "torch torchvision timm pytorch-lightning torchmetrics numpy safetensors scikit-learn jsonargparse matplotlib "
-    "diffusers peft onnx onnxruntime onedl-mmengine onedl-mmsegmentation mmcv-lite mmcv mmaction2 paperkit"
-).split()
+    *("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "safetensors", "scikit-learn"),
+    *("jsonargparse", "matplotlib", "diffusers", "peft", "onnx", "onnxruntime"),
+    *("onedl-mmengine", "onedl-mmsegmentation", "mmcv-lite", "mmcv", "mmaction2", "paperkit"),
+)
 CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512", "avx_vnni", "amx", "asimd", "sve", "bf16")
 
 
@@ -35,7 +36,7 @@ def torch_threads() -> int:
 
 def cpu() -> dict[str, Any]:
     """The processor: model name, the number of cores this process may use, and its vector instruction sets."""
-    lines = {}
+    lines: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")

@@ -19,7 +19,7 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The run was told to stop by a signal and has left a checkpoint to resume from.
 
     Args:

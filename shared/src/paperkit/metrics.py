@@ -1,7 +1,7 @@
 """``metrics.json``: one form of result for all papers, which the report page of every paper reads.
 
-A file holds rows (one arm, one metric, a value per seed, mean and spread) and claims (a sentence of the paper, and whether it
-held here). Numbers that are not finite stand as ``null``, since JSON knows no other form.
+A file holds rows (one arm, one metric, a value per seed, mean and spread) and claims (a sentence of the paper, and
+whether it held here). Numbers that are not finite stand as ``null``, since JSON knows no other form.
 """
 
 import json
@@ -114,7 +114,8 @@ class Metrics:
         """Reads and checks a file.
 
         Raises:
-            UserError: if the file is missing, no JSON, of another form, or if a mean or spread does not follow from its values.
+            UserError: if the file is missing, no JSON, of another form, or if a mean or spread does not follow from
+                its values.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -162,7 +163,7 @@ def _parse_rows(entries: list[Any]) -> list[Row]:
             told, follows = _number(told), math.nan if follows is None else follows
             both_open = not math.isfinite(told) and not math.isfinite(follows)
             if not both_open and not math.isclose(told, follows, rel_tol=1e-9, abs_tol=1e-12):
-                raise ValueError(f"{key} {told} of {row.arm} / {row.metric} does not follow from its values ({follows})")
+                raise ValueError(f"{key} {told} of {row.arm} / {row.metric} does not follow from its values")
         rows.append(row)
     return rows
 

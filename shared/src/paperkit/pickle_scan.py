@@ -1,9 +1,9 @@
 """What a pickled checkpoint asks for, found out without doing any of it.
 
-``torch.load(weights_only=True)`` guards against code. It does not compare the size of a tensor in the pickle with the bytes
-that lie in the archive: a single flipped bit there makes a tensor that reads beyond its memory. It also names a forbidden
-class only for old pickle protocols. Both are answered here first, by running the pickle with every class replaced by a
-puppet that does nothing.
+``torch.load(weights_only=True)`` guards against code. It does not compare the size of a tensor in the pickle with the
+bytes that lie in the archive: a single flipped bit there makes a tensor that reads beyond its memory. It also names a
+forbidden class only for old pickle protocols. Both are answered here first, by running the pickle with every class
+replaced by a puppet that does nothing.
 """
 
 import pickle
@@ -32,7 +32,7 @@ class _Puppet:
     def add(self, _: Any) -> None: ...
 
 
-class _Scan(pickle._Unpickler):  # type: ignore[name-defined]
+class _Scan(pickle._Unpickler):
     """The unpickler in Python: unlike the one in C, it allocates nothing because an index in the file says so."""
 
     def __init__(self, file: IO[bytes], names: list[str]) -> None:

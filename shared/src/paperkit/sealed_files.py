@@ -1,12 +1,12 @@
 """Weight files that know when they were damaged: a SHA-256 over the whole file, kept inside the file.
 
-A zip's own CRC and safetensors' own bounds let most flipped bits through (a weight, a key, a shape that still parses). Here
-the digest stands in a field of fixed width that counts as 64 zeros while hashing, so every bit of the file is covered, the
-field included. Two marks surround the field, and one of them is enough to know a sealed file: a single flipped bit cannot
-turn it into a file that seems to come from elsewhere.
+A zip's own CRC and safetensors' own bounds let most flipped bits through (a weight, a key, a shape that still
+parses). Here the digest stands in a field of fixed width that counts as 64 zeros while hashing, so every bit of the
+file is covered, the field included. Two marks surround the field, and one of them is enough to know a sealed file: a
+single flipped bit cannot turn it into a file that seems to come from elsewhere.
 
-The containers stay what they were. In safetensors the field is the first entry of ``__metadata__``; in torch's zip files it
-is the archive's comment. ``torch.load`` and ``safetensors`` read both as ever.
+The containers stay what they were. In safetensors the field is the first entry of ``__metadata__``; in torch's zip
+files it is the archive's comment. ``torch.load`` and ``safetensors`` read both as ever.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ def seal_safetensors(serialized: bytes) -> list[bytes]:
     """The pieces of the sealed file, in order, from what ``safetensors.torch.save`` returned."""
     length = struct.unpack("<Q", serialized[:8])[0]
     header = json.loads(serialized[8 : 8 + length])
-    metadata = {SEAL_KEYS[0]: ZEROS.decode(), SEAL_KEYS[1]: "sha256", **dict(sorted(header.pop("__metadata__", {}).items()))}
+    given = header.pop("__metadata__", {})
+    metadata = {SEAL_KEYS[0]: ZEROS.decode(), SEAL_KEYS[1]: "sha256", **dict(sorted(given.items()))}
     text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the format wants the tensors aligned
     return _fill([struct.pack("<Q", len(text)) + text, serialized[8 + length :]], 0, 8 + len(HEADER_MARKS[0]))

@@ -25,10 +25,9 @@ class KeyReport:
     """What keeps a state dict from being exactly the model's.
 
     Attributes:
-        missing: keys of the model that the state lacks.
-        unexpected: keys of the state that the model lacks, as the file names them.
-        misshapen: keys of both whose shape or kind of number differs, each with both: ``head.weight (file 1000x192, model
-            10x192)``.
+        missing: keys of the model that the state lacks. unexpected: keys of the state that the model lacks, as the
+            file names them. misshapen: keys of both whose shape or kind of number differs, each with both:
+            ``head.weight (file 1000x192, model 10x192)``.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -53,13 +52,14 @@ def _compare(
     report, fitting = KeyReport(), {}
     wanted = model.state_dict()
     rename = key_map.get if isinstance(key_map, Mapping) else key_map
-    given = {}
+    given: dict[str, tuple[str, Tensor]] = {}
     for key, value in state.items():
         name = key if rename is None or (isinstance(key_map, Mapping) and key not in key_map) else rename(key)
+        if name is None:
+            continue
         if name in given:
             raise ValueError(f"the key map sends both {given[name][0]} and {key} to {name}")
-        if name is not None:
-            given[name] = (key, value)
+        given[name] = (key, value)
     for name, (key, value) in given.items():
         target = wanted.get(name)
         if not isinstance(target, Tensor):
@@ -87,10 +87,9 @@ def load_report(model: nn.Module, state: Mapping[str, Tensor], key_map: KeyMap |
     """Copies every tensor of ``state`` that fits into ``model`` and reports the rest.
 
     Args:
-        model: changed in place.
-        state: key -> tensor, as `read_weights` gives it.
-        key_map: the file's key -> the model's, or None for a key to leave out knowingly. A mapping leaves the keys that it
-            does not have as they are; a function is asked for each.
+        model: changed in place. state: key -> tensor, as `read_weights` gives it. key_map: the file's key -> the
+            model's, or None for a key to leave out knowingly. A mapping leaves the keys that it does not have as they
+            are; a function is asked for each.
     """
     report, fitting = _compare(model, state, key_map)
     model.load_state_dict(fitting, strict=False)
