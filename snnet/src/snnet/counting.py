@@ -5,12 +5,11 @@ element of an evaluated BatchNorm, 1 per input element of an adaptive pooling, n
 Each step of a route is counted once, on the meta device; a configuration costs the sum of its steps.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from paperkit.flops import MacCounter, on_meta
 from snnet.steps import Step
@@ -25,17 +24,17 @@ def step_macs(network: StitchedNetwork, input_size: Sequence[int]) -> dict[Step,
     """
     meta = on_meta(network).eval()
     counted: dict[Step, int] = {}
-
-    def walk(tree: Mapping[Step, Any], x: Tensor) -> None:
-        for step, below in tree.items():
-            with MacCounter(norms=True) as counter:
-                y = meta.run(step, x)
-            counted[step] = counter.macs
-            if step.kind != "head":
-                walk(below, cast(Tensor, y))
-
+    outputs: dict[Step, Any] = {}  # on the meta device a step has one output, whatever fed it
     with torch.no_grad(), torch.device("meta"):
-        walk(meta.route_tree(range(meta.num_configurations)), torch.empty(1, *input_size))
+        image = torch.empty(1, *input_size)
+        for route in meta.routes:
+            x = image
+            for step in route:
+                if step not in outputs:
+                    with MacCounter(norms=True) as counter:
+                        outputs[step] = meta.run(step, x)
+                    counted[step] = counter.macs
+                x = outputs[step]
     return counted
 
 
@@ -51,16 +50,23 @@ def parameters(network: StitchedNetwork) -> list[int]:
     return [sum(sizes[name] for name in names_used(route, network, sizes)) for route in network.routes]
 
 
-def reported_parameters(network: StitchedNetwork) -> list[int]:
+def reported_parameters(network: StitchedNetwork) -> list[int] | None:
     """Parameters as the released result files count them, which is not what a configuration needs.
 
     Of a stitched plain ViT the authors' count leaves out class token and position embedding, and has the final norm even
-    though it is skipped.
+    though it is skipped. Of a stitched Swin it leaves out the patch merging layers that the front anchor has run. For LeViT
+    and ResNet they report none: None.
     """
+    families = {family.name for family in network.families}
+    if families not in ({"plain ViT"}, {"Swin"}):
+        return None
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     counts = []
     for configuration, route in zip(network.configurations, network.routes, strict=True):
-        used = names_used([replace(step, final_norm=True) for step in route], network, sizes)
+        steps = [replace(step, final_norm=True) for step in route]
+        if configuration.cuts:
+            steps = [s for s in steps if s.kind != "enter_stage" or s.anchor == configuration.anchors[-1]]
+        used = names_used(steps, network, sizes)
         if configuration.cuts:
             used = {name for name in used if not name.endswith((".cls_token", ".pos_embed"))}
         counts.append(sum(sizes[name] for name in used))

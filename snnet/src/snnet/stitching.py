@@ -88,12 +88,13 @@ class StitchedNetwork(nn.Module):
         self.stitched_final_norm = stitched_final_norm
         self.depths = [family.depths(anchor) for family, anchor in zip(self.families, anchors, strict=True)]
         check_anchors(anchors, self.families)
-        if self.families[-1].stitched_stages is None:
+        stages = stitched_stages(self.families)
+        check_depths(self.depths, stages or (0,))
+        if stages is None:
             self.pairs = _plain_pairs([depths[0] for depths in self.depths], nearest, window, stride, layer_assignment)
             by_pair = {(front, end): found for (_, front, end), found in self.pairs.items()}
             self.configurations = plain_configurations(len(anchors), by_pair, nearest)
         else:
-            stages = self.families[-1].stitched_stages
             self.configurations, self.pairs = staged_configurations(self.depths, stages, layer_assignment)
         self.routes = [route(c, self.depths, stitched_final_norm) for c in self.configurations]
         self.stitch_layers = self._build_stitch_layers()
@@ -102,7 +103,7 @@ class StitchedNetwork(nn.Module):
 
     def _build_stitch_layers(self) -> nn.ModuleList:
         """`stitch_layers[pair][layer]`, or `[stage][pair][layer]` for hierarchical families."""
-        plain = self.families[-1].stitched_stages is None
+        plain = stitched_stages(self.families) is None
         stages = sorted({stage for stage, _, _ in self.pairs})
         per_stage = [nn.ModuleList() for _ in stages]
         self._layer_path: dict[tuple[int, int, int], tuple[int, ...]] = {}
@@ -229,16 +230,36 @@ def check_anchors(anchors: Sequence[nn.Module], families: Sequence[Family]) -> N
         if not can_follow(front_family, end_family):
             raise UserError(f"a {front_family.name} (anchor {i}) does not stitch to a {end_family.name} (anchor {i + 1})")
         grids = front_family.grid(front), end_family.grid(end)
-        if grids[0] != grids[1]:
+        if not grids[0].fits(grids[1]):
             raise UserError(
-                f"anchors {i} and {i + 1} lay out their tokens differently: {grids[0]} against {grids[1]} "
-                "(grid height, grid width, prefix tokens); anchors need the same image and patch size"
+                f"anchors {i} and {i + 1} lay out their activations differently: {grids[0]} against {grids[1]}; "
+                "stitched anchors need the same image size, strides and prefix tokens"
             )
         sizes = [sum(p.numel() for p in anchor.parameters()) for anchor in (front, end)]
         if sizes[0] > sizes[1]:
             raise UserError(
                 f"anchors must go from fast to slow: anchor {i} has {sizes[0]:,} parameters, anchor {i + 1} {sizes[1]:,}"
             )
+
+
+def stitched_stages(families: Sequence[Family]) -> tuple[int, ...] | None:
+    """The stages that every family of a network stitches (ResNet with Swin: those of ResNet); None for plain ViTs."""
+    found = [family.stitched_stages for family in families]
+    if any(stages is None for stages in found):
+        return None
+    return tuple(stage for stage in found[0] or () if all(stage in (stages or ()) for stages in found))
+
+
+def check_depths(depths: Sequence[Sequence[int]], stages: Sequence[int]) -> None:
+    """Refuse anchors that get shallower in a stitched stage: no block of the end would be met from the front."""
+    for i, (front, end) in enumerate(zip(depths[:-1], depths[1:], strict=True)):
+        for stage in stages:
+            if front[stage] > end[stage]:
+                where = f" in stage {stage}" if len(front) > 1 else ""
+                raise UserError(
+                    f"anchors must not get shallower: anchor {i} has {front[stage]} blocks{where}, "
+                    f"anchor {i + 1} has {end[stage]}"
+                )
 
 
 def can_follow(front: Family, end: Family) -> bool:

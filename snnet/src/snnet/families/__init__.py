@@ -1,13 +1,15 @@
 """How anchors of each family are taken apart: one file a family, all behind the interface of `families.family`."""
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from paperkit.errors import UserError
 from snnet.families.family import Family
+from snnet.families.levit import LeViT
 from snnet.families.plain_vit import PlainViT
+from snnet.families.resnet import ResNetFamily
+from snnet.families.swin import Swin
 
-FAMILIES: dict[type[nn.Module], Family] = {VisionTransformer: PlainViT()}
+FAMILIES: tuple[Family, ...] = (PlainViT(), Swin(), LeViT(), ResNetFamily())
 
 
 def family_of(anchor: nn.Module) -> Family:
@@ -16,8 +18,10 @@ def family_of(anchor: nn.Module) -> Family:
     Raises:
         UserError: if no family takes models of this class.
     """
-    for model_class, family in FAMILIES.items():
-        if type(anchor) is model_class:
+    for family in FAMILIES:
+        if family.takes(anchor):
             return family
-    known = ", ".join(model_class.__name__ for model_class in FAMILIES)
-    raise UserError(f"no family of anchors takes a {type(anchor).__name__}; known are timm's {known}")
+    raise UserError(
+        f"no family of anchors takes a {type(anchor).__name__}; known are timm's VisionTransformer, SwinTransformer, "
+        "Levit and LevitDistilled (linear, not conv) and ResNet"
+    )

@@ -5,7 +5,7 @@ from typing import cast
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from snnet.families.family import TokenLayout
+from snnet.families.family import Grid, TokenLayout
 
 
 class PlainViT:
@@ -14,7 +14,9 @@ class PlainViT:
     name: str = "plain ViT"
     layout: TokenLayout = "tokens"
     stitched_stages: tuple[int, ...] | None = None
-    first_key_stage: int = 0
+
+    def takes(self, anchor: nn.Module) -> bool:
+        return type(anchor) is VisionTransformer
 
     def depths(self, anchor: nn.Module) -> tuple[int, ...]:
         return (len(_vit(anchor).blocks),)
@@ -22,10 +24,10 @@ class PlainViT:
     def width(self, anchor: nn.Module, stage: int) -> int:
         return _vit(anchor).embed_dim
 
-    def grid(self, anchor: nn.Module) -> tuple[int, ...]:
-        """(patches along H, along W, prefix tokens)."""
+    def grid(self, anchor: nn.Module) -> Grid:
         vit = _vit(anchor)
-        return (*vit.patch_embed.grid_size, vit.num_prefix_tokens)
+        image = None if vit.dynamic_img_size else vit.patch_embed.img_size
+        return Grid(vit.patch_embed.patch_size[:1], image, vit.num_prefix_tokens)
 
     def embed(self, anchor: nn.Module, x: Tensor) -> Tensor:
         vit = _vit(anchor)
