@@ -41,7 +41,7 @@ p { margin: .4rem 0; } a { color: #0b57a4; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
-th { font-weight: 600; border-bottom: 2px solid #999; white-space: nowrap; }
+th { font-weight: 600; white-space: nowrap; } thead th { border-bottom: 2px solid #999; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td.first { font-weight: 600; }
 ul.claims { list-style: none; padding: 0; margin: .5rem 0; } ul.claims li { margin: .4rem 0; }
