@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import timer  # waits for the accelerator, if there is one
 
-from paperkit import report
 from paperkit.environment import cpu, library_versions, torch_threads
 from paperkit.errors import UserError
 from paperkit.runs import plain, write_atomic
@@ -120,6 +119,8 @@ def _ratio(label: str, taken: Sequence[tuple[float, float]]) -> Ratio:
 
 def print_ratios(ratios: Iterable[Ratio], title: str = "") -> None:
     """Prints a table of ratios, the noise floor first."""
+    from paperkit import report  # late: matplotlib has no place in a process whose memory is measured
+
     rows = [(r.name, f"{r.median:.3f}", f"{r.q25:.3f}", f"{r.q75:.3f}", f"{r.seconds * 1e3:.4g}") for r in ratios]
     report.table(rows, ("variant", "time x", "q25", "q75", "ms"), title)
 
