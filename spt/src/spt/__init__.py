@@ -1,1 +1,28 @@
 """SPT: parameter-efficient fine-tuning that spends its budget where the task is sensitive (He et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .hot_swap import HotSwap
+    from .peft_style import SPTConfig, SPTModel, get_spt_model
+    from .sensitivity import measure_sensitivities
+
+__all__ = ["HotSwap", "SPTConfig", "SPTModel", "get_spt_model", "measure_sensitivities"]
+
+_HOMES = {
+    "HotSwap": "hot_swap",
+    "SPTConfig": "peft_style",
+    "SPTModel": "peft_style",
+    "get_spt_model": "peft_style",
+    "measure_sensitivities": "sensitivity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public names on first use: the command line's help must not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(f"spt.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'spt' has no attribute {name!r}")

@@ -133,7 +133,12 @@ def measure_sensitivities(
     own_heads = [[p.detach().clone() for p in layer.parameters()] for layer in layers]
     mode, device = model.training, next(model.parameters()).device
     images = used = 0
-    with _seeded(seed, device, deterministic), _frozen_but(model, held), squared_gradients(held) as sums:
+    with (
+        torch.enable_grad(),
+        _seeded(seed, device, deterministic),
+        _frozen_but(model, held),
+        squared_gradients(held) as sums,
+    ):
         model.train(not (eval_mode or deterministic))
         try:
             for round_ in range(heads):
