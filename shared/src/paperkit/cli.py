@@ -87,8 +87,7 @@ def silence_libraries() -> None:
     """Keep tips, notices and deprecation warnings of libraries off the user's screen."""
     if os.environ.get(TRACEBACK_VARIABLE):
         return
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning", "torch.onnx", "torch._inductor", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # Lightning sets its loggers' levels when it is imported, which is later than this
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore")
 

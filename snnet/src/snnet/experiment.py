@@ -23,18 +23,18 @@ from paperkit.runs import write_atomic
 from snnet.anchors import SNNet
 from snnet.counting import configuration_macs, parameters
 from snnet.evaluation import evaluate
-from snnet.experiment_config import ExperimentConfig
+from snnet.experiment_config import DEFAULT, METHOD, ExperimentConfig, SeedResult
 from snnet.fitting import fit
 from snnet.least_squares import initialise
 from snnet.training import JointTraining, TrainingConfig
 
 Advance = Callable[[int], None]
-METHOD, DEFAULT = "least squares", "default initialisation"
 
 
-def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> None:
+def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> SeedResult:
     """Every arm of one seed, in the run folder `run`; what is there already is not done again."""
     Arms(seed, advance, Path(run), config).run()
+    return measure_seed(seed, Path(run), config)
 
 
 class Arms:
@@ -59,9 +59,8 @@ class Arms:
             self.stage(f"{name} tuned alone", copy.deepcopy(network), [anchor], joint, tuning)
         teacher = copy.deepcopy(network).set_stitch(2)
         self.stage("middle distilled", copy.deepcopy(network), [1], joint, tuning, teacher=teacher)
-        if config.scratch:
-            for config_id in every[3:]:
-                self.from_scratch(config_id)
+        for config_id in config.scratch_ids:
+            self.from_scratch(config_id)
 
     def optim(self, lr: float) -> OptimConfig:
         return OptimConfig(lr=lr, weight_decay=self.config.weight_decay, fused=True)
@@ -103,7 +102,9 @@ class Arms:
             return
         settings = TrainingConfig(
             stitches_per_step=config.stitches_per_step if len(ids) > 1 else 1,
+            # The released soft loss divides by the number of classes as well; tau 3 makes up for it (3^2 of 10).
             distillation="soft" if teacher else "none",
+            tau=3.0,
         )
         training = JointTraining(network, settings, optim, data.num_classes, self.seed, ids, teacher)
         curve = MeasureCurve(self, folder / "curve.json") if len(ids) > 1 else None
@@ -152,8 +153,8 @@ def measure(network: SNNet, config: ExperimentConfig, ids: Sequence[int]) -> dic
     return {i: found[0] for i, found in evaluate(network, [(images, labels)], ids, num_classes=10).items()}
 
 
-def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> dict[str, dict[int, float]]:
-    """Every arm of a finished seed, evaluated again from its saved weights: arm -> id -> accuracy in percent."""
+def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
+    """Every arm of a finished seed, evaluated again from its saved weights."""
     folder, network = run / f"seed-{seed}", build(config, seed)
 
     def accuracy(stage: str, ids: Sequence[int]) -> dict[int, float]:
@@ -163,18 +164,33 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> dict[str, di
 
     every = range(config.num_configurations)
     arms = {f"anchor {name}": accuracy(f"anchor {name}", [a]) for a, name in enumerate(config.anchor_names)}
-    arms |= {arm: accuracy(arm, every) for arm in (METHOD, DEFAULT)}
     arms |= {f"{name} tuned alone": accuracy(f"{name} tuned alone", [a]) for a, name in enumerate(config.anchor_names)}
     arms["middle distilled"] = accuracy("middle distilled", [1])
-    if config.scratch:
-        arms["from scratch"] = {i: accuracy(f"from scratch/{i}", [i])[i] for i in every[3:]}
-    return arms
+    arms["from scratch"] = {i: accuracy(f"from scratch/{i}", [i])[i] for i in config.scratch_ids}
+    arms |= {arm: accuracy(arm, every) for arm in (DEFAULT, METHOD)}
+    return SeedResult(
+        seed=seed,
+        arms=arms,
+        curves={arm: read_curve(folder / arm / "curve.json") for arm in (METHOD, DEFAULT)},
+        macs=configuration_macs(network, (1, 8, 8)),
+        params=parameters(network),
+        names=[c.describe(config.anchor_names) for c in network.configurations],
+        cuts=[(c.anchors[0], *c.cuts[0]) if c.cuts else None for c in network.configurations],
+        switch_keeps_weights=switching_keeps_weights(network),
+    )
 
 
-def costs(config: ExperimentConfig) -> tuple[list[int], list[int]]:
-    """Multiply-adds and parameters of every configuration."""
-    network = build(config, 0)
-    return configuration_macs(network, (1, 8, 8)), parameters(network)
+def read_curve(path: Path) -> dict[int, dict[int, float]]:
+    """Epoch -> id -> accuracy."""
+    return {int(epoch): {int(i): acc for i, acc in found.items()} for epoch, found in json.loads(path.read_text()).items()}
+
+
+def switching_keeps_weights(network: SNNet) -> bool:
+    """Whether choosing every configuration in turn leaves every parameter the same bytes in the same place."""
+    before = [(p.data_ptr(), p.detach().clone()) for p in network.parameters()]
+    for config_id in range(network.num_configurations):
+        network.set_stitch(config_id)
+    return all(p.data_ptr() == at and torch.equal(p, was) for p, (at, was) in zip(network.parameters(), before, strict=True))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,6 +14,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRAINING_IMAGES = 1197
+METHOD, DEFAULT = "least squares", "default initialisation"
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What one seed gave. Accuracies in percent.
+
+    Attributes:
+        arms: arm -> configuration id -> accuracy at the end.
+        curves: arm -> epoch -> configuration id -> accuracy.
+        macs, params: multiply-adds and parameters per configuration.
+        names: each configuration in words.
+        cuts: per configuration (front anchor, p, q), None for an anchor alone.
+        switch_keeps_weights: whether choosing every configuration in turn left every weight as it was.
+    """
+
+    seed: int
+    arms: dict[str, dict[int, float]]
+    curves: dict[str, dict[int, dict[int, float]]]
+    macs: list[int]
+    params: list[int]
+    names: list[str]
+    cuts: list[tuple[int, int, int] | None]
+    switch_keeps_weights: bool
 
 
 @dataclass(frozen=True)
@@ -33,7 +57,8 @@ class ExperimentConfig:
         weight_decay: of every arm.
         stitches_per_step: configurations a joint step runs.
         init_images: images for least squares.
-        scratch: train the arm `from scratch`, the dearest of the baselines.
+        scratch_every: train every so many of the stitches' shapes from scratch, the dearest of the baselines; 1 is all of
+            them, 0 none.
         val_images: hold this many training images out and evaluate on them instead of the test images (to choose settings).
         processes: seeds that run side by side; 0 is one per core.
     """
@@ -52,7 +77,7 @@ class ExperimentConfig:
     weight_decay: float = 0.05
     stitches_per_step: int = 1
     init_images: int = 100
-    scratch: bool = True
+    scratch_every: int = 4
     val_images: int = 0
     processes: int = 0
 
@@ -85,11 +110,15 @@ class ExperimentConfig:
         return max(1, round((3 * self.anchor_epochs + self.joint_epochs) / self.num_configurations))
 
     @property
+    def scratch_ids(self) -> list[int]:
+        """The configurations whose shape is trained from scratch."""
+        return list(range(3, self.num_configurations))[:: self.scratch_every] if self.scratch_every else []
+
+    @property
     def total_steps(self) -> int:
         """Training steps of one seed, over all arms (for the progress bar)."""
         epochs = 3 * self.anchor_epochs + 6 * self.joint_epochs
-        if self.scratch:
-            epochs += 2 * self.num_pairs * self.scratch_epochs
+        epochs += len(self.scratch_ids) * self.scratch_epochs
         return epochs * self.steps_per_epoch
 
     def anchors(self) -> list[dict[str, Any]]:

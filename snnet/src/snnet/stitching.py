@@ -67,6 +67,7 @@ class StitchedNetwork(nn.Module):
         stitched_final_norm: whether stitched paths run the final norm of their end anchor (plain ViTs). The paper's
             equation says so; the released code and weights skip it.
         layer_assignment: see `enumeration.unpaired`.
+        any_order: take anchors that get smaller too (the paper's ablation slow-to-fast).
 
     Raises:
         UserError: if the anchors are of families, layouts or an order that do not stitch.
@@ -81,13 +82,14 @@ class StitchedNetwork(nn.Module):
         stride: int = 1,
         stitched_final_norm: bool = True,
         layer_assignment: LayerAssignment = "released",
+        any_order: bool = False,
     ) -> None:
         super().__init__()
         self.anchors = nn.ModuleList(anchors)
         self.families: list[Family] = [family_of(anchor) for anchor in anchors]
         self.stitched_final_norm = stitched_final_norm
         self.depths = [family.depths(anchor) for family, anchor in zip(self.families, anchors, strict=True)]
-        check_anchors(anchors, self.families)
+        check_anchors(anchors, self.families, any_order)
         stages = stitched_stages(self.families)
         check_depths(self.depths, stages or (0,))
         if stages is None:
@@ -221,7 +223,7 @@ class StitchedNetwork(nn.Module):
         self.checkpointing = enable
 
 
-def check_anchors(anchors: Sequence[nn.Module], families: Sequence[Family]) -> None:
+def check_anchors(anchors: Sequence[nn.Module], families: Sequence[Family], any_order: bool) -> None:
     """Refuse anchors that cannot be stitched, with one line that says why."""
     if not anchors:
         raise UserError("an SN-Net needs at least one anchor")
@@ -236,7 +238,7 @@ def check_anchors(anchors: Sequence[nn.Module], families: Sequence[Family]) -> N
                 "stitched anchors need the same image size, strides and prefix tokens"
             )
         sizes = [sum(p.numel() for p in anchor.parameters()) for anchor in (front, end)]
-        if sizes[0] > sizes[1]:
+        if sizes[0] > sizes[1] and not any_order:
             raise UserError(
                 f"anchors must go from fast to slow: anchor {i} has {sizes[0]:,} parameters, anchor {i + 1} {sizes[1]:,}"
             )

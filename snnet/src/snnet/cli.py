@@ -1,0 +1,19 @@
+"""The `snnet` command: its verbs, each in a module of `snnet.commands` that is imported when it is asked for."""
+
+import sys
+
+from paperkit.cli import Verb
+from paperkit.cli import main as run_verb
+
+VERBS = {
+    "train": Verb("train the embedded experiment, or a stitched network on real data (--config)", "snnet.commands.train"),
+    "eval": Verb("evaluate every configuration of a run: table, metrics.json, figures", "snnet.commands.eval"),
+    "list": Verb("list configurations: anchors, cut, multiply-adds, parameters, accuracy", "snnet.commands.list"),
+    "figures": Verb("draw the figures of a run again", "snnet.commands.figures"),
+    "verify": Verb("recompute reference files and compare", "snnet.commands.verify"),
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_verb("snnet", "SN-Net: pretrained models stitched into one network (arXiv 2302.06586)", VERBS))

@@ -1,0 +1,1 @@
+"""The verbs of the `snnet` command, one module each."""

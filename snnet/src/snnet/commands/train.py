@@ -1,0 +1,140 @@
+"""`snnet train`: the embedded experiment, or a stitched network on real data when the config or an option names data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paperkit.cli import make_parser
+from paperkit.errors import UserError
+
+REAL_DATA = ("--data", "--network", "--training", "--optim", "--trainer", "--teacher")
+HELP = """Without data: the embedded experiment on handwritten digits (anchors, stitched network, baselines).
+With a config that has a `data` section, or options --data.*: a stitched network on real data
+(`snnet train --config snnet/configs/imagenet/deit.yaml --data.root DIR`; all of its options: --help-all)."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Parse by what is asked for; the real-data parser imports Lightning and timm, the other one imports nothing heavy."""
+    if "--help-all" in argv or is_real_data(argv):
+        from snnet.commands import train_images
+
+        return train_images.main(["--help" if word == "--help-all" else word for word in argv], prog)
+    parser = make_parser(prog, HELP)
+    add_arguments(parser)
+    return run(parser.parse_args(list(argv)))
+
+
+def is_real_data(argv: Sequence[str]) -> bool:
+    """Whether an option, or the config file, belongs to training on real data."""
+    if any(word.split("=")[0].split(".")[0] in REAL_DATA for word in argv):
+        return True
+    for i, word in enumerate(argv):
+        if word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+            return "data" in read_config(Path(path))
+        if word == "--resume" and i + 1 < len(argv) and (Path(argv[i + 1]) / "config.yaml").is_file():
+            return "data" in read_config(Path(argv[i + 1]) / "config.yaml")
+    return False
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a config: it has no options at its top level")
+    return content
+
+
+def add_arguments(parser: Any) -> None:
+    """Options of the embedded experiment."""
+    from snnet.experiment_config import ExperimentConfig
+
+    parser.add_argument("--config", action="config", help="YAML file with these options")
+    parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
+    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
+    parser.add_argument(
+        "--resume", nargs="?", const="newest", default=None, help="continue a run folder; alone: the newest unfinished run"
+    )
+    parser.add_class_arguments(ExperimentConfig)
+
+
+def run(arguments: Any) -> int:
+    """Train every seed, side by side, and write the result."""
+    import time
+
+    from paperkit.parallel_seeds import run_seeds
+    from snnet.experiment_config import ExperimentConfig
+
+    options = {k: v for k, v in vars(arguments).items() if k not in ("config", "name", "root", "resume")}
+    folder = open_run(arguments.root, arguments.name, arguments.resume)
+    start = time.monotonic()
+    with folder.lock():
+        if arguments.resume:
+            config = from_plain(folder.read_config())
+            if folder.finished:
+                raise UserError(f"{folder.path} is finished; `snnet eval --ckpt {folder.path}` shows it")
+        else:
+            config = ExperimentConfig(**options)
+            folder.write_config(to_plain(config))
+            folder.write_environment()
+        print(f"run folder {folder.path}: {config.seeds} seeds of {config.total_steps:,} steps", flush=True)
+        results = run_seeds(
+            "snnet.experiment:run_seed",
+            config.seed_list,
+            {"run": str(folder.path), "config": config},
+            config.total_steps,
+            processes=config.processes or None,
+            resume_with=f"snnet train --resume {folder.path}",
+        )
+        finish(folder, list(results.values()), config, "snnet train", time.monotonic() - start)
+        folder.mark_finished()
+    return 0
+
+
+def open_run(root: str, name: str | None, resume: str | None) -> Any:
+    """A new run folder, or the one that is to be continued."""
+    from paperkit.runs import RunFolder
+
+    if resume is None:
+        return RunFolder.create(root, "snnet", name)
+    if resume != "newest":
+        return RunFolder.open(resume if Path(resume).is_dir() else Path(root) / "snnet" / resume)
+    newest = RunFolder.newest(root, "snnet", finished=False)
+    if newest is None:
+        raise UserError(f"no unfinished run in {Path(root) / 'snnet'}")
+    return newest
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    from dataclasses import fields
+
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.init}
+
+
+def from_plain(content: dict[str, Any]) -> Any:
+    """The settings of a run folder; YAML has no tuples."""
+    from snnet.experiment_config import ExperimentConfig
+
+    try:
+        return ExperimentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+    except TypeError as error:
+        raise UserError(f"this is not a run of the embedded experiment: {error}") from None
+
+
+def finish(folder: Any, results: list[Any], config: Any, command: str, seconds: float) -> None:
+    """Write metrics.json and the figures, and print the table."""
+    from paperkit.report import print_metrics
+    from snnet.figures import draw
+    from snnet.summary import summarise
+
+    metrics = summarise(results, config, command, seconds)
+    metrics.write(folder.path / "metrics.json")
+    figures = draw(metrics, folder.path / "figures")
+    print_metrics(metrics, f"SN-Net on handwritten digits, {len(results)} seeds ({metrics.extra['split']} images)")
+    print(f"{folder.path}: metrics.json, {', '.join(f'figures/{path.name}' for path in figures)}")
