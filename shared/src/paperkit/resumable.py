@@ -212,6 +212,33 @@ class SeedStep(pl.Callback):
             torch.manual_seed(seed)
 
 
+class _MendCounters(pl.Callback):
+    """Corrects Lightning's (2.6) own counters of a resumed run before the first batch.
+
+    A file of an epoch's last batch: Lightning finishes that epoch but still takes itself to be in its middle, so the next one
+    would not be counted as begun (a second resume, from a file of that epoch, then trains the epoch twice) and its
+    ``on_train_epoch_start`` hooks would not be called.
+
+    A file from between two accumulated batches (a validation, a signal): the gradients of the batches since the last update
+    are not in it, so the run goes back to the first of them.
+
+    Args:
+        rewind: batches to go back.
+    """
+
+    def __init__(self, rewind: int) -> None:
+        self.rewind = rewind
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.current.processed == loop.epoch_progress.current.ready:
+            loop.reset_restart_stage()
+        progress = loop.epoch_loop.batch_progress
+        for counts in (progress.current, progress.total):
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, getattr(counts, name) - self.rewind)
+
+
 class ResumableData:
     """Mixin of a LightningDataModule (stated first) that continues an epoch where the checkpoint left it.
 
@@ -260,15 +287,19 @@ class ResumableData:
             return {}
         # `ready`, not `completed`: when ModelCheckpoint writes, the step is done but not yet counted as completed.
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        epoch, batch = self._sampler.epoch, progress.current.ready
+        epoch, batch, rewind = self._sampler.epoch, progress.current.ready, 0
         if progress.is_last_batch:
             epoch, batch = epoch + 1, 0
-        return {"epoch": epoch, "batch": batch, **_settings(self._sampler)}
+        else:
+            rewind = batch % self.trainer.accumulate_grad_batches
+        return {"epoch": epoch, "batch": batch - rewind, "rewind": rewind, **_settings(self._sampler)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called by Lightning before the training loader is built."""
         warnings.filterwarnings("ignore", message=_NOT_RESUMABLE, category=PossibleUserWarning)
         self._resume = dict(state_dict)
+        if self.trainer is not None:
+            self.trainer.callbacks.append(_MendCounters(state_dict["rewind"]))
 
     def teardown(self, stage: str) -> None:
         """A later ``fit`` without a checkpoint starts from the beginning."""
