@@ -134,7 +134,7 @@ def draw_curve(
                 zorder=3,
             )
         axes.set(xlabel=f"multiply-adds per image [{label}]", ylabel="top-1 accuracy [%]", title=title)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
         save_figure(drawn, path)
     return path
 
