@@ -7,7 +7,7 @@ Each step of a route is counted once, on the meta device; a configuration costs 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,12 +22,12 @@ def step_macs(network: StitchedNetwork, input_size: Sequence[int]) -> dict[Step,
     Args:
         input_size: (channels, H, W) of one image.
     """
-    meta = on_meta(network).eval()
+    meta = cast(StitchedNetwork, on_meta(network).eval())
     counted: dict[Step, int] = {}
     outputs: dict[Step, Any] = {}  # on the meta device a step has one output, whatever fed it
     with torch.no_grad(), torch.device("meta"):
         image = torch.empty(1, *input_size)
-        for route in meta.routes:
+        for route in network.routes:
             x = image
             for step in route:
                 if step not in outputs:
@@ -53,9 +53,9 @@ def parameters(network: StitchedNetwork) -> list[int]:
 def reported_parameters(network: StitchedNetwork) -> list[int] | None:
     """Parameters as the released result files count them, which is not what a configuration needs.
 
-    Of a stitched plain ViT the authors' count leaves out class token and position embedding, and has the final norm even
-    though it is skipped. Of a stitched Swin it leaves out the patch merging layers that the front anchor has run. For LeViT
-    and ResNet they report none: None.
+    Of a stitched plain ViT the authors' count leaves out class token and position embedding, and has the final norm
+    even though it is skipped. Of a stitched Swin it leaves out the patch merging layers that the front anchor has
+    run. For LeViT and ResNet they report none: None.
     """
     families = {family.name for family in network.families}
     if families not in ({"plain ViT"}, {"Swin"}):

@@ -102,11 +102,16 @@ class ResultFile:
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def pareto_front(results: Iterable[StitchResult]) -> list[int]:
-    """Ids that no cheaper (or equally cheap) configuration matches in accuracy, by rising multiply-adds."""
-    front, best = [], float("-inf")
-    for result in sorted(results, key=lambda r: (r.flops, -r.acc1)):
-        if result.acc1 > best:
-            front.append(result.cfg_id)
-            best = result.acc1
+def pareto_front(points: Iterable[tuple[int, int, float]]) -> list[int]:
+    """Ids that no cheaper (or equally cheap) configuration matches in accuracy, by rising multiply-adds.
+
+    Args:
+        points: (id, multiply-adds, accuracy).
+    """
+    front: list[int] = []
+    best = float("-inf")
+    for config_id, _, accuracy in sorted(points, key=lambda point: (point[1], -point[2])):
+        if accuracy > best:
+            front.append(config_id)
+            best = accuracy
     return front

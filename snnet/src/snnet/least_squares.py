@@ -141,7 +141,9 @@ class _Activations:
 
     def __init__(self, network: StitchedNetwork) -> None:
         self.network = network
-        self.needed = {position for step, cuts in network.stitch_steps().items() for c in cuts for position in ends(step, c)}
+        self.needed = {
+            position for step, cuts in network.stitch_steps().items() for c in cuts for position in ends(step, c)
+        }
         self.kept: dict[Position, list[Tensor]] = {position: [] for position in self.needed}
         self.inverses: dict[Position, Tensor] = {}
 

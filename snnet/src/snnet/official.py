@@ -1,9 +1,9 @@
 """The authors' checkpoints: their key scheme against ours, strictly and in both directions.
 
-Ours are `anchors.{a}.<timm key>` and `stitch_layers...`. The released files have the anchors' keys in the layout of each
-anchor's first home (Microsoft's Swin, Facebook's LeViT; DeiT and ResNet are timm's own), hold buffers that timm regenerates
-(position indices, attention masks), and, of a ResNet trained with split BatchNorm, a second set of statistics and weights
-for augmented images (`*.aux_bn.*`), which evaluation does not use.
+Ours are `anchors.{a}.<timm key>` and `stitch_layers...`. The released files have the anchors' keys in the layout of
+each anchor's first home (Microsoft's Swin, Facebook's LeViT; DeiT and ResNet are timm's own), hold buffers that timm
+regenerates (position indices, attention masks), and, of a ResNet trained with split BatchNorm, a second set of
+statistics and weights for augmented images (`*.aux_bn.*`), which evaluation does not use.
 """
 
 import re
@@ -50,8 +50,8 @@ def to_official(network: StitchedNetwork, aside: Aside | None = None) -> dict[st
     """The network's weights as the authors' code would save them: a bare state dict, strictly loadable there.
 
     Args:
-        aside: what `load_official` returned for the file that the weights came from; gives back its split BatchNorms, and
-            only those regenerated buffers that it had (None: all, as the authors' code saves them).
+        aside: what `load_official` returned for the file that the weights came from; gives back its split
+            BatchNorms, and only those regenerated buffers that it had (None: all, as the authors' code saves them).
     """
     state, buffers = network.state_dict(), official_buffers(network)
     weights = {official: state[name] for name, official in official_names(network).items()}
@@ -67,8 +67,9 @@ def load_official(network: StitchedNetwork, state: Mapping[str, Tensor], source:
         source: where it came from, for errors.
 
     Raises:
-        UserError: with the missing, unexpected and misshapen keys (as the file names them where they are in it), or with
-            the regenerated buffer that the file holds otherwise (it was then made for another image or window size).
+        UserError: with the missing, unexpected and misshapen keys (as the file names them where they are in it), or
+            with the regenerated buffer that the file holds otherwise (it was then made for another image or window
+            size).
     """
     ours = {official: name for name, official in official_names(network).items()}
     buffers = official_buffers(network)
@@ -80,8 +81,8 @@ def load_official(network: StitchedNetwork, state: Mapping[str, Tensor], source:
                 f"({'x'.join(map(str, state[key].shape))} against {'x'.join(map(str, buffers[key].shape))}); "
                 "it was made for another image or window size"
             )
-    dropped = {key: None for key in [*buffers, *split]}
-    load_strict(network, dict(state), source, lambda key: dropped[key] if key in dropped else ours.get(key, key))
+    dropped = {*buffers, *split}
+    load_strict(network, dict(state), source, lambda key: None if key in dropped else ours.get(key, key))
     return Aside(split, tuple(key for key in state if key in buffers))
 
 
@@ -140,23 +141,24 @@ def _levit(anchor: nn.Module, family: Family, key: str) -> str:
     return key.replace(".linear.", ".c.")
 
 
-def _levit_places(
-    starts: list[int], depths: tuple[int, ...]
-) -> Iterator[tuple[str, Callable[[re.Match[str]], str]]]:
+def _levit_places(starts: list[int], depths: tuple[int, ...]) -> Iterator[tuple[str, Callable[[re.Match[str]], str]]]:
     """(pattern at the start of a timm key, the official beginning that replaces it)."""
-    layer = {"ln1": 0, "ln2": 2}
 
-    def block(found: re.Match[str]) -> int:
-        return starts[int(found[1])] + 2 * int(found[2])
+    def block(found: re.Match[str], extra: int = 0) -> str:
+        return f"blocks.{starts[int(found[1])] + 2 * int(found[2]) + extra}."
 
-    def downsample(found: re.Match[str]) -> int:
-        return starts[int(found[1]) - 1] + 2 * depths[int(found[1]) - 1]
+    def downsample(found: re.Match[str], extra: int = 0) -> str:
+        before = int(found[1]) - 1
+        return f"blocks.{starts[before] + 2 * depths[before] + extra}."
+
+    def layer(found: re.Match[str]) -> str:
+        return "m.0." if found["layer"] == "ln1" else "m.2."
 
     yield r"stem\.conv(\d+)\.", lambda found: f"patch_embed.{2 * (int(found[1]) - 1)}."
-    yield r"stages\.(\d+)\.blocks\.(\d+)\.attn\.", lambda found: f"blocks.{block(found)}.m."
-    yield r"stages\.(\d+)\.blocks\.(\d+)\.mlp\.(ln\d)\.", lambda found: f"blocks.{block(found) + 1}.m.{layer[found[3]]}."
-    yield r"stages\.(\d+)\.downsample\.attn_downsample\.", lambda found: f"blocks.{downsample(found)}."
-    yield r"stages\.(\d+)\.downsample\.mlp\.(ln\d)\.", lambda found: f"blocks.{downsample(found) + 1}.m.{layer[found[2]]}."
+    yield r"stages\.(\d+)\.blocks\.(\d+)\.attn\.", lambda found: block(found) + "m."
+    yield r"stages\.(\d+)\.blocks\.(\d+)\.mlp\.(?P<layer>ln\d)\.", lambda found: block(found, 1) + layer(found)
+    yield r"stages\.(\d+)\.downsample\.attn_downsample\.", downsample
+    yield r"stages\.(\d+)\.downsample\.mlp\.(?P<layer>ln\d)\.", lambda found: downsample(found, 1) + layer(found)
 
 
 _ANCHOR_NAMES: dict[str, Callable[[nn.Module, Family, str], str]] = {"Swin": _swin, "LeViT": _levit}

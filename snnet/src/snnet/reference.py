@@ -54,9 +54,10 @@ def _fitted_layer(
 ) -> dict[str, Any]:
     """One layer after least squares.
 
-    Where the activations are ill-conditioned, rounding alone moves float32 weights by more than any useful tolerance. Then
-    the residuals are compared (and the weights of channels that are zero throughout, which no residual sees), and the layer
-    takes the file's weights: the logits that are compared next follow from them, so a wrong weight shows there.
+    Where the activations are ill-conditioned, rounding alone moves float32 weights by more than any useful
+    tolerance. Then the residuals are compared (and the weights of channels that are zero throughout, which no
+    residual sees), and the layer takes the file's weights: the logits that are compared next follow from them, so a
+    wrong weight shows there.
     """
     layer = network.stitching_layer(step)
     names = [f"out.ls.{network.key_prefixes(step)[0]}transform.{part}" for part in ("weight", "bias")]
@@ -104,7 +105,8 @@ def configuration_results(network: StitchedNetwork) -> dict[str, Any]:
     if staged:
         stages = sorted({stage for stage, _, _ in pairs})
         results["config.num_stitches"] = [
-            [[found.num_layers, [front, end]] for (at, front, end), found in pairs.items() if at == stage] for stage in stages
+            [[found.num_layers, [front, end]] for (at, front, end), found in pairs.items() if at == stage]
+            for stage in stages
         ]
     else:
         results["config.num_stitches"] = next(iter(pairs.values())).num_layers
@@ -242,7 +244,9 @@ def network_tolerance(file: ReferenceFile, key: str) -> float:
 
 
 KINDS: dict[str, Kind] = {
-    "vit": Kind(_vit, network_tolerance, NETWORK_RESULTS, _VIT_OPTIONS | _STITCH_OPTIONS, ("in.x", "in.x_init", "sd.*")),
+    "vit": Kind(
+        _vit, network_tolerance, NETWORK_RESULTS, _VIT_OPTIONS | _STITCH_OPTIONS, ("in.x", "in.x_init", "sd.*")
+    ),
     "vit_train_steps": Kind(
         _training_steps,
         1e-4,

@@ -27,7 +27,7 @@ from snnet.reference import (
 from snnet.released_networks import RELEASED, ReleasedStitch, build_on_meta, released_stitches
 from snnet.stitching import StitchedNetwork
 
-_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 def _swin_anchor(anchor: Mapping[str, Any], config: Mapping[str, Any]) -> SwinTransformer:

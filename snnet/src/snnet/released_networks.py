@@ -1,4 +1,4 @@
-"""The five released SN-Nets by short name: their anchors, their checkpoint, and what the authors measured of every stitch."""
+"""The five released SN-Nets by short name: anchors, checkpoint, and what the authors measured of every stitch."""
 
 import json
 from dataclasses import dataclass
@@ -112,7 +112,5 @@ RELEASED = {
     ),
     "levit_192_256": Released(("levit_192.fb_dist_in1k", "levit_256.fb_dist_in1k"), "levit_192_256_release.pth"),
     "resnet18_resnet50": Released(("resnet18.tv_in1k", "resnet50.a1_in1k"), "resnet_18_50.pth"),
-    "resnet18_swin_ti": Released(
-        ("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"), "resnet18_swin_ti.pth"
-    ),
+    "resnet18_swin_ti": Released(("resnet18.tv_in1k", "swin_tiny_patch4_window7_224.ms_in1k"), "resnet18_swin_ti.pth"),
 }

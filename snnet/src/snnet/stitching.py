@@ -1,4 +1,4 @@
-"""The stitched network: anchors kept whole, affine stitching layers between them, one integer to switch (paper, section 3).
+"""The stitched network: whole anchors, affine stitching layers between them, one integer to switch (paper, section 3).
 
     y = h^j( b^j_{L_j-1} o ... o b^j_q o S o b^i_p o ... o b^i_0 o e^i (x) )
 
@@ -6,6 +6,7 @@ Shapes: B batch, N tokens, C channels, H height, W width; D_i, D_j widths of the
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from paperkit.errors import UserError
 from snnet.enumeration import (
-    Configuration,
     LayerAssignment,
     Pairs,
     anchor_subsets,
@@ -143,7 +143,7 @@ class StitchedNetwork(nn.Module):
         return tuple(f"anchors.{step.anchor}.{prefix}" for prefix in owned)
 
     def stitch_steps(self) -> dict[Step, list[tuple[int, int]]]:
-        """Every stitching layer as its step, with the cuts (p, q) that use it (the released quirk may leave one none)."""
+        """Every stitching layer as its step, with the cuts (p, q) that use it (the released quirk may leave none)."""
         found: dict[Step, list[tuple[int, int]]] = {}
         for (stage, front, end), pairs in self.pairs.items():
             for layer in range(pairs.num_layers):
@@ -227,10 +227,12 @@ def check_anchors(anchors: Sequence[nn.Module], families: Sequence[Family], any_
     """Refuse anchors that cannot be stitched, with one line that says why."""
     if not anchors:
         raise UserError("an SN-Net needs at least one anchor")
-    for i, (front, end) in enumerate(zip(anchors[:-1], anchors[1:], strict=True)):
+    for i, (front, end) in enumerate(pairwise(anchors)):
         front_family, end_family = families[i], families[i + 1]
         if not can_follow(front_family, end_family):
-            raise UserError(f"a {front_family.name} (anchor {i}) does not stitch to a {end_family.name} (anchor {i + 1})")
+            raise UserError(
+                f"a {front_family.name} (anchor {i}) does not stitch to a {end_family.name} (anchor {i + 1})"
+            )
         grids = front_family.grid(front), end_family.grid(end)
         if not grids[0].fits(grids[1]):
             raise UserError(
@@ -240,7 +242,8 @@ def check_anchors(anchors: Sequence[nn.Module], families: Sequence[Family], any_
         sizes = [sum(p.numel() for p in anchor.parameters()) for anchor in (front, end)]
         if sizes[0] > sizes[1] and not any_order:
             raise UserError(
-                f"anchors must go from fast to slow: anchor {i} has {sizes[0]:,} parameters, anchor {i + 1} {sizes[1]:,}"
+                f"anchors must go from fast to slow: anchor {i} has {sizes[0]:,} parameters, "
+                f"anchor {i + 1} {sizes[1]:,}"
             )
 
 
@@ -254,7 +257,7 @@ def stitched_stages(families: Sequence[Family]) -> tuple[int, ...] | None:
 
 def check_depths(depths: Sequence[Sequence[int]], stages: Sequence[int]) -> None:
     """Refuse anchors that get shallower in a stitched stage: no block of the end would be met from the front."""
-    for i, (front, end) in enumerate(zip(depths[:-1], depths[1:], strict=True)):
+    for i, (front, end) in enumerate(pairwise(depths)):
         for stage in stages:
             if front[stage] > end[stage]:
                 where = f" in stage {stage}" if len(front) > 1 else ""
@@ -265,7 +268,7 @@ def check_depths(depths: Sequence[Sequence[int]], stages: Sequence[int]) -> None
 
 
 def can_follow(front: Family, end: Family) -> bool:
-    """Whether stitches may lead from one family to another: the same one, or a feature map into channels-last tokens."""
+    """Whether stitches may lead from one family to another: to itself, or from feature maps to channels-last tokens."""
     return front.name == end.name or (front.layout, end.layout) == ("channels_first", "channels_last")
 
 

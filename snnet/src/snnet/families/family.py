@@ -1,7 +1,7 @@
 """What an SN-Net asks of a family of models: to run one anchor piece by piece.
 
-An anchor is an ordinary timm model. A family is stateless: it knows where such a model keeps its blocks, and calls them.
-Shapes are the family's own: plain ViTs and LeViT carry (B, N, C) tokens, Swin (B, H, W, C), ResNet (B, C, H, W).
+An anchor is an ordinary timm model. A family is stateless: it knows where such a model keeps its blocks, and calls
+them. Shapes are the family's own: plain ViTs and LeViT carry (B, N, C) tokens, Swin (B, H, W, C), ResNet (B, C, H, W).
 """
 
 from typing import Literal, NamedTuple, Protocol

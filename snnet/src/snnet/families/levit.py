@@ -1,5 +1,5 @@
-"""LeViT (timm `LevitDistilled` and `Levit`, linear variant): stages of attention on (B, N, C) tokens after a convolutional
-stem, attention that shrinks the grid between them, one head or two.
+"""LeViT (timm `LevitDistilled` and `Levit`, linear variant): stages of attention on (B, N, C) tokens after a
+convolutional stem, attention that shrinks the grid between them, one head or two.
 """
 
 from typing import cast
@@ -62,10 +62,10 @@ class LeViT:
 
 
 def _with_fresh_biases(attention: nn.Module, piece: nn.Module, x: Tensor) -> Tensor:
-    """Run `piece` without timm's cache of gathered attention biases, which it keeps in eval mode until train() or eval().
+    """Run `piece` without the cache of gathered attention biases that timm keeps in eval mode.
 
-    Emptied before, because weights may have been loaded or updated in eval mode since; and after, because what it keeps can
-    hold a graph (which no deep copy survives) or the symbols of an export.
+    Emptied before, because weights may have been loaded or updated in eval mode since; and after, because what it
+    keeps can hold a graph (which no deep copy survives) or the symbols of an export.
     """
     attention.attention_bias_cache = {}
     x = piece(x)

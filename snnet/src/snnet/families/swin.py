@@ -1,7 +1,7 @@
 """Swin (timm `SwinTransformer`): stages of windowed attention on (B, H, W, C) maps, patch merging between them.
 
-timm merges patches at the start of a stage, the released code at the end of the one before; a stage's input is the same.
-A block keeps the shift that its index in its own anchor gives it, whichever anchor feeds it.
+timm merges patches at the start of a stage, the released code at the end of the one before; a stage's input is the
+same. A block keeps the shift that its index in its own anchor gives it, whichever anchor feeds it.
 """
 
 from typing import cast
