@@ -1,8 +1,8 @@
 """Least-squares initialisation of stitching layers (paper, section 3.3: M = argmin ||A M - B||_F).
 
-A stitch (p, q) maps the front anchor's output of block p to what the end anchor feeds its block q, that is the output of
-its block q - 1 (q = 0: the embedded tokens, or the stage's input). A layer that several cuts share gets the mean of their
-solutions, as in the released code, or one joint solution.
+A stitch (p, q) maps the front anchor's output of block p to what the end anchor feeds its block q, that is the output
+of its block q - 1 (q = 0: the embedded tokens, or the stage's input). A layer that several cuts share gets the mean of
+their solutions, as in the released code, or one joint solution.
 
 Shapes: n rows (images x tokens), D_i and D_j widths; a solution has D_i + 1 rows, the last one the bias.
 """
@@ -25,8 +25,8 @@ Position = tuple[int, int, int]
 def solve_pinv(x: Tensor, y: Tensor) -> Tensor:
     """Minimum-norm solution of [x, 1] A = y, float32 pseudo-inverse at its default tolerance (n x machine epsilon).
 
-    That tolerance cuts the weakest directions of ill-conditioned activations, which acts as regularisation; the released
-    code relies on it.
+    That tolerance cuts the weakest directions of ill-conditioned activations, which acts as regularisation; the
+    released code relies on it.
 
     Args:
         x: (n, D_i).
@@ -113,8 +113,10 @@ def initialise(
 
 def set_affine(layer: StitchingLayer, solution: Tensor) -> None:
     """Write a solution (D_i + 1, D_j) into a linear or 1x1 convolutional stitching layer."""
-    layer.transform.weight.copy_(solution[:-1].T.reshape(layer.transform.weight.shape))  # type: ignore[operator,union-attr]
-    layer.transform.bias.copy_(solution[-1])  # type: ignore[operator]
+    weight, bias = layer.transform.weight, layer.transform.bias
+    assert bias is not None
+    weight.copy_(solution[:-1].T.reshape(weight.shape))
+    bias.copy_(solution[-1])
 
 
 def activations(network: StitchedNetwork, images: Tensor) -> dict[Position, Tensor]:

@@ -61,7 +61,7 @@ def _fitted_layer(
     """
     layer = network.stitching_layer(step)
     names = [f"out.ls.{network.key_prefixes(step)[0]}transform.{part}" for part in ("weight", "bias")]
-    weight, bias = layer.transform.weight.clone(), layer.transform.bias.clone()  # type: ignore[operator,union-attr]
+    weight, bias = (parameter.detach().clone() for parameter in layer.transform.parameters())
     pairs = [ends(step, cut) for cut in cuts]
     condition = max((_condition(with_bias(rows[front])) for front, _ in pairs), default=1.0)
     if condition < 1e3 or not all(name in file.tensors for name in names):
@@ -129,7 +129,7 @@ def _plain_network(config: Mapping[str, Any]) -> StitchedNetwork:
             depth=config["depth"],
             num_heads=heads,
             mlp_ratio=config.get("mlp_ratio", 4),
-            norm_layer=partial(nn.LayerNorm, eps=epsilon),  # type: ignore[arg-type]
+            norm_layer=partial(nn.LayerNorm, eps=epsilon),
         )
         for width, heads in zip(config["dims"], config["heads"], strict=True)
     ]

@@ -43,7 +43,7 @@ class StitchingLayer(nn.Module):
     def __init__(self, in_width: int, out_width: int, layout: TokenLayout, out_layout: TokenLayout) -> None:
         super().__init__()
         convolution = layout == "channels_first"
-        self.transform: nn.Module = (
+        self.transform: nn.Conv2d | nn.Linear = (
             nn.Conv2d(in_width, out_width, kernel_size=1) if convolution else nn.Linear(in_width, out_width)
         )
         self.to_channels_last = convolution and out_layout == "channels_last"

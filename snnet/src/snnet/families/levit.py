@@ -2,7 +2,7 @@
 convolutional stem, attention that shrinks the grid between them, one head or two.
 """
 
-from typing import cast
+from typing import Any, cast
 
 from timm.models.levit import Levit, LevitDistilled
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ class LeViT:
         return tuple(len(stage.blocks) for stage in _levit(anchor).stages)  # type: ignore[arg-type]
 
     def width(self, anchor: nn.Module, stage: int) -> int:
-        return _levit(anchor).feature_info[stage]["num_chs"]
+        return cast(int, _levit(anchor).feature_info[stage]["num_chs"])
 
     def grid(self, anchor: nn.Module) -> Grid:
         """LeViT knows its grid, not its image: the tables of attention biases have one entry per position."""
-        strides = tuple(stage["reduction"] for stage in _levit(anchor).feature_info)
+        strides = tuple(cast(int, stage["reduction"]) for stage in _levit(anchor).feature_info)
         height, width = _levit(anchor).stages[0].blocks[0].attn.resolution  # type: ignore[index,union-attr]
         return Grid(strides, (height * strides[0], width * strides[0]))
 
@@ -37,11 +37,11 @@ class LeViT:
 
     def enter_stage(self, anchor: nn.Module, stage: int, x: Tensor) -> Tensor:
         downsample = cast(nn.Module, _levit(anchor).stages[stage].downsample)
-        return _with_fresh_biases(cast(nn.Module, downsample.attn_downsample), downsample, x)
+        return _with_fresh_biases(downsample.attn_downsample, downsample, x)
 
     def block(self, anchor: nn.Module, stage: int, index: int, x: Tensor) -> Tensor:
         block = cast(nn.Sequential, _levit(anchor).stages[stage].blocks)[index]
-        return _with_fresh_biases(cast(nn.Module, block.attn), block, x)
+        return _with_fresh_biases(block.attn, block, x)
 
     def head(self, anchor: nn.Module, x: Tensor, final_norm: bool) -> Tensor | tuple[Tensor, Tensor]:
         """Mean over tokens, then both heads in training (labels, teacher) and their mean in evaluation."""
@@ -61,7 +61,7 @@ class LeViT:
         }[step]
 
 
-def _with_fresh_biases(attention: nn.Module, piece: nn.Module, x: Tensor) -> Tensor:
+def _with_fresh_biases(attention: Any, piece: nn.Module, x: Tensor) -> Tensor:
     """Run `piece` without the cache of gathered attention biases that timm keeps in eval mode.
 
     Emptied before, because weights may have been loaded or updated in eval mode since; and after, because what it

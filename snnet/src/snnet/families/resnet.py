@@ -25,10 +25,10 @@ class ResNetFamily:
         return tuple(len(_stage(anchor, stage)) for stage in range(4))
 
     def width(self, anchor: nn.Module, stage: int) -> int:
-        return _resnet(anchor).feature_info[stage + 1]["num_chs"]
+        return cast(int, _resnet(anchor).feature_info[stage + 1]["num_chs"])
 
     def grid(self, anchor: nn.Module) -> Grid:
-        return Grid(tuple(stage["reduction"] for stage in _resnet(anchor).feature_info[1:]), None)
+        return Grid(tuple(cast(int, stage["reduction"]) for stage in _resnet(anchor).feature_info[1:]), None)
 
     def embed(self, anchor: nn.Module, x: Tensor) -> Tensor:
         resnet = _resnet(anchor)
@@ -67,7 +67,7 @@ def narrow_resnet(
         base_width: a bottleneck's inner width is planes x base_width / 64.
     """
     resnet = ResNet(block, depths, num_classes=num_classes, channels=channels, base_width=base_width)  # type: ignore[arg-type]
-    resnet.conv1 = nn.Conv2d(3, stem_width, kernel_size=7, stride=2, padding=3, bias=False)
+    resnet.conv1 = nn.Conv2d(3, stem_width, kernel_size=7, stride=2, padding=3, bias=False)  # type: ignore[assignment]
     resnet.bn1 = nn.BatchNorm2d(stem_width)
     kinds = (block,) * len(channels)
     stages, _ = make_blocks(

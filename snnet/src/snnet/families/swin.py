@@ -30,17 +30,17 @@ class Swin:
 
     def grid(self, anchor: nn.Module) -> Grid:
         swin = _swin(anchor)
-        image = None if swin.dynamic_img_size else swin.patch_embed.img_size
+        image = None if swin.dynamic_img_size else cast(tuple[int, int], swin.patch_embed.img_size)
         return Grid(tuple(stage["reduction"] for stage in swin.feature_info), image)
 
     def embed(self, anchor: nn.Module, x: Tensor) -> Tensor:
         return _swin(anchor).patch_embed(x)
 
     def enter_stage(self, anchor: nn.Module, stage: int, x: Tensor) -> Tensor:
-        return _swin(anchor).layers[stage].downsample(x)  # type: ignore[operator]
+        return cast(nn.Module, _swin(anchor).layers[stage].downsample)(x)
 
     def block(self, anchor: nn.Module, stage: int, index: int, x: Tensor) -> Tensor:
-        return _swin(anchor).layers[stage].blocks[index](x)  # type: ignore[index]
+        return cast(nn.Sequential, _swin(anchor).layers[stage].blocks)[index](x)
 
     def head(self, anchor: nn.Module, x: Tensor, final_norm: bool) -> Tensor:
         """Final norm, mean over positions, classifier; the released code skips this norm nowhere."""
