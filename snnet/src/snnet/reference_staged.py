@@ -162,7 +162,7 @@ def _released_keys(file: ReferenceFile) -> dict[str, Any]:
 
 
 _KEY_LISTS = {released.file.removesuffix(".pth").removesuffix("_release"): name for name, released in RELEASED.items()}
-_NEEDED = ("in.x", "in.x_init", "sd.*")
+_NEEDED = ("in.x", "out.logits", "sd.*")
 _SIZES = {"anchors", "img_size", "num_classes"}
 
 STAGED_KINDS: dict[str, Kind] = {

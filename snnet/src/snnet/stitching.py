@@ -6,8 +6,9 @@ Shapes: B batch, N tokens, C channels, H height, W width; D_i, D_j widths of the
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +26,9 @@ from snnet.enumeration import (
 from snnet.families import family_of
 from snnet.families.family import Family, TokenLayout
 from snnet.steps import Step, route
+
+if TYPE_CHECKING:
+    from snnet.bn_recalibration import StitchStatistics
 
 Logits = Tensor | tuple[Tensor, Tensor]
 
@@ -102,6 +106,7 @@ class StitchedNetwork(nn.Module):
         self.stitch_layers = self._build_stitch_layers()
         self.config_id = len(anchors) - 1
         self.checkpointing = False
+        self.statistics: StitchStatistics | None = None  # see bn_recalibration
 
     def _build_stitch_layers(self) -> nn.ModuleList:
         """`stitch_layers[pair][layer]`, or `[stage][pair][layer]` for hierarchical families."""
@@ -183,15 +188,27 @@ class StitchedNetwork(nn.Module):
 
     def forward(self, x: Tensor, config_id: int | None = None) -> Logits:
         """Images (B, 3, H, W) to logits (B, classes) of one configuration, by default the one last set."""
-        for step in self.routes[self.config_id if config_id is None else self.check_id(config_id)]:
-            x = self.run(step, x)  # type: ignore[assignment]
+        chosen = self.config_id if config_id is None else self.check_id(config_id)
+        with self.own_statistics(chosen):
+            for step in self.routes[chosen]:
+                x = self.run(step, x)  # type: ignore[assignment]
         return x
+
+    def own_statistics(self, config_id: int) -> AbstractContextManager[None]:
+        """Inside, BatchNorm has the configuration's own statistics if it has been given any (evaluation only)."""
+        if self.statistics is None or self.training:
+            return nullcontext()
+        return self.statistics.applied(self, config_id)
 
     def forward_many(self, x: Tensor, config_ids: Iterable[int]) -> Iterator[tuple[int, Logits]]:
         """Yield (id, logits) for several configurations, running every shared beginning of their routes once.
 
-        The routes form a tree of steps. It is walked depth first, so at most one activation per level is alive.
+        The routes form a tree of steps. It is walked depth first, so at most one activation per level is alive. With
+        BatchNorm statistics per configuration nothing is shared, and each runs alone.
         """
+        if self.statistics is not None and not self.training:
+            yield from ((config_id, self(x, config_id)) for config_id in config_ids)
+            return
         yield from self._walk(self.route_tree(config_ids), x)
 
     def route_tree(self, config_ids: Iterable[int]) -> dict[Step, Any]:
