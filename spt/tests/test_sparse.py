@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spt.sparse
-from spt.sparse import entry_gradients, sparse_linear
+from spt.sparse import Places, entry_gradients, sparse_linear
 from spt.tuned_linear import TunedLinear
 
 
@@ -25,7 +25,7 @@ def _case(out: int = 7, inner: int = 5, count: int = 6, dtype: torch.dtype = tor
 def test_gradcheck(dense_from: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spt.sparse, "DENSE_FROM", dense_from)
     x, weight, row, col, values, bias = _case(count=count)
-    assert torch.autograd.gradcheck(lambda a, v, b: sparse_linear(a, weight, row, col, v, b), (x, values, bias))
+    assert torch.autograd.gradcheck(lambda a, v, b: sparse_linear(a, weight, Places.of(row, col), v, b), (x, values, bias))
 
 
 @pytest.mark.parametrize("dense_from", [0.0, 2.0], ids=["dense product", "gather"])
@@ -39,7 +39,7 @@ def test_equals_the_masked_dense_gradient(dense_from: float, monkeypatch: pytest
     cotangent = torch.randn(2, 3, 64)
     (F.linear(x, dense, bias) * cotangent).sum().backward()
     dx, x.grad = x.grad, None
-    (sparse_linear(x, weight, row, col, values, bias) * cotangent).sum().backward()
+    (sparse_linear(x, weight, Places.of(row, col), values, bias) * cotangent).sum().backward()
     torch.testing.assert_close(values.grad, dense.grad[row, col])
     torch.testing.assert_close(x.grad, dx)
 
@@ -57,7 +57,7 @@ def test_no_tensor_of_the_weights_size_is_kept_or_given_a_gradient() -> None:
     x, weight, row, col, values, _ = _case(64, 48, 20, torch.float32)
     before, kept = weight.clone(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        y = sparse_linear(x, weight, row, col, values)
+        y = sparse_linear(x, weight, Places.of(row, col), values)
     y.sum().backward()
     assert weight.grad is None and torch.equal(weight, before)
     assert max(kept) < weight.numel()
@@ -68,7 +68,7 @@ def test_a_failing_product_leaves_the_weight_unchanged() -> None:
     _, weight, row, col, values, _ = _case()
     before = weight.clone()
     with pytest.raises(RuntimeError):
-        sparse_linear(torch.zeros(2, 99, dtype=torch.float64), weight, row, col, values)
+        sparse_linear(torch.zeros(2, 99, dtype=torch.float64), weight, Places.of(row, col), values)
     assert torch.equal(weight, before)
 
 
@@ -89,9 +89,9 @@ def test_optimiser_state_is_of_the_chosen_entries_only() -> None:
 
 def test_bfloat16_autocast_runs_and_is_close() -> None:
     x, weight, row, col, values, bias = _case(64, 48, 20, torch.float32)
-    exact = sparse_linear(x, weight, row, col, values, bias)
+    exact = sparse_linear(x, weight, Places.of(row, col), values, bias)
     with torch.autocast("cpu", torch.bfloat16):
-        y = sparse_linear(x, weight, row, col, values, bias)
+        y = sparse_linear(x, weight, Places.of(row, col), values, bias)
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.2)

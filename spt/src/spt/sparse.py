@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,29 @@ from torch.nn import functional as F
 
 CHUNK_FLOATS = 1 << 19  # of gathered rows per chunk: 2 MiB, inside a core's second-level cache
 DENSE_FROM = 1 / 350  # share of chosen entries above which the dense product is faster on a CPU (measured, `spt bench`)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the K entries stand, with what the backward pass needs of it worked out once.
+
+    Attributes:
+        row, col: (K,) int64 output and input indices.
+        used: distinct input indices, ascending.
+        position: (K,) place of ``col`` in ``used``.
+    """
+
+    row: Tensor
+    col: Tensor
+    used: Tensor
+    position: Tensor
+
+    @classmethod
+    def of(cls, row: Tensor, col: Tensor) -> Places:
+        """From indices of any integer type."""
+        row, col = row.long(), col.long()
+        used, position = torch.unique(col, return_inverse=True)
+        return cls(row, col, used, position)
 
 
 @contextmanager
@@ -63,36 +87,35 @@ class _SparseLinear(torch.autograd.Function):
     """y = x (W + scatter(values))^T + bias, with gradients for x, values and bias."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, weight: Tensor, row: Tensor, col: Tensor
-    ) -> Tensor:
-        with torch.no_grad(), entries_added(weight, row, col, values):
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, weight: Tensor, places: Places) -> Tensor:
+        with torch.no_grad(), entries_added(weight, places.row, places.col, values):
             y = F.linear(x, weight, bias)
-        used, position = torch.unique(col, return_inverse=True)
-        keeps_columns = 2 * used.numel() < x.shape[-1]
-        ctx.save_for_backward(x.index_select(-1, used) if keeps_columns else x, values, row, position if keeps_columns else col)
-        ctx.true_col, ctx.weight, ctx.x_dtype = col, weight, x.dtype
+        ctx.narrow = 2 * places.used.numel() < x.shape[-1]  # few columns are used: keep only those of x
+        ctx.save_for_backward(x.index_select(-1, places.used) if ctx.narrow else x, values)
+        ctx.places, ctx.weight, ctx.x_dtype = places, weight, x.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, values, row, col = ctx.saved_tensors
+        x, values = ctx.saved_tensors
+        places: Places = ctx.places
         dx = dvalues = dbias = None
         flat_dy = dy.reshape(-1, dy.shape[-1])
         if ctx.needs_input_grad[0]:
-            with torch.no_grad(), entries_added(ctx.weight, row, ctx.true_col, values):
+            with torch.no_grad(), entries_added(ctx.weight, places.row, places.col, values):
                 dx = (dy @ ctx.weight.to(dy.dtype)).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
-            dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), row, col).to(values.dtype)
+            col = places.position if ctx.narrow else places.col
+            dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), places.row, col).to(values.dtype)
         if ctx.needs_input_grad[2]:
             dbias = flat_dy.sum(0)
-        return dx, dvalues, dbias, None, None, None
+        return dx, dvalues, dbias, None, None
 
 
-def sparse_linear(x: Tensor, weight: Tensor, row: Tensor, col: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(..., I) -> (..., O) through ``weight`` (O, I) with ``values`` (K,) added at [row, col].
+def sparse_linear(x: Tensor, weight: Tensor, places: Places, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., I) -> (..., O) through ``weight`` (O, I) with ``values`` (K,) added at ``places``.
 
     ``weight`` is frozen: it gets no gradient and holds its own bits again when the call returns. Two threads must not
     use one weight at the same time.
     """
-    return _SparseLinear.apply(x, values, bias, weight, row, col)
+    return _SparseLinear.apply(x, values, bias, weight, places)

@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .sparse import sparse_linear
+from .sparse import Places, sparse_linear
 from .structured import Init, StructuredModule, StructuredType
 
 Position = Literal["parallel", "sequential"]
@@ -44,6 +44,7 @@ class TunedLinear(nn.Module):
         self.drop = nn.Dropout(0.0)
         self.drop_path = DropPath(0.0)
         self.enabled = True
+        self._places: tuple[Tensor, int, Places] | None = None
 
     def add_module_beside(
         self,
@@ -70,6 +71,13 @@ class TunedLinear(nn.Module):
             self.sparse_weight, self.sparse_weight_index = values, index.to(self.weight.device, torch.int32)
         else:
             self.sparse_bias, self.sparse_bias_index = values, flat[None].to(self.weight.device, torch.int32)
+
+    def places(self) -> Places:
+        """Where the chosen entries of the weight stand; worked out again only when the index buffer changed."""
+        index = self.sparse_weight_index
+        if self._places is None or self._places[0] is not index or self._places[1] != index._version:
+            self._places = index, index._version, Places.of(*index)
+        return self._places[2]
 
     def tuned_bias(self) -> Tensor | None:
         """Bias with its chosen entries added, (O,)."""
@@ -109,8 +117,7 @@ class TunedLinear(nn.Module):
         if self.sparse_weight is None or not self.enabled:
             y = F.linear(x, self.weight, self.tuned_bias())
         else:
-            row, col = self.sparse_weight_index.long()
-            y = sparse_linear(x, self.weight, row, col, self.sparse_weight, self.tuned_bias())
+            y = sparse_linear(x, self.weight, self.places(), self.sparse_weight, self.tuned_bias())
         if self.structured is None or not self.enabled:
             return y
         if self.position == "sequential":

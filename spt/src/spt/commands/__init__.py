@@ -1,0 +1,1 @@
+"""The verbs of the `spt` command, one module each."""

@@ -1,0 +1,162 @@
+"""Without data: the embedded experiment on handwritten digits. With a config that has `data`: tune a backbone on real data.
+
+Real data: `spt train --config spt/configs/vtab/cifar_lora.yaml --data.root DIR`; all of its options: `spt train --real --help`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paperkit.cli import make_parser
+from paperkit.errors import UserError
+
+if TYPE_CHECKING:
+    from paperkit.runs import RunFolder
+
+    from spt.experiment_config import ExperimentConfig, SeedResult
+
+REAL_DATA = ("--data", "--backbone", "--recipe", "--method", "--trainer", "--real")
+
+
+def main(argv: Sequence[str], prog: str) -> int | None:
+    """Parses by what is asked for; only real data imports Lightning and timm."""
+    if wants_real_data(argv):
+        from spt.commands import train_real
+
+        return train_real.main([word for word in argv if word != "--real"], prog)
+    parser = make_parser(prog, __doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(list(argv)))
+
+
+def wants_real_data(argv: Sequence[str]) -> bool:
+    """True when an option, the config file or the resumed run belongs to real data."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.split(".")[0] in REAL_DATA:
+            return True
+        file = Path(value or following)
+        if name == "--resume" and file.is_dir():
+            file = file / "config.yaml"
+        if name in ("--config", "--resume") and file.is_file() and "data" in read_yaml(file):
+            return True
+    return False
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        UserError: when it cannot be read or is no mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the config {path} is no mapping of options")
+    return content
+
+
+def add_arguments(parser: Any) -> None:
+    """Options of the embedded experiment."""
+    from spt.experiment_config import ExperimentConfig
+
+    parser.add_argument("--config", action="config", help="YAML file with these options")
+    add_run_arguments(parser)
+    parser.add_class_arguments(ExperimentConfig)
+
+
+def add_run_arguments(parser: Any) -> None:
+    """Where runs lie, and how one goes on."""
+    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--name", type=str | None, default=None, help="name of the new run (default: the time)")
+    parser.add_argument("--resume", nargs="?", const="newest", default=None, help="a run to continue; alone: the newest unfinished")
+
+
+def find_run(root: str, name: str | None, resume: str | None) -> RunFolder:
+    """The new run folder, or the unfinished one to continue.
+
+    Raises:
+        UserError: when there is nothing to continue, or the run is finished.
+    """
+    from paperkit.runs import RunFolder
+
+    if resume is None:
+        return RunFolder.create(root, "spt", name)
+    run = RunFolder.newest(root, "spt", finished=False) if resume == "newest" else None
+    if resume == "newest" and run is None:
+        raise UserError(f"nothing to resume: {Path(root) / 'spt'} holds no unfinished run")
+    if run is None:
+        run = RunFolder.open(resume if Path(resume).is_dir() else Path(root) / "spt" / resume)
+    if run.finished:
+        raise UserError(f"{run.path} is finished; see it with `spt eval --ckpt {run.path}`")
+    return run
+
+
+def run(arguments: Any) -> None:
+    """Pre-trains the backbone, then runs the seeds side by side."""
+    from paperkit.parallel_seeds import run_seeds
+    from spt.experiment_config import ExperimentConfig
+
+    config = ExperimentConfig(**{k: v for k, v in vars(arguments).items() if k not in ("config", "root", "name", "resume")})
+    folder, start = find_run(arguments.root, arguments.name, arguments.resume), time.monotonic()
+    with folder.lock():
+        if arguments.resume:
+            config = saved_config(folder)
+        else:
+            folder.write_config(vars(config))
+            folder.write_environment()
+        again = f"spt train --resume {folder.path}"
+        print(f"{folder.path}: {config.seeds} seeds, {len(config.tasks)} tasks, {len(config.arm_list)} arms", flush=True)
+        shared = {"run": str(folder.path), "config": config}
+        print(f"pre-training the backbone, {config.pretrain_steps} steps", flush=True)
+        backbone = run_seeds(
+            "spt.experiment:pretrain", [config.backbone_seed], shared, config.pretrain_steps, resume_with=again
+        )[config.backbone_seed]
+        results = run_seeds(
+            "spt.experiment:run_seed",
+            config.seed_list,
+            shared,
+            config.steps_per_seed,
+            processes=config.processes or None,
+            resume_with=again,
+        )
+        report(folder, list(results.values()), config, "spt train", time.monotonic() - start, backbone)
+        folder.mark_finished()
+
+
+def saved_config(folder: RunFolder) -> ExperimentConfig:
+    """The settings that a run was started with.
+
+    Raises:
+        UserError: when the run is of another kind.
+    """
+    from spt.experiment_config import ExperimentConfig
+
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in folder.read_config().items()}
+    try:
+        return ExperimentConfig(**options)
+    except TypeError as error:
+        raise UserError(f"{folder.path} is not a run of the embedded experiment: {error}") from error
+
+
+def report(
+    folder: RunFolder, results: list[SeedResult], config: ExperimentConfig, command: str, seconds: float, backbone: float
+) -> None:
+    """Table on the screen, metrics.json, figures."""
+    from paperkit.report import print_metrics
+    from spt.figures import draw
+    from spt.summary import summarise
+
+    metrics = summarise(results, config, command, seconds, backbone)
+    metrics.write(folder.path / "metrics.json")
+    drawn = draw(metrics, folder.path / "figures")
+    print_metrics(metrics, f"SPT on four tasks of handwritten digits, {len(results)} seeds, on {metrics.extra['evaluated_on']}")
+    print(f"note: {metrics.extra['counting']}")
+    print(f"written: {folder.path / 'metrics.json'} and {len(drawn)} figures in {folder.path / 'figures'} ({seconds:.0f} s)")
