@@ -7,9 +7,9 @@ their solutions, as in the released code, or one joint solution.
 Shapes: n rows (images x tokens), D_i and D_j widths; a solution has D_i + 1 rows, the last one the bias.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,22 +38,21 @@ def solve_pinv(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.pinv(with_bias(x.float())) @ y.float()
 
 
-def solve_gram(gram: Tensor, cross: Tensor) -> Tensor:
-    """Solution from the accumulated products [x, 1]^T [x, 1] and [x, 1]^T y.
+def ridge_factor(gram: Tensor) -> Tensor:
+    """Cholesky factor of the accumulated [x, 1]^T [x, 1], for `torch.cholesky_solve` with [x, 1]^T y.
 
-    A Cholesky factorisation with a ridge of 1e-9 of the mean diagonal, enlarged tenfold while the factorisation fails;
-    so directions without data get (almost) nothing, as in the minimum-norm solution.
+    With a ridge of 1e-9 of the mean diagonal, enlarged tenfold while the factorisation fails; so directions without data
+    get (almost) nothing, as in the minimum-norm solution.
 
     Args:
         gram: (D_i + 1, D_i + 1), float64.
-        cross: (D_i + 1, D_j), float64.
     """
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     ridge = 1e-9 * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
     while True:
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * identity)
         if not failed:
-            return torch.cholesky_solve(cross, factor)
+            return factor
         ridge = ridge * 10
 
 
@@ -64,7 +63,7 @@ def with_bias(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Fit:
-    """What one layer's fit left: relative residual ||x A - y|| / ||y||, root mean square over its cuts."""
+    """What one layer's fit left: the relative residual ||x A - y|| / ||y|| over all of its cuts together."""
 
     residual: float
     cuts: tuple[tuple[int, int], ...]
@@ -97,9 +96,9 @@ def initialise(
     training = network.training
     network.eval()
     try:
-        accumulator = _Activations(network) if solver == "pinv" else _Products(network, products)
+        accumulator = KeptActivations(network) if solver == "pinv" else StreamedProducts(network, products)
         for batch in images:
-            accumulator.add(batch)
+            accumulator.add(activations(network, batch))
         fits = {}
         for step, cuts in network.stitch_steps().items():
             if cuts:  # the released layer assignment may leave a layer without a cut
@@ -138,7 +137,7 @@ def ends(step: Step, cut: tuple[int, int]) -> tuple[Position, Position]:
     return (step.anchor, step.stage, cut[0]), (step.end, step.stage, cut[1] - 1)
 
 
-class _Activations:
+class KeptActivations:
     """All activations kept, solved by pseudo-inverse; one pseudo-inverse serves every cut with the same p."""
 
     def __init__(self, network: StitchedNetwork) -> None:
@@ -149,10 +148,10 @@ class _Activations:
         self.kept: dict[Position, list[Tensor]] = {position: [] for position in self.needed}
         self.inverses: dict[Position, Tensor] = {}
 
-    def add(self, images: Tensor) -> None:
-        for position, rows in activations(self.network, images).items():
-            if position in self.needed:
-                self.kept[position].append(rows.float().cpu())
+    def add(self, found: Mapping[Position, Tensor]) -> None:
+        """Take in the rows of one batch: (anchor, stage, block) -> (B * tokens, D)."""
+        for position in self.needed:
+            self.kept[position].append(found[position].float().cpu())
 
     def rows(self, position: Position) -> Tensor:
         if len(self.kept[position]) > 1:
@@ -168,58 +167,66 @@ class _Activations:
         return torch.stack(solutions).mean(0)
 
     def residual(self, step: Step, cuts: list[tuple[int, int]], solution: Tensor) -> float:
-        squares = [
-            (
-                (with_bias(self.rows(front)) @ solution - self.rows(end)).square().sum() / self.rows(end).square().sum()
-            ).item()
-            for front, end in (ends(step, cut) for cut in cuts)
-        ]
-        return (sum(squares) / len(squares)) ** 0.5
+        pairs = [(self.rows(front), self.rows(end)) for front, end in (ends(step, cut) for cut in cuts)]
+        left = sum((with_bias(x) @ solution - y).square().sum().item() for x, y in pairs)
+        return (left / sum(y.square().sum().item() for _, y in pairs)) ** 0.5
 
 
-class _Products:
-    """Only the products that the normal equations need, summed over batches in float64."""
+class StreamedProducts:
+    """Only the products that the normal equations need, summed over batches in float64.
+
+    The solutions of the cuts that share a layer and a front block are averaged, and they are linear in Y: their Ys are
+    added up first, so that 22 products serve the 34 cuts of two DeiTs.
+    """
 
     def __init__(self, network: StitchedNetwork, products: torch.dtype) -> None:
         self.network, self.products = network, products
-        self.pairs = {ends(step, cut) for step, cuts in network.stitch_steps().items() for cut in cuts}
+        self.meets: dict[tuple[Step, Position], list[Position]] = {}  # (layer, front) -> the ends that it is fitted to
+        for step, cuts in network.stitch_steps().items():
+            for front, end in (ends(step, cut) for cut in cuts):
+                self.meets.setdefault((step, front), []).append(end)
         self.grams: dict[Position, Tensor] = {}
-        self.crosses: dict[tuple[Position, Position], Tensor] = {}
+        self.crosses: dict[tuple[Step, Position], Tensor] = {}
         self.squares: dict[Position, float] = {}
-        self.solved: dict[tuple[Position, Position], Tensor] = {}
+        self.factors: dict[Position, Tensor] = {}
 
-    def add(self, images: Tensor) -> None:
-        found = activations(self.network, images)
-        fronts = {front: with_bias(found[front].to(self.products)) for front in {front for front, _ in self.pairs}}
-        tops = {end: found[end].to(self.products) for end in {end for _, end in self.pairs}}
+    def add(self, found: Mapping[Position, Tensor]) -> None:
+        """Take in the rows of one batch: (anchor, stage, block) -> (B * tokens, D)."""
+        fronts = {front: with_bias(found[front].to(self.products)) for front in {front for _, front in self.meets}}
+        tops = {end: found[end].to(self.products) for end in {end for met in self.meets.values() for end in met}}
         for front, x in fronts.items():
-            self.grams[front] = self.grams.get(front, 0) + (x.T @ x).double()
+            _add(self.grams, front, x.T @ x)
         for end, y in tops.items():
-            self.squares[end] = self.squares.get(end, 0.0) + y.double().square().sum().item()
-        for front, end in self.pairs:
-            product = (fronts[front].T @ tops[end]).double()
-            self.crosses[front, end] = self.crosses.get((front, end), 0) + product
+            self.squares[end] = self.squares.get(end, 0.0) + y.square().sum(dtype=torch.float64).item()
+        for (step, front), met in self.meets.items():
+            y = tops[met[0]] if len(met) == 1 else torch.stack([tops[end] for end in met]).sum(0)
+            _add(self.crosses, (step, front), fronts[front].T @ y)
 
     def solve(self, step: Step, cuts: list[tuple[int, int]], joint: bool) -> Tensor:
-        pairs = [ends(step, cut) for cut in cuts]
+        fronts = [front for at, front in self.meets if at == step]
         if joint:
-            gram = torch.stack([self.grams[front] for front, _ in pairs]).sum(0)
-            return solve_gram(gram, torch.stack([self.crosses[pair] for pair in pairs]).sum(0))
-        return torch.stack([self._solve_all(front)[front, end] for front, end in pairs]).mean(0)
+            gram = sum(self.grams[front] * len(self.meets[step, front]) for front in fronts)
+            assert isinstance(gram, Tensor)
+            return torch.cholesky_solve(torch.stack([self.crosses[step, f] for f in fronts]).sum(0), ridge_factor(gram))
+        total = [torch.cholesky_solve(self.crosses[step, front], self._factor(front)) for front in fronts]
+        return torch.stack(total).sum(0) / len(cuts)
 
-    def _solve_all(self, front: Position) -> dict[tuple[Position, Position], Tensor]:
-        """Solve for every end that is met from `front` with one factorisation, once."""
-        todo = [pair for pair in self.crosses if pair[0] == front and pair not in self.solved]
-        if todo:
-            answers = solve_gram(self.grams[front], torch.cat([self.crosses[pair] for pair in todo], dim=1))
-            widths = [self.crosses[pair].shape[1] for pair in todo]
-            self.solved.update(zip(todo, answers.split(widths, dim=1), strict=True))
-        return self.solved
+    def _factor(self, front: Position) -> Tensor:
+        """One factorisation serves every layer that is met from `front`."""
+        if front not in self.factors:
+            self.factors[front] = ridge_factor(self.grams[front])
+        return self.factors[front]
 
     def residual(self, step: Step, cuts: list[tuple[int, int]], solution: Tensor) -> float:
-        """||x A - y||^2 = tr(A^T G A) - 2 tr(A^T C) + ||y||^2, relative to ||y||^2."""
-        squares = []
-        for front, end in (ends(step, cut) for cut in cuts):
-            fitted = (solution * (self.grams[front] @ solution - 2 * self.crosses[front, end])).sum().item()
-            squares.append(max(fitted + self.squares[end], 0.0) / self.squares[end])
-        return (sum(squares) / len(squares)) ** 0.5
+        """||x A - y||^2 = tr(A^T G A) - 2 tr(A^T C) + ||y||^2, summed over the cuts."""
+        left = total = 0.0
+        for (at, front), met in self.meets.items():
+            if at == step:
+                quadratic = len(met) * (self.grams[front] @ solution) - 2 * self.crosses[step, front]
+                left += (solution * quadratic).sum().item()
+                total += sum(self.squares[end] for end in met)
+        return (max(left + total, 0.0) / total) ** 0.5
+
+
+def _add(sums: dict[Any, Tensor], key: Any, product: Tensor) -> None:
+    sums[key] = sums[key] + product.double() if key in sums else product.double()

@@ -38,7 +38,7 @@ def load_network(network: StitchedNetwork, state: Mapping[str, Tensor]) -> Stitc
 
 
 def stitched_results(network: StitchedNetwork, file: ReferenceFile) -> dict[str, Any]:
-    """What every network kind holds: all logits and, in most files, the least-squares layers and all logits with them."""
+    """What every network kind holds: all logits; in most files the least-squares layers and all logits with them."""
     with torch.no_grad():
         results: dict[str, Any] = {"out.logits": all_logits(network, file.inputs["x"])}
         if not any(name.startswith(("out.ls.", "out.logits_after_ls")) for name in file.tensors):
