@@ -19,8 +19,8 @@ Distillation = Literal["none", "hard", "soft"]
 def make_mixup(mixup: float, cutmix: float, switch_prob: float, smoothing: float, num_classes: int) -> Mixup | None:
     """timm's batch-wise mixup and CutMix, or None when both are 0 (Zhang et al., ICLR 2018; Yun et al., ICCV 2019).
 
-    The result is called as ``images, targets = mix(images, labels)``: images (B, C, H, W) are changed IN PLACE, targets are
-    (B, K) with the labels smoothed by ``smoothing``. It draws from numpy's global generator, which
+    The result is called as ``images, targets = mix(images, labels)``: images (B, C, H, W) are changed IN PLACE, targets
+    are (B, K) with the labels smoothed by ``smoothing``. It draws from numpy's global generator, which
     :class:`paperkit.resumable.SeedStep` seeds. B must be even.
 
     Args:
@@ -41,8 +41,8 @@ def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) 
 
     Args:
         logits: (B, K).
-        target: labels (B,), smoothed by ``smoothing`` here; or probabilities (B, K), which mixup has smoothed already and
-            which are taken as they are.
+        target: labels (B,), smoothed by ``smoothing`` here; or probabilities (B, K), which mixup has smoothed already
+            and which are taken as they are.
         smoothing: label smoothing for labels.
     """
     return F.cross_entropy(logits, target, label_smoothing=smoothing if target.ndim == 1 else 0.0)
@@ -82,7 +82,8 @@ def distillation_loss(
 
 
 def accuracy_metrics(num_classes: int, prefix: str = "") -> MetricCollection:
-    """``{prefix}acc1`` and, with more than five classes, ``{prefix}acc5``: shares of all images (0 to 1), summed over ranks.
+    """``{prefix}acc1`` and, with more than five classes, ``{prefix}acc5``: shares of all images (0 to 1), summed over
+    ranks.
 
     Update with logits (B, K) and labels (B,). The shares count every image once (micro average), like ImageNet's top-1.
     """

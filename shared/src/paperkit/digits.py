@@ -1,17 +1,20 @@
 """The data that are always there: scikit-learn's 1797 scans of handwritten digits, 8 x 8 pixels, ten classes.
 
-Clean digits are too easy to tell methods apart, so the images carry Gaussian noise: a fixed part, drawn once, that makes the
-task hard, and a fresh part on the training inputs, a function of (run seed, epoch, index), that stands in for augmentation.
+Clean digits are too easy to tell methods apart, so the images carry Gaussian noise: a fixed part, drawn once, that
+makes the task hard, and a fresh part on the training inputs, a function of (run seed, epoch, index), that stands in for
+augmentation.
 
 Shapes: N images, S size in pixels.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -19,14 +22,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from paperkit.errors import UserError
-from paperkit.resumable import Draw, ResumableData, SeededSampler, EvenSampler, seed_of, seeded_loader
+from paperkit.resumable import Draw, ResumableData, seed_of, seeded_loader
 
 Split = tuple[Tensor, Tensor]
 TEST_IMAGES = 600
 
 
 class DigitsSplit(NamedTuple):
-    """Images (N, 1, S, S) float32 and labels (N,) int64 of each part; ``val`` is None when no validation images were asked for."""
+    """Images (N, 1, S, S) float32 and labels (N,) int64 of each part; ``val`` is None unless it was asked for."""
 
     train: Split
     val: Split | None
@@ -43,12 +46,14 @@ def resized(images: Tensor, size: int) -> Tensor:
     return images if images.shape[-1] == size else F.interpolate(images, size=size, mode="bilinear", antialias=False)
 
 
-def load_digits_split(seed: int = 0, val: int = 0, noise: float = 0.15, shift: float = 0.3, size: int = 8) -> DigitsSplit:
+def load_digits_split(
+    seed: int = 0, val: int = 0, noise: float = 0.15, shift: float = 0.3, size: int = 8
+) -> DigitsSplit:
     """1197 training images (of which ``val`` for validation) and 600 test images, classes in equal shares in each part.
 
     Args:
-        seed: of the split and of the fixed noise. Leave it at 0: the seeds of a run move other things, so that all runs of
-            all experiments are measured on the same test images.
+        seed: of the split and of the fixed noise. Leave it at 0: the seeds of a run move other things, so that all runs
+            of all experiments are measured on the same test images.
         val: validation images taken from the training part; the experiments choose their settings on 200.
         noise: standard deviation of the fixed noise; the pixels span 0 to 1.
         shift: subtracted from the pixels after division by 16, to centre them (their mean is 0.305).
@@ -129,6 +134,8 @@ class DigitsData(ResumableData, pl.LightningDataModule):
         eval_batch_size: int = 600,
     ) -> None:
         super().__init__()
+        # Lightning would have every loader use worker processes; these batches take less time than a message to one.
+        warnings.filterwarnings("ignore", message=".*does not have many workers", category=PossibleUserWarning)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.fresh_noise, self.input_size = fresh_noise, size
         # Kept as 8 x 8 scans: a batch is enlarged after its fresh noise, which belongs to the scan as well.

@@ -1,9 +1,9 @@
 """timm's optimisers and learning-rate schedules, with the traps between timm and Lightning closed.
 
-* timm must see the model itself, not the LightningModule around it: only then does it find ``no_weight_decay()`` and the
-  layers for ``layer_decay``.
-* A schedule is a function of the number of finished updates or epochs, and stores nothing: a resumed run computes the same
-  values, and a run resumed with more epochs follows the longer curve.
+* timm must see the model itself, not the LightningModule around it: only then does it find ``no_weight_decay()`` and
+  the layers for ``layer_decay``.
+* A schedule is a function of the number of finished updates or epochs, and stores nothing: a resumed run computes the
+  same values, and a run resumed with more epochs follows the longer curve.
 * ``lr_scale`` of a parameter group multiplies every scheduled value, during warm-up and at the minimum as well.
 """
 
@@ -30,11 +30,13 @@ class OptimConfig:
     """Optimiser and schedule of a run.
 
     Args:
-        name: any name of ``timm.optim.list_optimizers()``; adamw, sgd, lamb, lars, lion, adafactorbv and muon are common.
+        name: any name of ``timm.optim.list_optimizers()``; adamw, sgd, lamb, lars, lion, adafactorbv and muon are
+            common.
         lr: learning rate at the top of the schedule.
         lr_per_512: multiply ``lr`` by global batch / 512 (global batch = batch x processes x accumulation).
         bounds_per_512: multiply ``warmup_lr`` and ``min_lr`` by it as well (Swin does, DeiT does not).
-        weight_decay: for weights with two or more dimensions; biases, 1-D tensors and the model's ``no_weight_decay()`` get 0.
+        weight_decay: for weights with two or more dimensions; biases, 1-D tensors and the model's ``no_weight_decay()``
+            get 0.
         momentum: of optimisers that have one (sgd, lars, ...).
         betas, eps: of the Adam family; None takes the optimiser's own.
         layer_decay: lr factor from one layer to the layer beneath (BEiT); needs a timm model.
@@ -42,8 +44,8 @@ class OptimConfig:
         warmup_epochs: epochs of linear rise from ``warmup_lr`` to ``lr``.
         warmup_lr: first value of the warm-up.
         min_lr: last value of the cosine.
-        warmup_prefix: begin the cosine after the warm-up (Swin); False counts the warm-up as its first part (DeiT), which
-            makes the value fall a little where the warm-up ends.
+        warmup_prefix: begin the cosine after the warm-up (Swin); False counts the warm-up as its first part (DeiT),
+            which makes the value fall a little where the warm-up ends.
         step_per: move along the schedule after every update (step) or every epoch.
         lag: 1 for recipes whose loop steps the schedule with the index of what has just finished: every value comes one
             epoch (or update) late, and the first two are equal (DeiT, Swin, LeViT). 0 for timm's own loop (index + 1).
@@ -110,8 +112,9 @@ def build(
     """The optimiser and its schedule, set to the first value.
 
     Args:
-        model_or_groups: the bare model, whose frozen parameters are left out; or groups ``{"params": [...], "lr_scale": ...,
-            "weight_decay": ...}``, taken as they are (a group without ``weight_decay`` gets the configuration's).
+        model_or_groups: the bare model, whose frozen parameters are left out; or groups ``{"params": [...]}`` with, if
+            they differ, ``weight_decay``, ``lr_scale`` (multiplies every value of the schedule) or ``lr`` (another top
+            of the schedule, which still ends at ``min_lr``; not scaled by ``lr_per_512``).
         cfg: options.
         steps_per_epoch: optimiser updates, that is batches / accumulation.
         epochs: length of the run, warm-up included.
@@ -123,9 +126,15 @@ def build(
     _check(cfg, model_or_groups, steps_per_epoch, epochs, global_batch)
     scale = global_batch / 512 if cfg.lr_per_512 and global_batch else 1.0
     bounds = scale if cfg.bounds_per_512 else 1.0
-    options: dict[str, Any] = {"betas": cfg.betas, "eps": cfg.eps, "fused": cfg.fused or None, "layer_decay": cfg.layer_decay}
+    options: dict[str, Any] = {
+        "betas": cfg.betas,
+        "eps": cfg.eps,
+        "fused": cfg.fused or None,
+        "layer_decay": cfg.layer_decay,
+    }
     if not isinstance(model_or_groups, nn.Module):
-        model_or_groups = [dict(group) for group in model_or_groups]  # torch writes into the dictionaries that it is given
+        # Copies, because torch writes into the dictionaries that it is given.
+        model_or_groups = [dict(group) for group in model_or_groups]
     try:
         optimizer = create_optimizer_v2(
             model_or_groups,
@@ -139,11 +148,13 @@ def build(
         if cfg.fused and "fused" in str(error):
             raise UserError(f"optimizer {cfg.name} has no fused form; leave fused off") from None
         raise
+    # timm adds a prefixed warm-up to the epochs that it is given.
+    curve_epochs = epochs - cfg.warmup_epochs if cfg.warmup_prefix else float(epochs)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=cfg.schedule,
-        num_epochs=epochs - cfg.warmup_epochs if cfg.warmup_prefix else epochs,  # timm adds a prefixed warm-up to these
-        warmup_epochs=cfg.warmup_epochs,
+        num_epochs=curve_epochs,  # type: ignore[arg-type]  # fractions are fine, whatever timm's annotation says
+        warmup_epochs=cfg.warmup_epochs,  # type: ignore[arg-type]
         warmup_lr=cfg.warmup_lr * bounds,
         min_lr=cfg.min_lr * bounds,
         warmup_prefix=cfg.warmup_prefix,
@@ -159,14 +170,14 @@ def lightning_dict(optimizer: Optimizer, schedule: Schedule) -> dict[str, Any]:
 
 
 def step_schedule(schedule: Schedule, trainer: pl.Trainer) -> None:
-    """The body of ``lr_scheduler_step``: Lightning calls it after each update, or when the last batch of an epoch is done."""
+    """The body of ``lr_scheduler_step``, which Lightning calls after each update or in an epoch's last batch."""
     schedule.advance(trainer.current_epoch + 1 if schedule.interval == "epoch" else trainer.global_step)
 
 
 def clip_gradients(
     module: pl.LightningModule, optimizer: Optimizer, cfg: OptimConfig, value: float | None, algorithm: str | None
 ) -> None:
-    """The body of ``configure_gradient_clipping``: adaptive clipping if the configuration asks for it, else the Trainer's."""
+    """The body of ``configure_gradient_clipping``: adaptive if the configuration asks for it, else the Trainer's."""
     if cfg.agc is None:
         module.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
         return
@@ -186,7 +197,7 @@ def _check(
     epochs: int,
     global_batch: int | None,
 ) -> None:
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if cfg.name.lower().removeprefix("lookahead_") not in known:
         close = get_close_matches(cfg.name, known, n=3) or ["adamw", "sgd", "lamb"]
         raise UserError(f"optimizer {cfg.name!r} is unknown to timm; did you mean {', '.join(close)}?")

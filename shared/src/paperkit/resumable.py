@@ -1,8 +1,8 @@
 """Training that a kill cannot change: every random number is a function of (seed, epoch, index).
 
-Nothing random is stored. A checkpoint holds only how far the data were read; the order of the images, their augmentation and
-the dropout of a step are computed again from the seed. A run that was killed and resumed therefore ends with bit-identical
-weights, with any number of worker processes. What it takes, one piece each:
+Nothing random is stored. A checkpoint holds only how far the data were read; the order of the images, their
+augmentation and the dropout of a step are computed again from the seed. A run that was killed and resumed therefore
+ends with bit-identical weights, with any number of worker processes. What it takes, one piece each:
 
 * :class:`SeededSampler` draws the batches: a permutation of its own for each (seed, epoch);
 * :class:`SeededDataset` seeds the augmentation of each image, and :func:`seeded_loader` puts the two together;
@@ -21,18 +21,23 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from paperkit.errors import UserError
 
-_NOT_RESUMABLE = r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable"
+_NOT_RESUMABLE = (
+    r"You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable"
+)
 
 
 def seed_of(*parts: int) -> int:
     """A seed in [0, 2**63) that depends on every one of ``parts`` and on their order.
 
-    It is the front of BLAKE2b over the decimal numbers: the same on every machine, for every Python and for ever, and without
-    the collisions of sums such as ``seed + epoch``. ``torch`` and ``random`` take it whole, numpy its low 32 bits.
+    It is the front of BLAKE2b over the decimal numbers: the same on every machine, for every Python and for ever, and
+    without the collisions of sums such as ``seed + epoch``. ``torch`` and ``random`` take it whole, numpy its low 32
+    bits.
     """
     text = ",".join(str(int(part)) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
@@ -41,7 +46,8 @@ def seed_of(*parts: int) -> int:
 def seed_generators(*parts: int) -> int:
     """Seeds the global CPU generators of torch, numpy and ``random`` with ``seed_of(*parts)``, and returns it."""
     seed = seed_of(*parts)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed costs ten times as much: it visits every kind of device
+    # torch.manual_seed would cost ten times as much, because it visits every kind of device.
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
     return seed
@@ -63,18 +69,28 @@ class Draw(NamedTuple):
     """One image of one batch. ``copy`` counts the appearances of an image in an epoch (repeated augmentation)."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a draw
     copy: int = 0
+
+
+class _Count(Dataset[int]):
+    """The n numbers that a sampler chooses from."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
 
 
 class SeededSampler(DistributedSampler[list[Draw]]):
     """Batches of an epoch as lists of :class:`Draw`, the same for one process as for many.
 
-    Batch b of the ranks together holds the draws that one process with the batch size ``batch_size * world`` would get; the
-    remainder of that GLOBAL batch is dropped. It is a ``DistributedSampler``, so that Lightning leaves it in place.
+    Batch b of the ranks together holds the draws that one process with the batch size ``batch_size * world`` would get;
+    the remainder of that GLOBAL batch is dropped. It is a ``DistributedSampler``, so that Lightning leaves it in place.
 
-    With ``repeats`` r an epoch is as long as without, but shows n / r images r times each, every time augmented anew, and
-    the copies go to neighbouring ranks (repeated augmentation, Hoffer et al., CVPR 2020, as in DeiT with r = 3).
+    With ``repeats`` r an epoch is as long as without, but shows n / r images r times each, every time augmented anew,
+    and the copies go to neighbouring ranks (repeated augmentation, Hoffer et al., CVPR 2020, as in DeiT with r = 3).
 
     Args:
         n: number of images.
@@ -92,14 +108,14 @@ class SeededSampler(DistributedSampler[list[Draw]]):
             raise UserError(f"batch size {batch_size} and repeats {repeats} must be at least 1")
         if n < batch_size * world:
             raise UserError(
-                f"{n} training images do not fill one batch of {batch_size} on {world} process(es); use a smaller batch size"
+                f"{n} training images do not fill one batch of {batch_size} on {world} process(es); use a smaller one"
             )
-        super().__init__(range(n), num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
+        super().__init__(_Count(n), num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
         self.n, self.batch_size, self.repeats = n, batch_size, repeats
         self.start = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also when the next pass starts in the middle: Lightning counts from the offset to here."""
+        """Batches of a whole epoch, also when a pass starts in the middle: Lightning counts from the offset to here."""
         return self.n // (self.batch_size * self.num_replicas)
 
     def set_epoch(self, epoch: int) -> None:
@@ -116,25 +132,26 @@ class SeededSampler(DistributedSampler[list[Draw]]):
         order = torch.randperm(self.n, generator=generator)
         copies = torch.arange(self.repeats).repeat(self.n)[self.rank :: self.num_replicas]
         indices = order.repeat_interleave(self.repeats)[self.rank :: self.num_replicas]
-        return self._batches(self.epoch, self.start, indices.tolist(), copies.tolist())
+        return self._batches(self.epoch, self.start, indices, copies)
 
-    def _batches(self, epoch: int, start: int, indices: list[int], copies: list[int]) -> Iterator[list[Draw]]:
+    def _batches(self, epoch: int, start: int, indices: Tensor, copies: Tensor) -> Iterator[list[Draw]]:
         for batch in range(start, len(self)):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield [Draw(epoch, index, copy) for index, copy in zip(indices[part], copies[part], strict=True)]
+            pairs = zip(indices[part].tolist(), copies[part].tolist(), strict=True)
+            yield [Draw(epoch, index, copy) for index, copy in pairs]
 
 
 class EvenSampler(DistributedSampler[list[Draw]]):
     """Evaluation batches: every image exactly once, in order, and the same number of batches on every rank.
 
-    Lightning's own sampler repeats images until the ranks are level, which moves the accuracy of a small set; here the ranks'
-    shares differ by one image at most and each share is cut into equally many, nearly equal batches.
+    Lightning's own sampler repeats images until the ranks are level, which moves the accuracy of a small set; here the
+    ranks' shares differ by one image at most and each share is cut into equally many, nearly equal batches.
     """
 
     def __init__(self, n: int, rank: int = 0, world: int = 1, batch_size: int = 1) -> None:
         if n < world:
             raise UserError(f"{n} evaluation image(s) cannot be shared by {world} processes; use fewer processes")
-        super().__init__(range(n), num_replicas=world, rank=rank, shuffle=False)
+        super().__init__(_Count(n), num_replicas=world, rank=rank, shuffle=False)
         self.n, self.batch_size = n, batch_size
 
     def __len__(self) -> int:
@@ -151,8 +168,9 @@ class EvenSampler(DistributedSampler[list[Draw]]):
 class SeededDataset(Dataset[Any]):
     """A map-style dataset whose random transforms depend on (seed, epoch, index, copy) alone.
 
-    torch, numpy and ``random`` are seeded before each image and put back afterwards, so that transforms which draw from the
-    global generators (torchvision, timm) come out the same in any worker and leave no trace in the training process.
+    torch, numpy and ``random`` are seeded before each image and put back afterwards, so that transforms which draw from
+    the global generators (torchvision, timm) come out the same in any worker and leave no trace in the training
+    process.
 
     Args:
         dataset: anything with ``dataset[int]``.
@@ -182,7 +200,7 @@ def _as_is(batch: Any) -> Any:
 def seeded_loader(
     dataset: Dataset[Any], sampler: SeededSampler | EvenSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Any]:
-    """The loader of a dataset that answers a list of draws with a batch (:class:`SeededDataset`, or tensors indexed at once)."""
+    """The loader of a dataset that answers a list of draws with a whole batch, as :class:`SeededDataset` does."""
     return DataLoader(
         dataset,
         sampler=sampler,
@@ -197,7 +215,8 @@ def seeded_loader(
 class SeedStep(pl.Callback):
     """Seeds torch, numpy and ``random`` from (seed, epoch, batch, rank) before every training step.
 
-    Dropout, drop path, patch drop and timm's mixup then depend on the position in the run alone, not on what was drawn before.
+    Dropout, drop path, patch drop and timm's mixup then depend on the position in the run alone, not on what was drawn
+    before.
 
     Args:
         seed: run seed.
@@ -206,7 +225,9 @@ class SeedStep(pl.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         seed = seed_generators(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         if pl_module.device.type != "cpu":
             torch.manual_seed(seed)
@@ -215,12 +236,12 @@ class SeedStep(pl.Callback):
 class _MendCounters(pl.Callback):
     """Corrects Lightning's (2.6) own counters of a resumed run before the first batch.
 
-    A file of an epoch's last batch: Lightning finishes that epoch but still takes itself to be in its middle, so the next one
-    would not be counted as begun (a second resume, from a file of that epoch, then trains the epoch twice) and its
-    ``on_train_epoch_start`` hooks would not be called.
+    A file of an epoch's last batch: Lightning finishes that epoch but still takes itself to be in its middle, so the
+    next one would not be counted as begun (a second resume, from a file of that epoch, then trains the epoch twice) and
+    its ``on_train_epoch_start`` hooks would not be called.
 
-    A file from between two accumulated batches (a validation, a signal): the gradients of the batches since the last update
-    are not in it, so the run goes back to the first of them.
+    A file from between two accumulated batches (a validation, a signal): the gradients of the batches since the last
+    update are not in it, so the run goes back to the first of them.
 
     Args:
         rewind: batches to go back.
@@ -231,20 +252,22 @@ class _MendCounters(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loop = trainer.fit_loop
-        if loop.restarted_mid_epoch and loop.epoch_progress.current.processed == loop.epoch_progress.current.ready:
+        epochs = vars(loop.epoch_progress.current)
+        if loop.restarted_mid_epoch and epochs["processed"] == epochs["ready"]:
             loop.reset_restart_stage()
         progress = loop.epoch_loop.batch_progress
         for counts in (progress.current, progress.total):
-            for name in ("ready", "started", "processed", "completed"):
+            for name in vars(counts):  # ready, started, processed, completed
                 setattr(counts, name, getattr(counts, name) - self.rewind)
+        self.rewind = 0  # a second fit of this trainer is another matter
 
 
 class ResumableData:
     """Mixin of a LightningDataModule (stated first) that continues an epoch where the checkpoint left it.
 
-    ``train_dataloader`` takes its sampler from :meth:`train_sampler`; the rest is here. A checkpoint from the middle of an
-    epoch is refused when the seed, the batch size, the number of images, of copies or of processes has changed: batch 17
-    would hold other images. At the end of an epoch all of them may change.
+    ``train_dataloader`` takes its sampler from :meth:`train_sampler`; the rest is here. A checkpoint from the middle of
+    an epoch is refused when the seed, the batch size, the number of images, of copies or of processes has changed:
+    batch 17 would hold other images. At the end of an epoch all of them may change.
     """
 
     trainer: pl.Trainer | None
@@ -259,7 +282,7 @@ class ResumableData:
         """
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        if trainer and trainer.overfit_batches:
+        if trainer and trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError("overfit_batches replaces the sampler that makes runs resumable; use limit_train_batches")
         sampler = SeededSampler(n, seed, rank, world, batch_size, repeats)
         epoch, start = trainer.current_epoch if trainer else 0, 0
@@ -295,11 +318,14 @@ class ResumableData:
         return {"epoch": epoch, "batch": batch - rewind, "rewind": rewind, **_settings(self._sampler)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Called by Lightning before the training loader is built."""
+        """Called by Lightning before the training loader is built; also before an evaluation, where it does nothing."""
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
         warnings.filterwarnings("ignore", message=_NOT_RESUMABLE, category=PossibleUserWarning)
         self._resume = dict(state_dict)
         if self.trainer is not None:
-            self.trainer.callbacks.append(_MendCounters(state_dict["rewind"]))
+            mend = _MendCounters(state_dict["rewind"])
+            self.trainer.callbacks.append(mend)  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """A later ``fit`` without a checkpoint starts from the beginning."""
