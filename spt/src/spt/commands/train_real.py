@@ -1,0 +1,114 @@
+"""Tune a backbone on real data: VTAB-1k, FGVC, few-shot. The configs under spt/configs hold the paper's recipes.
+
+`--trainer.KEY VALUE` goes to Lightning's Trainer: devices, num_nodes, strategy, precision, accelerator, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from paperkit.cli import make_parser
+from paperkit.errors import UserError
+
+if TYPE_CHECKING:
+    from paperkit.runs import RunFolder
+
+    from spt.real_run import RealOptions
+
+# What of Lightning's Trainer a user may set; the rest is the recipe's or this project's own.
+TRAINER = {
+    **{"accelerator": str, "devices": str, "num_nodes": int, "strategy": str, "precision": str},
+    **{"accumulate_grad_batches": int, "deterministic": bool, "enable_progress_bar": bool, "log_every_n_steps": int},
+    **{"limit_train_batches": int, "limit_val_batches": int, "gradient_clip_val": float, "sync_batchnorm": bool},
+}
+
+
+def main(argv: Sequence[str], prog: str) -> None:
+    """Parses and runs."""
+    parser = make_parser(prog, __doc__)
+    add_arguments(parser)
+    run(parser.parse_args(list(argv)))
+
+
+def add_arguments(parser: Any) -> None:
+    """Options by group; a config file holds the same groups."""
+    from spt.commands.train import add_run_arguments
+    from spt.recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
+
+    parser.add_argument("--config", action="config", help="YAML file with these options")
+    add_run_arguments(parser)
+    parser.add_class_arguments(DataOptions, "data")
+    parser.add_class_arguments(BackboneOptions, "backbone")
+    parser.add_class_arguments(MethodOptions, "method")
+    parser.add_class_arguments(RecipeOptions, "recipe")
+    for name, kind in TRAINER.items():
+        parser.add_argument(f"--trainer.{name}", type=kind | None, default=None, help="of Lightning's Trainer")
+
+
+def to_options(content: Any) -> RealOptions:
+    """Options from a parsed namespace or a run's config.
+
+    Raises:
+        UserError: for a group or an option that is unknown.
+    """
+    from spt.real_run import RealOptions
+    from spt.recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
+
+    groups = {"data": DataOptions, "backbone": BackboneOptions, "method": MethodOptions, "recipe": RecipeOptions}
+    try:
+        parts = {name: kind(**dict(content[name])) for name, kind in groups.items()}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"this is not a run on real data: {error}") from error
+    trainer = {k: _number(v) for k, v in dict(content.get("trainer") or {}).items() if v is not None}
+    return RealOptions(**parts, trainer=trainer)
+
+
+def _number(value: Any) -> Any:
+    """``--trainer.devices 2`` is a count, ``auto`` a word."""
+    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+
+
+def run(arguments: Any) -> None:
+    """One run, new or continued."""
+    from spt.commands.train import find_run
+    from spt.real_run import train_run
+
+    folder = find_run(arguments.root, arguments.name, arguments.resume)
+    with folder.lock():
+        if arguments.resume:
+            options = to_options(folder.read_config())
+        else:
+            options = to_options(vars(arguments))
+            folder.write_config(asdict(options))
+            folder.write_environment()
+        train_run(options, folder, bool(arguments.resume))
+
+
+def evaluate_run(folder: RunFolder) -> None:
+    """Evaluates the last checkpoint of a run on real data again and writes metrics.json."""
+    import time
+
+    from paperkit.report import print_metrics
+    from spt.real_run import build, make_trainer, result
+    from spt.tuning_module import TuningModule
+
+    start, options = time.monotonic(), to_options(folder.read_config())
+    last = folder.path / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise UserError(f"{folder.path} has no checkpoint at {last}")
+    data, tuned, _ = build(options, folder.path)
+    module = TuningModule(tuned.model, options.recipe, data.classes, list(data.tests))
+    trainer = make_trainer(options, folder.path, devices=1)
+    from paperkit.checkpoints import read_checkpoint
+
+    content = read_checkpoint(last)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"], strict=False)
+    earlier = list(module.history)
+    trainer.validate(module, datamodule=data, verbose=False)
+    module.history = [*earlier, {**module.history[-1], "epoch": float(options.recipe.epochs)}]
+    metrics = result(options, tuned, module, "spt eval", time.monotonic() - start)
+    metrics.write(folder.path / "metrics.json")
+    print_metrics(metrics, f"{options.method.name} on {options.data.name}")
