@@ -2,7 +2,14 @@
 
 import pytest
 
-from snnet.enumeration import Configuration, paired, paired_forward, plain_configurations, staged_configurations, unpaired
+from snnet.enumeration import (
+    Configuration,
+    paired,
+    paired_forward,
+    plain_configurations,
+    staged_configurations,
+    unpaired,
+)
 
 
 def test_sliding_window_of_deit() -> None:
@@ -17,7 +24,9 @@ def test_sliding_window_of_deit() -> None:
 def test_every_pair_of_a_window_once(depth: int, window: int, stride: int) -> None:
     found = paired(depth, window, stride)
     starts = range(0, depth, stride)
-    expected = {(p, q) for s in starts for p in range(s, min(s + window, depth)) for q in range(s, min(s + window, depth))}
+    expected = {
+        (p, q) for s in starts for p in range(s, min(s + window, depth)) for q in range(s, min(s + window, depth))
+    }
     assert set(found.cuts) == expected and len(found.cuts) == len(expected)
     assert sorted(set(found.layer_of)) == list(range(found.num_layers))
 

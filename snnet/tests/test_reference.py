@@ -17,11 +17,6 @@ from snnet.reference_kinds import KINDS
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
