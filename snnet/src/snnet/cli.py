@@ -13,6 +13,9 @@ VERBS = {
     "predict": Verb("classify images with one configuration", "snnet.commands.predict"),
     "export": Verb("write one configuration with only its own parameters (torch or ONNX)", "snnet.commands.export"),
     "figures": Verb("draw the figures of a run again", "snnet.commands.figures"),
+    "latency": Verb("measure every configuration on this machine", "snnet.commands.latency"),
+    "convert": Verb("turn the authors' checkpoints into this package's form and back", "snnet.commands.convert"),
+    "bench": Verb("speed and memory against the baselines, as ratios of one run", "snnet.commands.bench"),
     "verify": Verb("recompute reference files and compare", "snnet.commands.verify"),
 }
 

@@ -7,7 +7,7 @@ statistics and weights for augmented images (`*.aux_bn.*`), which evaluation doe
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def load_official(network: StitchedNetwork, state: Mapping[str, Tensor], source:
     """
     ours = {official: name for name, official in official_names(network).items()}
     buffers = official_buffers(network)
-    split = {key: value for key, value in state.items() if _is_split_norm(key, ours)}
+    split = {key: value for key, value in state.items() if _is_split_norm(key, ours.keys())}
     for key in buffers.keys() & state.keys():
         if state[key].shape != buffers[key].shape or not torch.equal(state[key].to(buffers[key]), buffers[key]):
             raise UserError(
@@ -101,9 +101,13 @@ def read_official(network: StitchedNetwork, path: str | Path, trust_pickle: bool
     return load_official(network, read_weights(path, trust_pickle), str(path))
 
 
-def _is_split_norm(key: str, ours: Mapping[str, str]) -> bool:
+def _is_split_norm(key: str, ours: Set[str]) -> bool:
     """Whether a key is the second set of a BatchNorm that the network has."""
-    return bool(_SPLIT_NORM.search(key)) and _SPLIT_NORM.sub(".", key) in ours
+    found = _SPLIT_NORM.search(key)
+    return (
+        found is not None
+        and {f"{key[: found.start()]}.{name}" for name in ("running_mean", key[found.end() :])} <= ours
+    )
 
 
 def _official_name(network: StitchedNetwork, name: str) -> str:

@@ -1,0 +1,63 @@
+"""Turn an authors' checkpoint into a folder for `from_pretrained`, or such a folder back into the authors' key scheme."""
+
+from typing import Any
+
+
+def add_arguments(parser: Any) -> None:
+    parser.add_argument("source", type=str, help="authors' checkpoint (.pth), or a folder that this command wrote")
+    parser.add_argument("target", type=str, help="folder to write, or a .pth or .safetensors file to write")
+    parser.add_argument("--released", type=str | None, default=None, help="which released SN-Net the checkpoint is of")
+    parser.add_argument("--trust_pickle", "--trust-pickle", action="store_true", help="let the file run code when read")
+
+
+def run(arguments: Any) -> int:
+    from pathlib import Path
+
+    from paperkit.errors import UserError
+    from snnet.released_networks import RELEASED
+
+    source, target = Path(arguments.source), Path(arguments.target)
+    if source.is_dir():
+        return _to_official(source, target)
+    name = arguments.released or next((n for n, r in RELEASED.items() if r.file == source.name), None)
+    if name is None:
+        raise UserError(f"say with --released which SN-Net {source.name} is of: {', '.join(RELEASED)}")
+    return _from_official(source, target, name, arguments.trust_pickle)
+
+
+def _from_official(source: Any, target: Any, name: str, trust_pickle: bool) -> int:
+    from paperkit.checkpoints import save_weights
+    from snnet.official import read_official
+    from snnet.released_networks import build
+
+    network = build(name)
+    aside = read_official(network, source, trust_pickle)
+    network.save_pretrained(target)
+    note = ""
+    if aside.split_norms:
+        save_weights(target / "split_norms.safetensors", aside.split_norms)
+        note = f"; {len(aside.split_norms)} tensors of split BatchNorm, which only training used, in split_norms.safetensors"
+    print(f"{target}: {network.num_configurations} configurations of {name}{note}")
+    return 0
+
+
+def _to_official(source: Any, target: Any) -> int:
+    from paperkit.checkpoints import read_weights, save_checkpoint, save_weights
+    from paperkit.errors import UserError
+    from snnet.anchors import SNNet
+    from snnet.official import Aside, official_buffers, to_official
+
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source} has no config.json; give a folder that `snnet convert` or save_pretrained wrote")
+    network = SNNet.from_pretrained(str(source))
+    kept = source / "split_norms.safetensors"
+    aside = Aside(read_weights(kept), tuple(official_buffers(network))) if kept.exists() else None
+    state = to_official(network, aside)
+    if target.suffix == ".safetensors":
+        save_weights(target, state)
+    elif target.suffix == ".pth":
+        save_checkpoint(target, {"model": state})
+    else:
+        raise UserError(f"{target}: give the file a name that ends in .pth or .safetensors")
+    print(f"{target}: {len(state)} tensors under the authors' keys")
+    return 0
