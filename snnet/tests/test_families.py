@@ -1,11 +1,10 @@
-"""Anchors taken apart run as timm runs them whole, stitches need only what they own, and what does not fit is refused."""
+"""Anchors taken apart run as timm runs them whole; stitches need what they own, no more; misfits are refused."""
 
 import copy
 
 import pytest
 import timm
 import torch
-from .small_networks import NETWORKS, build, levit, resnet, swin, vit
 from torch import nn
 
 from paperkit.errors import UserError
@@ -13,6 +12,8 @@ from snnet.counting import names_used
 from snnet.enumeration import LayerAssignment
 from snnet.least_squares import initialise
 from snnet.stitching import StitchedNetwork
+
+from .small_networks import NETWORKS, build, levit, resnet, swin, vit
 
 every_family = pytest.mark.parametrize("name", NETWORKS)
 
@@ -60,7 +61,7 @@ def test_a_configuration_depends_on_all_it_owns_and_on_nothing_else(name: str) -
 
 @every_family
 def test_least_squares_explains_what_the_end_anchor_expects(name: str) -> None:
-    """A relative residual of 1 is what a layer of zeros leaves. (The mean of several cuts' solutions may leave more.)"""
+    """A relative residual of 1 is what zeros leave. (The mean of several cuts' solutions may leave more.)"""
     network, x = build(name)
     images = [torch.randn(8, *x.shape[1:]) for _ in range(2)]
     assert all(fit.residual < 1 for fit in initialise(network, images).values() if len(fit.cuts) == 1)
@@ -77,7 +78,7 @@ def test_streamed_products_give_the_same_layers(name: str) -> None:
 
 
 def test_levits_cached_biases_are_never_stale() -> None:
-    """timm gathers attention biases once in eval mode; weights loaded or stepped in eval mode must be seen all the same."""
+    """timm gathers attention biases once in eval mode; weights loaded or stepped there must be seen all the same."""
     network, x = build("LeViT")
     with torch.no_grad():
         before = network(x, 1)

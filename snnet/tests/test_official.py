@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(name: str) -> None:
     del official[gone]
     official[odd] = torch.zeros(1, 1)
     official["extra.weight"] = torch.zeros(1)
-    buffers = to_official(network).keys() - {key for key in official}
+    buffers = to_official(network).keys() - official.keys()
     for key, value in to_official(network).items():
         if key.endswith(("relative_position_index", "attn_mask", "attention_bias_idxs")):
             official[key] = value
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(name: str) -> None:
 
 
 def test_checkpoint_of_another_family() -> None:
-    with pytest.raises(UserError, match="missing.*unexpected"):
+    with pytest.raises(UserError, match=r"missing.*unexpected"):
         load_official(build("LeViT")[0], to_official(build("Swin")[0]), "snnet_swin.pth")
 
 
