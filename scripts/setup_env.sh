@@ -14,7 +14,10 @@ command -v "$python" >/dev/null || { echo "error: no interpreter $python; name o
 find_uv "$python"
 
 echo "making $venv ($("$python" --version))"
-"$UV" venv --quiet --clear --python "$python" "$venv"
+# An environment of the same interpreter is brought up to date in place: whatever runs in it keeps running.
+wanted=$("$python" -c 'import sys; print(sys.version)')
+[ "$("$venv/bin/python" -c 'import sys; print(sys.version)' 2>/dev/null)" = "$wanted" ] ||
+  "$UV" venv --quiet --clear --python "$python" "$venv"
 if [ "$project" = shared ]; then
   packages=(--editable './shared[lightning,test]')
 else
@@ -22,5 +25,5 @@ else
 fi
 # OpenMMLab's forks need a dependency dropped; a [tool.uv] table would be read only inside the project's folder.
 [ -f "$project/overrides.txt" ] && packages+=(--override "$project/overrides.txt")
-"$UV" pip install --quiet --python "$venv" --constraint "$project/constraints.txt" "${packages[@]}"
+"$UV" pip install --quiet --exact --python "$venv" --constraint "$project/constraints.txt" "${packages[@]}"
 touch "$venv/.ready"
