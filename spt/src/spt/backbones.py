@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from paperkit.checkpoints import load_strict, read_checkpoint, read_weights
 from paperkit.errors import UserError
 
+from .candidates import find_candidates
 from .sensitivity import reset_head
 from .split_qkv import fuse_state, split_state
 
-Format = Literal["npz", "mae", "moco", "swin", "timm"]
+Format = Literal["npz", "mae", "moco", "swin", "convnext", "timm"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ BACKBONES = {
     "swin_b_supervised": Backbone(
         "swin_base_patch4_window7_224", "swin", "swin_base_patch4_window7_224_22k.pth", "ms_in22k", 86_743_224
     ),
-    "convnext_b_supervised": Backbone("convnext_base", "timm", "convnext_base_22k_224.safetensors", "fb_in22k", 87_564_416),
+    "convnext_b_supervised": Backbone("convnext_base", "convnext", "convnext_base_22k_224.pth", "fb_in22k", 87_564_416),
     "vit_l16_supervised": Backbone("vit_large_patch16_224", "npz", "ViT-L_16.npz", "", 303_301_632),
 }
 
@@ -69,6 +70,12 @@ def create_backbone(arch: str, num_classes: int, drop_path: float = 0.1, **sizes
     model = timm.create_model(arch, pretrained=False, num_classes=num_classes, drop_path_rate=drop_path, **sizes)
     reset_head(model)
     return model
+
+
+def vit_shapes(arch: str = "vit_base_patch16_224") -> dict[str, torch.Size]:
+    """Candidates' shapes of a ViT, on the meta device."""
+    with torch.device("meta"):
+        return find_candidates(timm.create_model(arch, num_classes=1)).shapes()
 
 
 def load_backbone(model: nn.Module, path: str | Path, format: Format | None = None, trust_pickle: bool = False) -> list[str]:
@@ -100,7 +107,8 @@ def load_backbone(model: nn.Module, path: str | Path, format: Format | None = No
 def read_backbone(
     path: str | Path, model: nn.Module, format: Format | None = None, trust_pickle: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State in timm's (fused) keys, and what only the training variant of the file holds (a linear-probe head).
+    """State in timm's (fused) keys, and what else the file holds (MoCo's linear-probe head, Swin's regenerated buffers,
+    MAE's decoder, Google's pre-logits) under its own keys.
 
     Raises:
         UserError: missing or unreadable file.
@@ -110,19 +118,32 @@ def read_backbone(
         raise UserError(f"no pretrained file at {path}; put {known_file(path.name)} there")
     if format == "npz" or (format is None and path.suffix == ".npz"):
         grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-        return fuse_state(npz_to_state(read_npz(path), grid)), {}
+        arrays = read_npz(path)
+        state = npz_to_state(arrays, grid)
+        left = {name: torch.from_numpy(arrays[name]) for name in arrays if name not in npz_names(state)}
+        return fuse_state(state), left
     if path.suffix == ".safetensors":
         return read_weights(path), {}
     content = read_checkpoint(path, trust_pickle=trust_pickle)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
     inner = content.get("model", content.get("state_dict", content))
+    if not isinstance(inner, Mapping):
+        raise UserError(f"{path} holds no state dict under model or state_dict")
     state = {str(name).removeprefix("module."): value for name, value in inner.items() if isinstance(value, Tensor)}
     if format == "moco" or (format is None and "state_dict" in content):
-        return _without_head(state)
+        return _apart(state, ("head.",))
     if any(name.startswith("layers.") for name in state):
-        return swin_to_timm(state, model), {}
-    return fuse_state(state), {}
+        buffers = {name: v for name, v in state.items() if name.endswith(("relative_position_index", "attn_mask"))}
+        from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter
+
+        return swin_filter({"model": dict(state)}, model), buffers
+    if any(name.startswith("downsample_layers.") for name in state):
+        from timm.models.convnext import checkpoint_filter_fn as convnext_filter
+
+        return convnext_filter({"model": dict(state)}, model), {}
+    backbone, left = _apart(state, ("decoder", "mask_token"))
+    return fuse_state(backbone), left
 
 
 def known_file(name: str) -> str:
@@ -131,21 +152,14 @@ def known_file(name: str) -> str:
     return name if name in names else f"one of {', '.join(sorted(names))} (or a safetensors file of `spt convert`)"
 
 
-def _without_head(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """MoCo v3's linear-probe file: the backbone, and its head kept aside."""
-    backbone = {name: value for name, value in state.items() if not name.startswith("head.")}
-    return backbone, {name: value for name, value in state.items() if name.startswith("head.")}
-
-
-def swin_to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Microsoft's Swin keys -> timm's, by timm's own filter; position indices and masks are regenerated."""
-    from timm.models.swin_transformer import checkpoint_filter_fn
-
-    return checkpoint_filter_fn({"model": state}, model)
+def _apart(state: dict[str, Tensor], starts: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state without, and the state with, the keys that begin so."""
+    inside = {name: value for name, value in state.items() if not name.startswith(starts)}
+    return inside, {name: value for name, value in state.items() if name.startswith(starts)}
 
 
 def timm_to_swin(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`swin_to_timm`: a downsampling belongs to the stage before, the head is ``head``.
+    """timm's keys -> Microsoft's: a downsampling belongs to the stage before, the head is ``head``.
 
     Args:
         buffers: position indices and masks that the released file holds beside the weights.
@@ -228,6 +242,18 @@ def npz_to_state(arrays: Mapping[str, numpy.ndarray], grid: tuple[int, int] | No
     if "head/kernel" in arrays:
         state["head.weight"], state["head.bias"] = take("head/kernel").t().contiguous(), take("head/bias")
     return state
+
+
+def npz_names(state: Mapping[str, Tensor]) -> set[str]:
+    """Names of the arrays that a separate state comes from."""
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    block = [f"{part}/{leaf}" for part in ("LayerNorm_0", "LayerNorm_2") for leaf in ("scale", "bias")]
+    places = ("query", "key", "value", "out")
+    block += [f"MultiHeadDotProductAttention_1/{place}/{leaf}" for place in places for leaf in ("kernel", "bias")]
+    block += [f"MlpBlock_3/Dense_{layer}/{leaf}" for layer in (0, 1) for leaf in ("kernel", "bias")]
+    single = ["cls", "Transformer/posembed_input/pos_embedding", "embedding/kernel", "embedding/bias"]
+    single += ["Transformer/encoder_norm/scale", "Transformer/encoder_norm/bias", "head/kernel", "head/bias"]
+    return {*single, *(f"Transformer/encoderblock_{index}/{name}" for index in range(depth) for name in block)}
 
 
 def state_to_npz(state: Mapping[str, Tensor], heads: int) -> dict[str, numpy.ndarray]:

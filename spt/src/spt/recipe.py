@@ -53,7 +53,7 @@ class BackboneOptions:
 
     arch: str = "vit_base_patch16_224"
     file: str | None = None
-    format: Literal["npz", "mae", "moco", "swin", "timm"] | None = None
+    format: Literal["npz", "mae", "moco", "swin", "convnext", "timm"] | None = None
     drop_path: float = 0.1
     trust_pickle: bool = False
     sizes: dict | None = None

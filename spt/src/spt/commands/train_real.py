@@ -78,7 +78,9 @@ def run(arguments: Any) -> None:
     folder = find_run(arguments.root, arguments.name, arguments.resume)
     with folder.lock():
         if arguments.resume:
-            options = to_options(folder.read_config())
+            if "tasks" in (content := folder.read_config()):
+                raise UserError(f"{folder.path} is a sweep; continue it with `spt sweep --resume {folder.path}`")
+            options = to_options(content)
         else:
             options = to_options(vars(arguments))
             folder.write_config(asdict(options))

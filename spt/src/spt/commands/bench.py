@@ -1,0 +1,40 @@
+"""Time and memory against peft's LoRA, full fine-tuning and the released sweep, as ratios of one run (about six minutes)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paperkit.errors import UserError
+
+
+def add_arguments(parser: Any) -> None:
+    """Options."""
+    parser.add_argument("--parts", type=list[str], default=[], help="step, memory, sensitivity, delta, allocation (default: all)")
+    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: one per core)")
+
+
+def run(arguments: Any) -> None:
+    """Measures, prints, and writes JSON and a plot to `<root>/spt/bench`."""
+    import os
+    from pathlib import Path
+
+    import torch
+
+    from paperkit.measure import machine, write_bench
+    from spt.bench import PARTS, draw_bench
+
+    parts = arguments.parts or list(PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UserError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes whose memory is measured
+    about = machine()
+    print(f"{about['cpu']['model']}, {threads} threads, flags {' '.join(about['cpu']['flags'])}", flush=True)
+    sections = {part: PARTS[part]() for part in parts}
+    folder = Path(arguments.root) / "spt" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bench(folder / "bench.json", "spt", **sections)
+    draw_bench(sections, folder / "bench.png")
+    print(f"written: {folder / 'bench.json'}, {folder / 'bench.png'}")

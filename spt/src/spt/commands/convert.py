@@ -1,0 +1,27 @@
+"""Convert a released backbone file to safetensors, or back: `spt convert FILE OUT --arch vit_base_patch16_224 [--to npz]`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+
+def add_arguments(parser: Any) -> None:
+    """Options."""
+    parser.add_argument("source", type=str, help="released file (npz, pth), or a safetensors file with --to")
+    parser.add_argument("target", type=str, help="file to write")
+    parser.add_argument("--arch", type=str, default="vit_base_patch16_224", help="timm architecture")
+    parser.add_argument("--to", type=Literal["timm", "npz", "mae", "moco", "swin"], default="timm", help="layout to write")
+    parser.add_argument("--sizes", type=dict | None, default=None, help="further arguments of timm's constructor")
+    parser.add_argument("--trust-pickle", action="store_true", help="read a file that wants to run code")
+
+
+def run(arguments: Any) -> None:
+    """Converts and says what was written."""
+    from spt.backbones import create_backbone
+    from spt.convert import convert_file
+
+    model = create_backbone(arguments.arch, 1, **(arguments.sizes or {}))
+    for line in convert_file(
+        arguments.source, arguments.target, model, arguments.to, trust_pickle=arguments.trust_pickle
+    ):
+        print(line)

@@ -1,0 +1,34 @@
+"""Merge a delta into its backbone and write a plain model: weights, torch.export, ONNX, or peft's own adapter and its base.
+
+`spt export DELTA OUT --file BACKBONE --to onnx`
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+
+def add_arguments(parser: Any) -> None:
+    """Options."""
+    from spt.commands.task_options import add_task_arguments
+
+    parser.add_argument("delta", type=str, help="delta folder (RUN/delta)")
+    parser.add_argument("target", type=str, help="file to write; a folder for peft")
+    parser.add_argument("--to", type=Literal["weights", "torch_export", "onnx", "peft"], default="weights", help="form")
+    add_task_arguments(parser)
+
+
+def run(arguments: Any) -> None:
+    """Merges and writes."""
+    from spt.deploy import save_exported, save_onnx, save_plain
+    from spt.task_model import open_task
+
+    tuned = open_task(arguments.delta, arguments.file, arguments.arch, arguments.trust_pickle)
+    if arguments.to == "peft":
+        from spt.peft_export import export_to_peft
+
+        export_to_peft(tuned, arguments.target)
+    else:
+        save = {"weights": save_plain, "torch_export": save_exported, "onnx": save_onnx}[arguments.to]
+        save(tuned.merge_and_unload().eval(), arguments.target)
+    print(f"written: {arguments.target}")

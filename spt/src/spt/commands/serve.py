@@ -1,0 +1,53 @@
+"""Many deltas on one backbone: reads lines `DELTA IMAGE` and answers each with JSON, switching exactly between tasks.
+
+`printf 'flowers a.jpg\\npets b.jpg\\n' | spt serve --deltas.flowers DIR1 --deltas.pets DIR2 --file BACKBONE`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paperkit.errors import UserError
+
+
+def add_arguments(parser: Any) -> None:
+    """Options."""
+    from spt.commands.task_options import add_task_arguments
+
+    parser.add_argument("--deltas", type=dict[str, str], required=True, help="name: folder of every delta")
+    parser.add_argument("--top", type=int, default=1, help="classes in an answer")
+    add_task_arguments(parser)
+
+
+def run(arguments: Any) -> None:
+    """Answers until the input ends."""
+    import json
+    import sys
+    import time
+
+    from spt.commands.predict import image_size
+    from spt.delta import load_delta
+    from spt.hot_swap import HotSwap
+    from spt.task_model import bare_backbone, read_image, top_classes
+
+    deltas = {name: load_delta(folder) for name, folder in arguments.deltas.items()}
+    if not deltas:
+        raise UserError("serve needs at least one delta: --deltas.NAME DIR")
+    name, delta = next(iter(deltas.items()))
+    model = bare_backbone(delta, arguments.deltas[name], arguments.file, arguments.arch, arguments.trust_pickle)
+    swap = HotSwap(model)
+    for name, delta in deltas.items():
+        swap.add(name, delta)
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        name, _, path = line.strip().partition(" ")
+        try:
+            start = time.perf_counter()
+            swap.switch(name)
+            switched = 1e3 * (time.perf_counter() - start)
+            top = top_classes(model, read_image(path.strip(), image_size(model)), arguments.top)
+            answer: dict[str, Any] = {"delta": name, "image": path.strip(), "top": top, "switch_ms": round(switched, 3)}
+        except UserError as error:  # one bad request does not end the service
+            answer = {"delta": name, "image": path.strip(), "error": str(error)}
+        print(json.dumps(answer), flush=True)
