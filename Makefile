@@ -6,9 +6,11 @@
 PAPERS   := $(sort $(foreach p,$(wildcard */pyproject.toml),$(if $(wildcard $(dir $p)src/$(patsubst %/,%,$(dir $p))/__init__.py),$(patsubst %/,%,$(dir $p)))))
 PROJECTS := shared $(PAPERS)
 PYTHON   ?= python3
-RUN      := bash scripts/setup_env.sh
+# What the caller named, nothing otherwise: an environment that exists keeps its interpreter until another is asked for.
+NAMED    := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test lint clean $(foreach p,$(PAPERS),$(addprefix $p-,train eval test bench setup clean)) \
         shared-setup shared-test shared-bench shared-clean
 
@@ -18,13 +20,14 @@ help:  ## this list
 	@echo '  make test              the tests of shared and of every paper, each in its own environment, with a closing table'
 	@echo '  make lint              ruff, types, repeated blocks'
 	@echo '  make clean             remove every environment, every run and the report'
+	@echo '  .ci/run                lint, then test: what continuous integration runs'
 	@for p in $(PAPERS); do \
 	  sed -n 's/^description = "\(.*\)"/\n\1/p' $$p/pyproject.toml; \
 	  printf '  make %-18sembedded experiment on real digits; real data: CONFIG=FILE ARGS="--data.root DIR ..."\n' $$p-train; \
 	  printf '  make %-18sevaluate the newest finished run, or CKPT=RUN_OR_FILE: table, metrics.json, figures\n' $$p-eval; \
 	  printf '  make %-18sits tests\n' $$p-test; \
 	  printf '  make %-18sspeed and memory against the baselines, as ratios of one run\n' $$p-bench; \
-	  printf '  make %-18sits environment, %s/.venv (PYTHON=python3.12 chooses the interpreter)\n' $$p-setup $$p; \
+	  printf '  make %-18sits environment, %s/.venv (PYTHON=python3.12 names the interpreter)\n' $$p-setup $$p; \
 	  printf '  make %-18sremove its environment and its runs\n' $$p-clean; \
 	done
 	@echo
@@ -34,12 +37,19 @@ help:  ## this list
 	@echo '  make shared-clean      remove its environment'
 
 # --- environments ------------------------------------------------------------------------------------------------
-# The stamp is newer than everything that decides what is installed; a call that finds it so does nothing.
+# The stamp is newer than everything that decides what is installed; a call that finds it so does nothing. An interpreter
+# that was named and is not the environment's makes the stamp old.
+
+ifneq ($(NAMED),)
+VERSION := $(shell '$(NAMED)' -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+.PHONY: $(foreach p,$(PROJECTS),$(if $(wildcard $p/.venv/lib/python$(VERSION)),,$p/.venv/.ready))
+endif
 
 $(PROJECTS:%=%-setup): %-setup: %/.venv/.ready
+	@echo '$*/.venv is ready'
 
 $(PROJECTS:%=%/.venv/.ready): %/.venv/.ready: %/constraints.txt %/pyproject.toml shared/pyproject.toml scripts/setup_env.sh
-	@$(RUN) $* '$(PYTHON)'
+	@bash scripts/setup_env.sh $* '$(NAMED)'
 
 # --- one paper ---------------------------------------------------------------------------------------------------
 

@@ -1,23 +1,31 @@
 #!/usr/bin/env bash
-# setup_env.sh PROJECT PYTHON: make PROJECT/.venv from its constraints (the lock) and its pyproject.
+# setup_env.sh PROJECT [PYTHON]: make PROJECT/.venv from its constraints (the lock) and its pyproject.
 #
-# PROJECT is `shared` or a paper. The stamp .ready is written last, so an interrupted set-up is simply done again.
+# PROJECT is `shared` or a paper. Without PYTHON an environment keeps the interpreter it has, and a new one takes the first
+# that is supported. The stamp .ready is written last, so an interrupted set-up is simply done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-project=$1 python=$2
+project=$1 named=${2:-}
 venv=$project/.venv
 
 . scripts/find_uv.sh
-command -v "$python" >/dev/null || { echo "error: no interpreter $python; name one with PYTHON=..." >&2; exit 1; }
-"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
-  { echo "error: $("$python" --version) is not supported; 3.10 to 3.13 are. Name one with PYTHON=python3.12" >&2; exit 1; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+version() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null; }
+python=
+for candidate in ${named:-"$venv/bin/python" python3 python3.13 python3.12 python3.11 python3.10}; do
+  supported "$candidate" && { python=$candidate; break; }
+done
+if [ -z "$python" ]; then
+  found=${named:-python3}
+  echo "error: $found is $("$found" --version 2>/dev/null || echo 'no interpreter that runs'); Python 3.10 to 3.13 is needed, name one with PYTHON=/path/to/python3.12" >&2
+  exit 1
+fi
 find_uv "$python"
 
-echo "making $venv ($("$python" --version))"
+echo "setting up $venv ($("$python" --version)); the first time downloads some gigabytes"
 # An environment of the same interpreter is brought up to date in place: whatever runs in it keeps running.
-wanted=$("$python" -c 'import sys; print(sys.version)')
-[ "$("$venv/bin/python" -c 'import sys; print(sys.version)' 2>/dev/null)" = "$wanted" ] ||
-  "$UV" venv --quiet --clear --python "$python" "$venv"
+[ "$(version "$venv/bin/python")" = "$(version "$python")" ] ||
+  "$UV" venv --quiet --clear --python "$("$python" -c 'import sys; print(sys.executable)')" "$venv"
 if [ "$project" = shared ]; then
   packages=(--editable './shared[lightning,test]')
 else
@@ -25,5 +33,6 @@ else
 fi
 # OpenMMLab's forks need a dependency dropped; a [tool.uv] table would be read only inside the project's folder.
 [ -f "$project/overrides.txt" ] && packages+=(--override "$project/overrides.txt")
-"$UV" pip install --quiet --exact --python "$venv" --constraint "$project/constraints.txt" "${packages[@]}"
+quiet=$([ -t 2 ] || echo --quiet) # on a terminal uv shows how far the downloads are
+"$UV" pip install $quiet --exact --python "$venv" --constraint "$project/constraints.txt" "${packages[@]}"
 touch "$venv/.ready"
