@@ -6,12 +6,12 @@ with it.
 """
 
 import argparse
-import contextlib
 import io
 import os
 import re
 import stat
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paperkit.atomic_files import atomic_file
 from paperkit.errors import UserError, one_line
-from paperkit.pickle_scan import scan_pickles, scan_zip
+from paperkit.pickle_scan import named_classes
 from paperkit.sealed_files import SEAL_KEYS, check_seal, seal_safetensors, seal_zip
 from paperkit.state_keys import KeyReport, first_few, load_report, load_strict
 
@@ -60,17 +60,24 @@ def read_checkpoint(path: PathLike, trust_pickle: bool = False, allow: Iterable[
     path = _regular_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    names: list[str] = []
     try:
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
+        _check_directory(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([*SAFE, *allow]):
             warnings.simplefilter("ignore")  # on old protocols and types; what matters is raised
-            if is_zip and not trust_pickle:
-                scan_zip(path, names)
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch raises nearly every class of exception on a broken file
-        raise UserError(_explain(path, error, names, trust_pickle)) from error
+        raise UserError(_explain(path, error, trust_pickle)) from error
+
+
+def _check_directory(path: Path) -> None:
+    """Refuses a zip file that would unpack to more bytes than it has; torch.save compresses nothing."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # torch's old format
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(record.file_size for record in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise ValueError(f"its directory claims {claimed} bytes and the file has {path.stat().st_size}")
 
 
 def _regular_file(path: PathLike) -> Path:
@@ -93,17 +100,14 @@ def _regular_file(path: PathLike) -> Path:
     return path
 
 
-def _explain(path: Path, error: Exception, names: list[str], trusted: bool) -> str:
-    """The one line for a file of ``torch.save`` that could not be read; ``names`` are the classes its pickle names."""
+def _explain(path: Path, error: Exception, trusted: bool) -> str:
+    """The one line for a file of ``torch.save`` that could not be read."""
     reason = one_line(str(error))
     if " " not in reason:  # a KeyError's text is the key alone
         reason = f"{type(error).__name__} {reason}".strip()
     if not trusted:
-        if not names:
-            with contextlib.suppress(Exception):  # the names matter, not how far the broken pickle reads
-                scan_pickles(path, names)
         told = re.findall(r"GLOBAL ([\w.]*\w)", reason)
-        names = [name.replace("__builtin__.", "builtins.") for name in names]
+        names = [name.replace("__builtin__.", "builtins.") for name in named_classes(path)]
         refused = told + [n for n in names if n not in HARMLESS and not n.startswith(("torch.", "collections."))]
         if refused:
             return (
