@@ -41,7 +41,7 @@ __all__ = [
 PathLike = str | os.PathLike[str]
 Allowed = type | tuple[type, str]
 SAFE: tuple[Allowed, ...] = (argparse.Namespace,)  # holds values only; many released files keep their options in one
-HARMLESS = {"argparse.Namespace", "_codecs.encode", *(f"builtins.{name}" for name in ("set", "bytearray", "complex"))}
+HARMLESS = {"_codecs.encode", *(f"builtins.{name}" for name in ("set", "bytearray", "complex"))}
 
 
 def read_checkpoint(path: PathLike, trust_pickle: bool = False, allow: Iterable[Allowed] = ()) -> Any:
@@ -60,13 +60,14 @@ def read_checkpoint(path: PathLike, trust_pickle: bool = False, allow: Iterable[
     path = _regular_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    allowed = [*SAFE, *allow]
     try:
         _check_directory(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals([*SAFE, *allow]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")  # on old protocols and types; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch raises nearly every class of exception on a broken file
-        raise UserError(_explain(path, error, trust_pickle)) from error
+        raise UserError(_explain(path, error, None if trust_pickle else allowed)) from error
 
 
 def _check_directory(path: Path) -> None:
@@ -100,15 +101,16 @@ def _regular_file(path: PathLike) -> Path:
     return path
 
 
-def _explain(path: Path, error: Exception, trusted: bool) -> str:
-    """The one line for a file of ``torch.save`` that could not be read."""
+def _explain(path: Path, error: Exception, allowed: list[Allowed] | None) -> str:
+    """The one line for a file of ``torch.save`` that could not be read; None allows every class."""
     reason = one_line(str(error))
     if " " not in reason:  # a KeyError's text is the key alone
         reason = f"{type(error).__name__} {reason}".strip()
-    if not trusted:
+    if allowed is not None:
         told = re.findall(r"GLOBAL ([\w.]*\w)", reason)
+        harmless = HARMLESS | {a[1] if isinstance(a, tuple) else f"{a.__module__}.{a.__qualname__}" for a in allowed}
         names = [name.replace("__builtin__.", "builtins.") for name in named_classes(path)]
-        refused = told + [n for n in names if n not in HARMLESS and not n.startswith(("torch.", "collections."))]
+        refused = told + [n for n in names if n not in harmless and not n.startswith(("torch.", "collections."))]
         if refused:
             return (
                 f"{path} was not read: it wants {refused[0][:100]}, and a pickle that builds it can run code; "

@@ -46,7 +46,7 @@ class RunFolder:
         Raises:
             UserError: if a folder of that name holds something already, or if it cannot be made.
         """
-        inherited = os.environ.get("PAPERKIT_RUN")
+        inherited = os.environ.get("PAPERKIT_RUN") or None
         if process_rank() > 0:
             if inherited is None and name is None:
                 raise UserError("a run launched on several processes needs a name, the same for all")
