@@ -8,20 +8,26 @@ module is imported only when its verb is asked for, and holds two functions:
 
 A verb whose options need heavy imports may hold `main(argv, prog)` instead of the two and parse by itself.
 Exit codes: 0 done, 1 the work failed, 2 the command was not understood, 130 Ctrl-C, 143 SIGTERM.
+With PAPERKIT_TRACEBACK=1 in the environment the traceback stands before the line, and libraries may speak.
 """
 
+import contextlib
 import importlib
 import logging
 import os
-import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from paperkit.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 TRACEBACK_VARIABLE = "PAPERKIT_TRACEBACK"
 _LONGEST_LINE = 400  # a union type's error lists every alternative of jsonargparse; the beginning says enough
@@ -39,8 +45,7 @@ def main(paper: str, description: str, verbs: Mapping[str, Verb], argv: Sequence
     """Run one verb of `paper` and return the exit code (the console script passes it to `sys.exit`)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview(paper, description, verbs))
-        return 0
+        return guarded(lambda: print(overview(paper, description, verbs)))
     if argv[0] not in verbs:
         print(f"error: {paper} has no verb '{argv[0]}'; it has: {', '.join(verbs)}", file=sys.stderr)
         return 2
@@ -55,7 +60,7 @@ def overview(paper: str, description: str, verbs: Mapping[str, Verb]) -> str:
     return f"{description}\n\nusage: {paper} VERB [OPTIONS], {paper} VERB --help\n\n" + "\n".join(lines)
 
 
-def make_parser(prog: str, description: str | None = None):  # noqa: ANN201 - the type would import jsonargparse
+def make_parser(prog: str, description: str | None = None) -> "ArgumentParser":
     """A jsonargparse parser that raises instead of printing sixty lines of usage."""
     from jsonargparse import ArgumentParser
 
@@ -65,9 +70,13 @@ def make_parser(prog: str, description: str | None = None):  # noqa: ANN201 - th
 def guarded(work: Callable[[], int | None]) -> int:
     """Call `work`, turning what it raises into one line on stderr and an exit code."""
     try:
-        return work() or 0
-    except (UserError, Interrupted) as error:
-        return _fail(str(error), getattr(error, "exit_code", 1), error)
+        code = work() or 0
+        sys.stdout.flush()  # here, where a full disk or a reader that left can still be answered
+        return code
+    except UserError as error:
+        return _fail(str(error), 1, error)
+    except Interrupted as error:
+        return _fail(str(error), error.exit_code, error)
     except KeyboardInterrupt as error:
         return _fail("interrupted", 128 + signal.SIGINT, error)
     except SystemExit as error:
@@ -75,12 +84,13 @@ def guarded(work: Callable[[], int | None]) -> int:
             return _fail("terminated", 128 + signal.SIGTERM, error)
         raise
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `head` does
+        _drop_output()  # the reader left, as `head` does
         return 0
     except Exception as error:
+        message = f"{type(error).__name__}: {error}".rstrip(": ")
         if type(error).__name__ in ("ArgumentError", "ParserError"):
-            return _fail(str(error), 2, error)
-        return _fail(f"{type(error).__name__}: {error}", 1, error)
+            return _fail(_shortened(str(error)), 2, error)
+        return _fail(_shortened(message), 1, error)
 
 
 def silence_libraries() -> None:
@@ -100,12 +110,23 @@ def _run_verb(module: ModuleType, argv: list[str], prog: str) -> int | None:
     return module.run(parser.parse_args(argv))
 
 
+def _shortened(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 4] + " ..."
+
+
 def _fail(message: str, code: int, error: BaseException) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     if os.environ.get(TRACEBACK_VARIABLE):
-        raise error
-    line = re.sub(r"\s+", " ", message).strip()
-    if len(line) > _LONGEST_LINE:
-        line = line[: _LONGEST_LINE - 4] + " ..."
-    sys.stdout.flush()
-    print(f"error: {line}", file=sys.stderr)
+        traceback.print_exception(error)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere; else the interpreter complains when it flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
