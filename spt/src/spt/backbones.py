@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -137,13 +137,23 @@ def read_backbone(
         buffers = {name: v for name, v in state.items() if name.endswith(("relative_position_index", "attn_mask"))}
         from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter
 
-        return swin_filter({"model": dict(state)}, model), buffers
+        return _filtered(swin_filter, state, model, path), buffers
     if any(name.startswith("downsample_layers.") for name in state):
         from timm.models.convnext import checkpoint_filter_fn as convnext_filter
 
-        return convnext_filter({"model": dict(state)}, model), {}
+        return _filtered(convnext_filter, state, model, path), {}
     backbone, left = _apart(state, ("decoder", "mask_token"))
     return fuse_state(backbone), left
+
+
+def _filtered(
+    rename: Callable[..., dict[str, Tensor]], state: dict[str, Tensor], model: nn.Module, path: Path
+) -> dict[str, Tensor]:
+    """timm's own filter of released keys; it raises whatever comes to it on strange ones."""
+    try:
+        return rename({"model": dict(state)}, model)
+    except Exception as error:
+        raise UserError(f"{path} does not fit {type(model).__name__}: {error}") from error
 
 
 def known_file(name: str) -> str:

@@ -1,0 +1,208 @@
+"""Runs on real data through the command: train, kill, resume, two processes, evaluate, predict, serve, export, sweep."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from spt.backbones import create_backbone
+from spt.image_lists import VTAB
+from spt.sweep import group_means, published
+from spt.task_model import open_task, read_image
+
+from .made_data import make_vtab
+from .test_experiment import SPT, spt
+
+SIZES = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
+
+
+def small(root: Path, **more: str) -> list[str]:
+    """Options of a run that takes seconds."""
+    options = {
+        "data.root": str(root / "vtab"),
+        "data.name": "svhn",
+        "data.size": "32",
+        "data.workers": "0",
+        "backbone.arch": "vit_tiny_patch16_224",
+        "backbone.sizes": json.dumps(SIZES),
+        "backbone.file": str(root / "backbone.safetensors"),
+        "method.budget": "1500",
+        "method.rank": "2",
+        "method.search": "exact",
+        "recipe.epochs": "3",
+        "recipe.batch_size": "4",
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        **more,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a backbone file, and one finished run."""
+    root = tmp_path_factory.mktemp("world")
+    for task in ("svhn", "eurosat"):
+        make_vtab(root / "vtab", task)
+    torch.manual_seed(5)
+    from paperkit.checkpoints import save_weights
+
+    model = create_backbone("vit_tiny_patch16_224", 10, img_size=32, **SIZES)
+    save_weights(root / "backbone.safetensors", {n: v for n, v in model.state_dict().items() if "head" not in n})
+    spt("train", "--name", "one", *small(root), cwd=root)
+    return root
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "delta" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_run_folder_and_evaluation(world: Path) -> None:
+    run = world / "runs" / "spt" / "one"
+    for name in ("config.yaml", "env.json", "metrics.json", "finished", "checkpoints/last.ckpt", "sensitivities.safetensors"):
+        assert (run / name).is_file(), name
+    assert list((run / "tensorboard").glob("events*"))
+    before = json.loads((run / "metrics.json").read_text())
+    out = spt("eval", "--ckpt", str(run), cwd=world)
+    after = json.loads((run / "metrics.json").read_text())
+    assert "official_max" in out and before["rows"][0]["values"] == after["rows"][0]["values"]
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any(name.endswith("mlp.fc1.weight") for name in checkpoint["state_dict"])  # no frozen backbone inside
+
+
+def test_kill_and_resume_give_the_same_bits(world: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = world / "runs" / "spt" / "cut"
+    process = subprocess.Popen(
+        [*SPT, "train", "--name", "cut", *small(world)],
+        cwd=world, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if (run / "finished").exists():
+        pytest.fail("the run was over before it could be killed")
+    spt("train", "--resume", str(run), cwd=world)
+    assert digest(run) == digest(world / "runs" / "spt" / "one")
+
+
+def test_two_processes_tune_the_same_selection(world: Path) -> None:
+    more = {"trainer.devices": "2", "trainer.strategy": "ddp", "recipe.batch_size": "2", "recipe.epochs": "2"}
+    spt("train", "--name", "two", *small(world, **more), cwd=world)
+    one, two = (world / "runs" / "spt" / name for name in ("one", "two"))
+    a, b = (torch.load(r / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in (one, two))
+    assert a.keys() == b.keys() and all(bool(torch.isfinite(value).all()) for value in b.values())
+    index = (run_index(one), run_index(two))
+    assert index[0] == index[1]
+
+
+def run_index(run: Path) -> str:
+    """The sensitivities decide the selection; both runs must have measured the same."""
+    return hashlib.sha256((run / "sensitivities.safetensors").read_bytes()).hexdigest()
+
+
+def test_predict_serve_and_export_agree(world: Path, tmp_path: Path) -> None:
+    delta, backbone = world / "runs" / "spt" / "one" / "delta", world / "backbone.safetensors"
+    image = world / "vtab" / "svhn" / "images" / "test" / "000001.jpg"
+    tuned = open_task(delta, str(backbone))
+    x = read_image(image, 32)
+    with torch.no_grad():
+        expected = tuned(x)
+    top = int(expected.argmax())
+    common = ["--file", str(backbone)]
+    assert f"class {top} " in spt("predict", str(image), "--delta", str(delta), *common, cwd=tmp_path)
+    lines = f"a {image}\nb {image}\nmissing {image}\na nowhere.jpg\n"
+    served = subprocess.run(
+        [*SPT, "serve", "--deltas.a", str(delta), "--deltas.b", str(delta), *common],
+        input=lines, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    answers = [json.loads(line) for line in served.stdout.splitlines()]
+    assert [answer.get("top", [[None]])[0][0] for answer in answers[:2]] == [top, top]
+    assert "no delta named missing" in answers[2]["error"] and "cannot be read" in answers[3]["error"]
+
+    spt("export", str(delta), str(tmp_path / "m.safetensors"), *common, cwd=tmp_path)
+    from safetensors.torch import load_file
+
+    plain = create_backbone("vit_tiny_patch16_224", 10, img_size=32, **SIZES)
+    plain.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    batch = torch.cat([x, x.flip(-1), -x])
+    with torch.no_grad():
+        logits = tuned(batch)
+        torch.testing.assert_close(plain.eval()(batch), logits, rtol=1e-5, atol=1e-5)
+    spt("export", str(delta), str(tmp_path / "m.onnx"), "--to", "onnx", *common, cwd=tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    onnx = session.run(None, {"images": batch.numpy()})[0]
+    np.testing.assert_allclose(onnx, logits.numpy(), rtol=1e-4, atol=1e-4)
+    spt("export", str(delta), str(tmp_path / "m.pt2"), "--to", "torch_export", *common, cwd=tmp_path)
+    torch.testing.assert_close(torch.export.load(tmp_path / "m.pt2").module()(batch), logits, rtol=1e-5, atol=1e-5)
+
+
+def test_sweep_resumes_and_prints_the_papers_table(world: Path, tmp_path: Path) -> None:
+    arguments = [*small(world, **{"recipe.epochs": "1"}), "--tasks", "[svhn,eurosat]", "--budgets", "[1200,1500]"]
+    out = spt("sweep", "--name", "s", *arguments, cwd=tmp_path)
+    assert "mean of groups" in out and "87.9" in out  # SVHN in the paper
+    run = tmp_path / "runs" / "spt" / "s"
+    results = json.loads((run / "sweep.json").read_text())
+    assert set(results) == {"svhn", "eurosat"} and results["svhn"]["budget"] in (1200, 1500)
+    kept = (run / "svhn" / "val-1200" / "metrics.json").stat().st_mtime_ns
+    (run / "finished").unlink()
+    for path in sorted((run / "eurosat").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    again = spt("sweep", "--resume", str(run), cwd=tmp_path)
+    assert "mean of groups" in again and json.loads((run / "sweep.json").read_text()) == results
+    assert (run / "svhn" / "val-1200" / "metrics.json").stat().st_mtime_ns == kept
+
+
+def test_group_means_of_the_published_rows() -> None:
+    """Each row of the specification reproduces its own group means."""
+    tables = published()
+    for row in ("spt_adapter", "spt_lora"):
+        means = group_means(tables["per_task"][row])
+        assert means == pytest.approx(tables["groups"]["supervised"][row], abs=0.06)
+        assert set(tables["per_task"][row]) == set(VTAB)
+    assert group_means(tables["per_task"]["rerun_at_0.4M"])[3] == pytest.approx(75.1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data.root": "nowhere"}, "no VTAB-1k task at nowhere/svhn"),
+        ({"data.name": "kitti"}, "no VTAB-1k task at"),
+        ({"data.name": "moon"}, "no VTAB-1k task 'moon'"),
+        ({"method.budget": "10"}, "smaller than one lora module"),
+        ({"method.budget": "99999999"}, "larger than the model"),
+        ({"backbone.file": "nowhere.npz"}, "no pretrained file at nowhere.npz"),
+        ({"backbone.arch": "vit_moon"}, "no architecture 'vit_moon'"),
+        ({"method.selection": "SELECTION"}, "of another architecture"),
+        ({"recipe.lr": "1e38"}, "not finite"),
+    ],
+)
+def test_bad_input_is_one_line(change: dict[str, str], words: str, world: Path, tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden" / "param_req_0.4_format_sample.pth"
+    change = {name: str(golden) if value == "SELECTION" else value for name, value in change.items()}
+    out = spt("train", *small(world, **change), cwd=tmp_path, code=1)
+    assert words in out, out
+
+
+def test_a_vtab_folder_that_lacks_a_split(tmp_path: Path, world: Path) -> None:
+    make_vtab(tmp_path / "vtab", "svhn")
+    (tmp_path / "vtab" / "svhn" / "train800.txt").unlink()
+    out = spt("train", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
+    assert "lacks the split file train800.txt" in out
+    make_vtab(tmp_path / "vtab", "svhn")
+    (tmp_path / "vtab" / "svhn" / "images" / "test" / "000002.jpg").unlink()
+    out = spt("train", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
+    assert "1 of 6 images" in out
+    (tmp_path / "vtab" / "svhn" / "test.txt").write_text("images/test/000000.jpg 11\n")
+    out = spt("train", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
+    assert "class counts differ" in out
