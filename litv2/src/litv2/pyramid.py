@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from paperkit.errors import UserError
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from litv2.conv_ffn import ConvFFN, DepthwiseConv
 from litv2.deformable_merging import DeformableMerging, DeformConv, Form
@@ -60,7 +60,7 @@ class Block(nn.Module):
             self.attn = attention
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = ConvFFN(dim, hidden, conv, drop)
-        self.drop_path = DropPath(path) if path else nn.Identity()
+        self.drop_path = StochasticDepth(path, "row") if path else nn.Identity()
         self.has_attention = attention is not None
 
     def forward(self, x: Tensor) -> Tensor:

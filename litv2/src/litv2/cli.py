@@ -1,0 +1,18 @@
+"""The `litv2` command: its verbs, each in a module of `litv2.commands` that is imported when it is asked for."""
+
+import sys
+
+from paperkit.cli import Verb
+from paperkit.cli import main as run_verb
+
+VERBS = {
+    "train": Verb("train the embedded experiment; --config FILE.yaml: real images; FILE.py: mmsegmentation", "litv2.commands.train"),
+    "eval": Verb("evaluate a run: tables, metrics.json, figures", "litv2.commands.eval"),
+    "figures": Verb("draw the figures of a run again", "litv2.commands.figures"),
+    "verify": Verb("recompute reference files and compare", "litv2.commands.verify"),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_verb("litv2", "LITv2: fast vision transformers with HiLo attention (arXiv 2205.13213)", VERBS))

@@ -1,0 +1,29 @@
+"""Convert between the authors' checkpoint files and folders of `save_pretrained`, in both directions.
+
+FILE -> FOLDER   model.safetensors and config.json (load with litv2.LITv2.from_pretrained), and rest.safetensors with what
+                 belongs to a detector's or segmenter's neck and heads
+FOLDER -> FILE   a .pth of the authors' form, tensor for tensor what the folder came from
+"""
+
+from typing import Any
+
+
+def add_arguments(parser: Any) -> None:
+    parser.add_argument("source", type=str, help="released file, or a folder made by this command")
+    parser.add_argument("target", type=str, help="folder to make, or .pth file to write")
+    parser.add_argument("--window", type=int | None, default=None, help="window of stage 3 in the config (default: 2)")
+    parser.add_argument("--alpha", type=float | None, default=None, help="refuse weights of another alpha")
+    parser.add_argument("--trust-pickle", action="store_true", help="read a pickle that can run code")
+
+
+def run(arguments: Any) -> int:
+    from pathlib import Path
+
+    from litv2.conversion import to_folder, to_released
+
+    source, target = Path(arguments.source), Path(arguments.target)
+    if source.is_dir():
+        print(to_released(source, target))
+    else:
+        print(to_folder(source, target, arguments.window, arguments.alpha, arguments.trust_pickle))
+    return 0

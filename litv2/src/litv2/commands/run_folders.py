@@ -1,0 +1,64 @@
+"""What train and eval share: opening a run folder, its settings, and the closing of an embedded run."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from paperkit.errors import UserError
+from paperkit.runs import RunFolder
+
+from litv2.experiment_config import ExperimentConfig, SeedResult
+
+
+def open_run(root: str, name: str | None, resume: str | None) -> RunFolder:
+    """A new run folder, or the one to continue: "newest" or a folder or name.
+
+    Raises:
+        UserError: nothing to continue, or a finished run.
+    """
+    if resume is None:
+        return RunFolder.create(root, "litv2", name)
+    if resume == "newest":
+        found = RunFolder.newest(root, "litv2", finished=False)
+        if found is None:
+            raise UserError(f"no unfinished run in {Path(root) / 'litv2'}")
+        return found
+    folder = RunFolder.open(resume if Path(resume).is_dir() else Path(root) / "litv2" / resume)
+    if folder.finished:
+        raise UserError(f"{folder.path} is finished; litv2 eval --ckpt {folder.path} shows it")
+    return folder
+
+
+def read_experiment(folder: RunFolder) -> ExperimentConfig:
+    """The settings of an embedded run.
+
+    Raises:
+        UserError: another kind of run.
+    """
+    content = folder.read_config()
+    known = {field.name for field in fields(ExperimentConfig)}
+    if strange := sorted(set(content) - known):
+        raise UserError(f"{folder.path} is no run of the embedded experiment: option {strange[0]!r}")
+    return ExperimentConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+
+
+def finish(
+    folder: RunFolder,
+    results: Sequence[SeedResult],
+    costs: Sequence[dict[str, Any]],
+    config: ExperimentConfig,
+    command: str,
+    seconds: float,
+) -> None:
+    """Write metrics.json and the figures, and print the tables."""
+    from paperkit.report import print_metrics
+
+    from litv2.figures import draw
+    from litv2.summary import summarise
+
+    metrics = summarise(results, costs, config, command, seconds)
+    metrics.write(folder.path / "metrics.json")
+    figures = draw(metrics, folder.path / "figures")
+    print_metrics(metrics, f"LITv2: cost (A), two markers (B), frequency split (C); {len(results)} seeds, one thread each")
+    print(f"{folder.path}: metrics.json, {', '.join(f'figures/{path.name}' for path in figures)}")

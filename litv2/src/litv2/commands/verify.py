@@ -1,0 +1,16 @@
+"""Recompute reference files through the code that users run, and compare every tensor."""
+
+from typing import Any
+
+
+def add_arguments(parser: Any) -> None:
+    parser.add_argument("files", nargs="+", type=str, help="reference files, or folders of them")
+    parser.add_argument("--rtol", type=float, default=None, help="relative tolerance in place of each kind's own")
+
+
+def run(arguments: Any) -> int:
+    from paperkit.verify import run as verify
+
+    from litv2.reference import KINDS
+
+    return verify(arguments.files, KINDS, arguments.rtol)
