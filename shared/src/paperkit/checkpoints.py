@@ -60,10 +60,10 @@ def read_checkpoint(path: PathLike, trust_pickle: bool = False, allow: Iterable[
     path = _regular_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    allowed = [*SAFE, *allow]
+    allowed: list[Allowed] = [*SAFE, *allow]
     try:
         _check_directory(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
             warnings.simplefilter("ignore")  # on old protocols and types; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # torch raises nearly every class of exception on a broken file
