@@ -65,12 +65,22 @@ def count(project: str, report: Path) -> Outcome:
 def main(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     projects, pytest_args = arguments[:split], arguments[split + 1 :]
-    outcomes = [run_project(project, pytest_args) for project in projects]
+    outcomes: list[Outcome] = []
+    interrupted = False
+    try:
+        for project in projects:
+            outcomes.append(run_project(project, pytest_args))
+    except KeyboardInterrupt:
+        interrupted = True
     print(f"\n{'project':<12} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
     for one in outcomes:
-        print(f"{one.project:<12} {one.passed:>7} {one.failed:>7} {one.skipped:>8} {one.seconds:>8.0f}  {one.note}".rstrip())
+        numbers = f"{one.passed:>7} {one.failed:>7} {one.skipped:>8} {one.seconds:>8.0f}"
+        print(f"{one.project:<12} {numbers}  {one.note}".rstrip())
     passed, failed, skipped = (sum(getattr(one, key) for one in outcomes) for key in ("passed", "failed", "skipped"))
     print(f"\n{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    if interrupted:
+        print("interrupted")
+        return 130
     return 1 if failed or not outcomes else 0
 
 
