@@ -1,5 +1,6 @@
 """Anchors by timm name, and the SN-Net built from names: what a config file, a checkpoint folder or the hub can hold."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
         anchors: timm names, fast to slow; `{"name": ..., "depth": ...}` passes further arguments to `timm.create_model`.
         num_classes: K of every head.
         in_chans: channels of the images.
-        nearest, window, stride, stitched_final_norm, layer_assignment: see `StitchedNetwork`.
+        nearest, window, stride, stitched_final_norm, layer_assignment, any_order: see `StitchedNetwork`.
 
     Example:
         >>> network = SNNet(["deit_tiny_patch16_224", "deit_small_patch16_224"])
@@ -41,6 +42,7 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
         stride: int = 1,
         stitched_final_norm: bool = True,
         layer_assignment: LayerAssignment = "released",
+        any_order: bool = False,
     ) -> None:
         self.num_classes = num_classes
         self.anchor_names = [anchor if isinstance(anchor, str) else str(anchor["name"]) for anchor in anchors]
@@ -51,16 +53,37 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
             stride=stride,
             stitched_final_norm=stitched_final_norm,
             layer_assignment=layer_assignment,
+            any_order=any_order,
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """`model.safetensors`, written whole or not at all, with a checksum (the mixin adds config.json and the card)."""
-        save_weights(save_directory / "model.safetensors", self.state_dict())
+        """`model.safetensors`, written whole or not at all, with a checksum (the mixin adds config.json and the card).
+
+        The second statistics of split BatchNorm, which only training uses, are left out.
+        """
+        weights = {key: value for key, value in self.state_dict().items() if ".aux_bn." not in key}
+        save_weights(save_directory / "model.safetensors", weights)
 
     @classmethod
     def _load_as_safetensor(cls, model: "SNNet", model_file: str, map_location: str, strict: bool) -> "SNNet":
         load_strict(model, read_weights(model_file), model_file)
         return model.to(map_location)  # type: ignore[return-value]
+
+
+def load_folder(folder: Path) -> tuple[SNNet, dict[str, Any]]:
+    """A network that `save_pretrained` wrote, and the arguments of `SNNet` that built it.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the weights do not fit.
+    """
+    path = folder / "model.safetensors"
+    try:
+        description = json.loads((folder / "config.json").read_text())
+        network = SNNet(**description)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} does not describe an SN-Net: {error}") from None
+    load_strict(network, read_weights(path), str(path))
+    return network, description
 
 
 def create_anchor(anchor: AnchorName, weights: str | Path | bool = False, **options: Any) -> nn.Module:

@@ -31,7 +31,8 @@ class SubNetwork(nn.Module):
         self.config_id = network.check_id(config_id)
         self.steps = network.routes[config_id]
         used = names_used(self.steps, network, network.state_dict().keys())
-        self.network = _pruned(network, used).set_stitch(config_id)
+        with network.own_statistics(config_id):  # of BatchNorms, where they were estimated for each configuration
+            self.network = _pruned(network, used).set_stitch(config_id)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) to logits (B, classes); of a network with two heads their mean."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
@@ -32,7 +33,12 @@ def image_transform(source: Source) -> Callable[[Image.Image], Tensor]:
     """Evaluation transform: timm's for three channels, the digits' scaling for one."""
     if source.input_size[0] == 1:
         return lambda image: _digit(image, source.input_size[1])
-    config = resolve_model_data_config(source.network.anchors[-1])
+    config = resolve_model_data_config(source.network.anchors[-1]) | {"input_size": source.input_size}
+    run = source.folder / "config.yaml" if source.folder else None
+    if run is not None and run.exists():  # as the run's own evaluation saw its images
+        data = yaml.safe_load(run.read_text()).get("data", {})
+        config |= {name: data[name] for name in ("crop_pct", "crop_mode", "mean", "std") if name in data}
+        config["interpolation"] = data.get("eval_interpolation", config["interpolation"])
     transform: Any = create_transform(**config, is_training=False)
     return lambda image: transform(image.convert("RGB"))
 

@@ -11,7 +11,7 @@ from paperkit.checkpoints import load_strict, read_weights
 from paperkit.errors import UserError
 from paperkit.metrics import Metrics
 from paperkit.runs import RunFolder
-from snnet.anchors import SNNet
+from snnet.anchors import SNNet, load_folder
 from snnet.budget import OperatingPoint, operating_points
 from snnet.experiment_config import METHOD, ExperimentConfig
 from snnet.official import read_official
@@ -78,9 +78,10 @@ def open_source(arguments: Any) -> Source:
 
 
 def input_size_of(network: SNNet) -> tuple[int, int, int]:
-    """(channels, H, W) that the last anchor was made for."""
+    """(channels, H, W) that the last anchor was made for; its default where it takes any size."""
     channels, height, width = resolve_model_data_config(network.anchors[-1])["input_size"]
-    return channels, height, width
+    fixed = network.families[-1].grid(network.anchors[-1]).image
+    return (channels, *(fixed or (height, width)))
 
 
 def _run(run: RunFolder, seed: int | None) -> Source:
@@ -116,11 +117,7 @@ def _experiment(config: ExperimentConfig, folder: Path | None, seed: int | None)
 
 
 def _saved(folder: Path) -> Source:
-    try:
-        description = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / 'config.json'}: {error}") from None
-    network = SNNet.from_pretrained(str(folder))
+    network, description = load_folder(folder)
     return Source(network.eval(), description, input_size_of(network), {}, "", folder)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 
 from paperkit.classification import Distillation, accuracy_metrics, make_mixup
@@ -123,6 +124,11 @@ class JointTraining(pl.LightningModule):
             metric.reset()  # type: ignore[operator,union-attr]
         self.log_dict({f"val/acc1_{i}": value for i, value in found.items()}, sync_dist=False)
         self.log("val/acc1", torch.stack(list(found.values())).mean(), prog_bar=True, sync_dist=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Processes average their BatchNorm statistics, as the authors' ResNet recipe does; of plain ViTs there are none."""
+        if self.trainer.world_size > 1:
+            distribute_bn(self.network, self.trainer.world_size, reduce=True)
 
     def configure_optimizers(self) -> Any:
         epochs = self.trainer.max_epochs or 1

@@ -44,12 +44,12 @@ def _from_official(source: Any, target: Any, name: str, trust_pickle: bool) -> i
 def _to_official(source: Any, target: Any) -> int:
     from paperkit.checkpoints import read_weights, save_checkpoint, save_weights
     from paperkit.errors import UserError
-    from snnet.anchors import SNNet
+    from snnet.anchors import load_folder
     from snnet.official import Aside, official_buffers, to_official
 
     if not (source / "config.json").is_file():
         raise UserError(f"{source} has no config.json; give a folder that `snnet convert` or save_pretrained wrote")
-    network = SNNet.from_pretrained(str(source))
+    network, _ = load_folder(source)
     kept = source / "split_norms.safetensors"
     aside = Aside(read_weights(kept), tuple(official_buffers(network))) if kept.exists() else None
     state = to_official(network, aside)

@@ -1,23 +1,112 @@
-"""Evaluate every configuration of a run: the newest finished one, a run folder, or a weight file."""
+"""Evaluate every configuration of a run: the newest finished one, a run folder, or (with --data.root) any weights."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from paperkit.cli import make_parser
+from paperkit.errors import UserError
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    parser = make_parser(prog, __doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(list(argv)))
 
 
 def add_arguments(parser: Any) -> None:
-    parser.add_argument("--ckpt", type=str | None, default=None, help="run folder or weight file (default: newest run)")
-    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
+    from snnet.commands import network_options
+
+    network_options.add_arguments(parser)
+    parser.add_argument("--config", type=str | None, default=None, help="take the data section of this YAML file")
+    parser.add_argument("--data.root", type=str | None, default=None, help="folder of the images, instead of the run's")
+    parser.add_argument("--data.eval_batch_size", type=int | None, default=None, help="images per step")
+    parser.add_argument("--data.num_workers", type=int | None, default=None, help="processes that decode")
+    parser.add_argument("--ids", type=list[int] | None, default=None, help="only these configurations: [0,1,24]")
+    parser.add_argument("--best", action="store_true", help="the run's best weights instead of its last")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
 
 
 def run(arguments: Any) -> int:
+    from paperkit.runs import resolve_run
+
+    if not (arguments.released or arguments.anchors or arguments.config):
+        folder, file = resolve_run(arguments.ckpt, arguments.root, "snnet")
+        if folder is not None and file is None:
+            config = folder.read_config()
+            if "data" not in config:
+                return evaluate_experiment(folder, config)
+            weights = folder.path / ("best" if arguments.best else "network")
+            if not weights.exists():
+                raise UserError(f"{folder.path} has no {weights.name}/: the run did not get that far")
+            return evaluate_real(arguments, config["data"], str(weights), folder.path)
+    data: dict[str, Any] = {}
+    if arguments.config:
+        from snnet.commands.train import read_config
+
+        data = read_config(Path(arguments.config)).get("data", {})
+    target = Path(arguments.root) / "snnet-eval" / (arguments.released or Path(str(arguments.ckpt)).stem)
+    return evaluate_real(arguments, data, arguments.ckpt, target)
+
+
+def evaluate_experiment(folder: Any, config: dict[str, Any]) -> int:
+    """All arms of the embedded experiment, from their weights."""
     import time
 
-    from paperkit.runs import resolve_run
     from snnet.commands.train import finish, from_plain
     from snnet.experiment import measure_seed
 
-    folder, _ = resolve_run(arguments.ckpt, arguments.root, "snnet")
-    start = time.monotonic()
-    config = from_plain(folder.read_config())
-    results = [measure_seed(seed, folder.path, config) for seed in config.seed_list]
-    finish(folder, results, config, "snnet eval", time.monotonic() - start)
+    start, settings = time.monotonic(), from_plain(config)
+    results = [measure_seed(seed, folder.path, settings) for seed in settings.seed_list]
+    finish(folder, results, settings, "snnet eval", time.monotonic() - start)
     return 0
+
+
+def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | None, target: Path) -> int:
+    """Every configuration on real images; results, metrics.json and figures go to `target`."""
+    import time
+
+    from paperkit.image_data import ImageData
+    from paperkit.report import table
+    from snnet.figures import draw
+    from snnet.image_evaluation import evaluate_images, summarise_images
+    from snnet.sources import open_source
+
+    if weights is None and not arguments.released and not arguments.anchors:
+        raise UserError("name the weights with --ckpt")
+    arguments.ckpt = weights
+    source = open_source(arguments)
+    source.network.to(arguments.device)
+    given = {name: value for name, value in vars(arguments.data).items() if value is not None}
+    options = {**data_options, **given}
+    if "root" not in options:
+        raise UserError("no data to evaluate on: give --data.root, or --config with a data section")
+    data = ImageData(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
+    ids = range(source.network.num_configurations) if arguments.ids is None else map(source.network.check_id, arguments.ids)
+    start = time.monotonic()
+    lines = target / ("stitches_best.jsonl" if arguments.best else "stitches.jsonl")
+    results = evaluate_images(source, data, list(ids), lines, fingerprint(source.network))
+    metrics = summarise_images(source, results, data, 0, time.monotonic() - start)
+    metrics.write(target / "metrics.json")
+    figures = draw(metrics, target / "figures")
+    table(
+        [
+            (c["id"], c["name"], c["macs"] / 1e9, c["params"] / 1e6, c["acc1"], "*" if c["pareto"] else "")
+            for c in metrics.extra["configurations"]
+        ],
+        ("id", "configuration", "GMAC", "params [M]", "top-1 [%]", "Pareto"),
+        metrics.extra["data"],
+    )
+    print(f"{target}: metrics.json, {lines.name}, {', '.join(f'figures/{path.name}' for path in figures)}")
+    return 0
+
+
+def fingerprint(network: Any) -> str:
+    """A short hash of all weights: results are continued for the same weights alone."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).double().numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]

@@ -29,11 +29,13 @@ def is_real_data(argv: Sequence[str]) -> bool:
     if any(word.split("=")[0].split(".")[0] in REAL_DATA for word in argv):
         return True
     for i, word in enumerate(argv):
+        following = argv[i + 1] if i + 1 < len(argv) else ""
         if word == "--config" or word.startswith("--config="):
-            path = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
-            return "data" in read_config(Path(path))
-        if word == "--resume" and i + 1 < len(argv) and (Path(argv[i + 1]) / "config.yaml").is_file():
-            return "data" in read_config(Path(argv[i + 1]) / "config.yaml")
+            if "data" in read_config(Path(word.partition("=")[2] or following)):
+                return True
+        elif word == "--resume":
+            run = open_run("runs", None, following if following and not following.startswith("-") else "newest")
+            return "data" in run.read_config()
     return False
 
 

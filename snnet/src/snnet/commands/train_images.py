@@ -1,0 +1,103 @@
+"""Train a stitched network on real images.
+
+Options stand in a YAML file or on the command line: --network.* which anchors and how they are stitched, --training.* what a
+step does, --optim.* optimiser and schedule, --teacher.* the distillation teacher, --data.* the images, --trainer.*
+Lightning's Trainer (devices, num_nodes, strategy, precision, max_epochs, ...).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+
+from paperkit.cli import make_parser
+from paperkit.errors import UserError
+from paperkit.image_data import ImageData
+from paperkit.optim import OptimConfig
+from paperkit.runs import RunFolder, plain
+from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, train
+from snnet.training import TrainingConfig
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Parse, open the run folder, train, evaluate."""
+    from snnet.commands.train import open_run
+
+    parser = build_parser(prog)
+    arguments = parser.parse_args(list(argv))
+    resuming = arguments.resume is not None
+    run = None
+    if resuming:
+        run = open_run(arguments.root, arguments.name, arguments.resume)
+        arguments = resumed(parser, run, argv)
+    options = parser.instantiate_classes(arguments)
+    options.data.setup()  # before there is a run folder: missing data leaves nothing behind
+    run = run or open_run(arguments.root, arguments.name, None)
+    with run.lock():
+        if resuming and run.finished:
+            raise UserError(f"{run.path} is finished; `snnet eval --ckpt {run.path}` shows it")
+        if not resuming:
+            run.write_config(_without_run_options(parser.dump(arguments, skip_none=False, format="json")))
+            run.write_environment()
+        print(f"run folder {run.path}", flush=True)
+        train(
+            run,
+            options.network,
+            options.training,
+            options.teacher,
+            options.optim,
+            options.data,
+            vars(arguments.trainer),
+            arguments.training_seed,
+            arguments.save_every,
+            resume=resuming,
+        )
+        run.mark_finished()
+    print(f"{run.path}: network/ (last), best/ (highest mean validation accuracy); evaluate: snnet eval --ckpt {run.path}")
+    return 0
+
+
+def build_parser(prog: str) -> Any:
+    parser = make_parser(prog, __doc__)
+    parser.add_argument("--config", action="config", help="YAML file with these options")
+    parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
+    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--resume", nargs="?", const="newest", default=None, help="continue a run; alone: the newest")
+    parser.add_argument("--training_seed", type=int, default=0, help="rank r draws its ids from the stream of seed + r")
+    parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
+    parser.add_class_arguments(NetworkConfig, "network")
+    parser.add_class_arguments(TrainingConfig, "training")
+    parser.add_class_arguments(TeacherConfig, "teacher")
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(ImageData, "data")
+    every = parser_names(pl.Trainer)
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=every - set(TRAINER_OPTIONS), instantiate=False)
+    parser.set_defaults({"trainer.max_epochs": 50})
+    return parser
+
+
+def parser_names(function: Any) -> set[str]:
+    """Parameter names of a class's constructor."""
+    import inspect
+
+    return set(inspect.signature(function).parameters)
+
+
+def resumed(parser: Any, run: RunFolder, argv: Sequence[str]) -> Any:
+    """The options of a run folder; those on the command line come after them."""
+    words, later = list(argv), []
+    while words:
+        word = words.pop(0)
+        if word == "--resume":
+            if words and not words[0].startswith("-"):
+                words.pop(0)  # the run's name
+        elif not word.startswith("--resume="):
+            later.append(word)
+    return parser.parse_args(["--config", str(run.path / "config.yaml"), *later])
+
+
+def _without_run_options(dumped: str) -> dict[str, Any]:
+    import json
+
+    content = json.loads(dumped)
+    return plain({key: value for key, value in content.items() if key not in ("config", "name", "root", "resume")})
