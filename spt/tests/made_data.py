@@ -41,7 +41,11 @@ def make_fgvc(root: Path, key: str) -> None:
 def make_few_shot(root: Path, name: str) -> None:
     """Lists of 16 shots and seed 0, and of the evaluation images; names with spaces."""
     classes, train_folder, other_folder = FEW_SHOT[name]
-    lists = {"train_meta.list.num_shot_16.seed_0": train_folder, "val_meta.list": other_folder, "test_meta.list": other_folder}
+    lists = {
+        "train_meta.list.num_shot_16.seed_0": train_folder,
+        "val_meta.list": other_folder,
+        "test_meta.list": other_folder,
+    }
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for file, below in lists.items():
         lines = []

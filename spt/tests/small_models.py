@@ -27,7 +27,13 @@ def tiny_swin(seed: int = 0) -> SwinTransformer:
     """A Swin of two stages, window 2, with shifted windows and one patch merging."""
     torch.manual_seed(seed)
     model = timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=32, window_size=2, embed_dim=16, depths=(2, 2), num_heads=(2, 4), num_classes=CLASSES
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=2,
+        embed_dim=16,
+        depths=(2, 2),
+        num_heads=(2, 4),
+        num_classes=CLASSES,
     )
     reset_head(model)
     return model

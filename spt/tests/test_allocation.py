@@ -25,7 +25,13 @@ RULES = [
 
 def _values(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"a.norm.weight": (12,), "a.q.weight": (10, 12), "a.q.bias": (10,), "a.fc1.weight": (24, 10), "a.fc1.bias": (24,)}
+    shapes = {
+        "a.norm.weight": (12,),
+        "a.q.weight": (10, 12),
+        "a.q.bias": (10,),
+        "a.fc1.weight": (24, 10),
+        "a.fc1.bias": (24,),
+    }
     return {name: torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
 
 
@@ -56,7 +62,9 @@ def test_exact_search_equals_trying_every_tau(rule: Rule, seed: int) -> None:
         assert found.counted == max(total for total in every if total <= budget)
 
 
-@pytest.mark.parametrize("rule", RULES[:5], ids=lambda rule: f"{rule.structured_type}-{rule.alpha}-{rule.structured_only}")
+@pytest.mark.parametrize(
+    "rule", RULES[:5], ids=lambda rule: f"{rule.structured_type}-{rule.alpha}-{rule.structured_only}"
+)
 def test_sweep_from_one_ranking_equals_79_selections(rule: Rule) -> None:
     values = tiny_values()
     ranking = rank_scalars(values, max(sweep_taus(2604)))
@@ -84,7 +92,9 @@ def test_a_matrix_never_gets_both() -> None:
     assert not set(selection.vectors) & set(selection.entries)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("lora", (12_288, 30_720, 1_327_104)), ("adapter", (13_064, 52_232, 1_410_624))])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("lora", (12_288, 30_720, 1_327_104)), ("adapter", (13_064, 52_232, 1_410_624))]
+)
 def test_costs_of_vit_b(kind: str, expected: tuple[int, int, int]) -> None:
     """Specification, section 3: one square matrix, fc1, and every matrix of ViT-B."""
     square, fc1, fc2 = torch.Size([768, 768]), torch.Size([3072, 768]), torch.Size([768, 3072])

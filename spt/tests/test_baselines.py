@@ -28,7 +28,9 @@ def setting():
 def test_arm_spends_what_it_says(name: str, setting) -> None:
     arm = build_arm(name, setting)
     trained = sum(
-        p.numel() for n, p in arm.model.named_parameters() if p.requires_grad and "head" not in n and "cls_token" not in n
+        p.numel()
+        for n, p in arm.model.named_parameters()
+        if p.requires_grad and "head" not in n and "cls_token" not in n
     )
     if name == "full fine-tuning":
         assert trained == arm.spent > 50_000
@@ -53,7 +55,9 @@ def test_arm_starts_at_the_same_function(name: str, setting) -> None:
         pytest.skip("prompts change the function from the start, by their nature")
     images = make_task("flip", 0).train[0][:4]
     with torch.no_grad():
-        torch.testing.assert_close(build_arm(name, setting).model.eval()(images), setting.backbone.eval()(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            build_arm(name, setting).model.eval()(images), setting.backbone.eval()(images), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_wrong_places_keep_the_structure(setting) -> None:

@@ -1,4 +1,5 @@
-"""Every config: the specification's numbers, a shrunk model on a made folder, one optimiser step, groups and schedule."""
+"""Every config: the specification's numbers, a shrunk model on a made folder, one optimiser step, groups and
+schedule."""
 
 from pathlib import Path
 
@@ -54,7 +55,15 @@ def test_config(path: Path, tmp_path: Path) -> None:
     assert any(Path(options.backbone.file).name == known.file for known in BACKBONES.values())
     if options.method.name == "spt":
         m = options.method
-        assert (m.rank, m.alpha, m.beta, m.search, m.init, m.drop, m.drop_path) == (8, 10, 5, "official", "official", 0.1, 0.1)
+        assert (m.rank, m.alpha, m.beta, m.search, m.init, m.drop, m.drop_path) == (
+            8,
+            10,
+            5,
+            "official",
+            "official",
+            0.1,
+            0.1,
+        )
         assert m.sensitivity_batches == 16 and m.structured_vector and not m.structured_only
     # Shrunk, on a made folder.
     data, root = options.data, tmp_path / "data"

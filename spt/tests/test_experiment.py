@@ -1,4 +1,5 @@
-"""The embedded experiment through the real command: claims, table, exact resume after kill -9, stored losses, bad input."""
+"""The embedded experiment through the real command: claims, table, exact resume after kill -9, stored losses, bad
+input."""
 
 import hashlib
 import json
@@ -33,7 +34,9 @@ def spt(*arguments: str, cwd: Path, code: int = 0) -> str:
 
 def weights_of(run: Path) -> dict[str, str]:
     """Digest of every weight file of a run."""
-    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.rglob("*.safetensors"))}
+    return {
+        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.rglob("*.safetensors"))
+    }
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Runs on real data through the command: train, kill, resume, two processes, evaluate, predict, serve, export, sweep."""
+"""Runs on real data through the command: train, kill, resume, two processes, evaluate, predict, serve, export,
+sweep."""
 
 import hashlib
 import json
@@ -67,7 +68,14 @@ def digest(run: Path) -> str:
 
 def test_run_folder_and_evaluation(world: Path) -> None:
     run = world / "runs" / "spt" / "one"
-    for name in ("config.yaml", "env.json", "metrics.json", "finished", "checkpoints/last.ckpt", "sensitivities.safetensors"):
+    for name in (
+        "config.yaml",
+        "env.json",
+        "metrics.json",
+        "finished",
+        "checkpoints/last.ckpt",
+        "sensitivities.safetensors",
+    ):
         assert (run / name).is_file(), name
     assert list((run / "tensorboard").glob("events*"))
     before = json.loads((run / "metrics.json").read_text())

@@ -27,7 +27,7 @@ def test_matches_reference(path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_altered_result_fails(path: Path, tmp_path: Path) -> None:
     """A thousandth of the largest value (or one, for integers) on the last result is enough to fail."""
     tensors, metadata = _read(path)
-    name = next(n for n in reversed(sorted(tensors)) if n.startswith(("out.", "grad.")) and tensors[n].numel())
+    name = next(n for n in sorted(tensors, reverse=True) if n.startswith(("out.", "grad.")) and tensors[n].numel())
     changed = tensors[name].clone().flatten()
     changed[-1] += 1 if not changed.is_floating_point() else 0.01 * float(changed.abs().max()) + 1e-3
     tensors[name] = changed.reshape(tensors[name].shape)
@@ -35,7 +35,9 @@ def test_altered_result_fails(path: Path, tmp_path: Path) -> None:
     assert verify([str(tmp_path / path.name)]) == 1
 
 
-@pytest.mark.parametrize(("key", "value"), [("tau", 1), ("params", 0.5), ("tuned_vectors", []), ("structured_params", 7.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("tau", 1), ("params", 0.5), ("tuned_vectors", []), ("structured_params", 7.0)]
+)
 def test_altered_selection_result_fails(key: str, value: object, tmp_path: Path) -> None:
     path = next(path for path in GOLDEN if path.stem.startswith("selection"))
     tensors, metadata = _read(path)

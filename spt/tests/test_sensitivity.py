@@ -1,4 +1,5 @@
-"""The criterion: exact on fused and split models, one gradient at a time, repeatable, and refused when it says nothing."""
+"""The criterion: exact on fused and split models, one gradient at a time, repeatable, and refused when it says
+nothing."""
 
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_never_more_than_one_gradient_is_alive() -> None:
     weights = sum(p.numel() for p in parameters.values())
     peak = 0
     with squared_gradients(parameters) as sums:
+
         def look(_: torch.Tensor) -> None:
             nonlocal peak
             peak = max(peak, sum(p.grad.numel() for p in parameters.values() if p.grad is not None))
@@ -80,14 +82,19 @@ def test_model_is_left_as_it_was() -> None:
 
 def test_drop_path_moves_with_the_seed_and_repeats() -> None:
     def run(seed: int) -> torch.Tensor:
-        return measure_sensitivities(tiny_vit(drop_path_rate=0.5), batches(), seed=seed).values["blocks.2.mlp.fc1.weight"]
+        return measure_sensitivities(tiny_vit(drop_path_rate=0.5), batches(), seed=seed).values[
+            "blocks.2.mlp.fc1.weight"
+        ]
 
     assert torch.equal(run(1), run(1))
     assert not torch.allclose(run(1), run(2))
 
 
 def test_deterministic_mode_has_no_drop_path() -> None:
-    runs = [measure_sensitivities(tiny_vit(drop_path_rate=0.5), batches(), seed=s, deterministic=True).values for s in (1, 2)]
+    runs = [
+        measure_sensitivities(tiny_vit(drop_path_rate=0.5), batches(), seed=s, deterministic=True).values
+        for s in (1, 2)
+    ]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
@@ -104,7 +111,9 @@ def test_swin_candidates() -> None:
     names = set(found.shapes())
     assert "layers.0.blocks.1.attn.k.weight" in names and "norm.bias" in names
     assert found.shapes()["layers.1.blocks.0.attn.q.weight"] == (32, 32)
-    assert {"layers.1.downsample.reduction.weight", "layers.0.blocks.0.attn.relative_position_bias_table"} <= set(found.frozen)
+    assert {"layers.1.downsample.reduction.weight", "layers.0.blocks.0.attn.relative_position_bias_table"} <= set(
+        found.frozen
+    )
     assert not any("downsample" in name or "patch_embed" in name for name in names)
     values = measure_sensitivities(tiny_swin(), batches(side=32), fixed=(), eval_mode=True).values
     assert set(values) == names and float(values["layers.1.blocks.1.mlp.fc2.weight"].sum()) > 0
@@ -117,7 +126,8 @@ class TextModel(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(11, 16)
         self.layers = nn.ModuleList(
-            nn.ModuleDict({"norm": nn.LayerNorm(16), "up": nn.Linear(16, 32), "down": nn.Linear(32, 16)}) for _ in range(2)
+            nn.ModuleDict({"norm": nn.LayerNorm(16), "up": nn.Linear(16, 32), "down": nn.Linear(32, 16)})
+            for _ in range(2)
         )
         self.classifier = nn.Linear(16, 6)
 

@@ -25,7 +25,9 @@ def _case(out: int = 7, inner: int = 5, count: int = 6, dtype: torch.dtype = tor
 def test_gradcheck(dense_from: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spt.sparse, "DENSE_FROM", dense_from)
     x, weight, row, col, values, bias = _case(count=count)
-    assert torch.autograd.gradcheck(lambda a, v, b: sparse_linear(a, weight, Places.of(row, col), v, b), (x, values, bias))
+    assert torch.autograd.gradcheck(
+        lambda a, v, b: sparse_linear(a, weight, Places.of(row, col), v, b), (x, values, bias)
+    )
 
 
 @pytest.mark.parametrize("dense_from", [0.0, 2.0], ids=["dense product", "gather"])

@@ -191,7 +191,9 @@ def test_selection_file_round_trip_and_safety(tmp_path: Path) -> None:
     assert read.modules == spt.selection.modules and read.vectors == spt.selection.vectors
     assert all(torch.equal(read.entries[n], i) for n, i in spt.selection.entries.items())
     with pytest.raises(UserError, match="give the type and rank"):
-        read_selection(tmp_path / "param_req_0.001.pth", spt.config.__class__(r=3).rule(tiny_vit()), spt.selection.shapes)
+        read_selection(
+            tmp_path / "param_req_0.001.pth", spt.config.__class__(r=3).rule(tiny_vit()), spt.selection.shapes
+        )
     golden = Path(__file__).parent / "golden" / "param_req_0.4_format_sample.pth"
     shapes = spt.selection.shapes
     assert read_selection(golden, spt.selection.rule, shapes).counted == 134 + 832 + 32

@@ -1,6 +1,7 @@
 """Allocation of a budget: which matrices get a module, which vectors and entries are trained (paper section 3.3).
 
-Mark the tau most sensitive scalars. A vector of which at least 1/beta is marked is trained whole; a matrix with at least
+Mark the tau most sensitive scalars. A vector of which at least 1/beta is marked is trained whole; a matrix with at
+least
 K/alpha marks gets a structured module of K parameters; elsewhere the marked entries themselves are trained. tau is not
 the budget: what is spent follows from the rule, and :mod:`spt.budget` searches the tau that meets a budget.
 """
@@ -97,7 +98,8 @@ class Selection:
 
     @property
     def counted(self) -> int:
-        """Parameters spent against the budget: entries, modules, vectors and the class token; the head is not counted."""
+        """Parameters spent against the budget: entries, modules, vectors and the class token; the head is not
+        counted."""
         return self.sparse_count + self.structured_count + self.rule.fixed
 
     def describe(self) -> str:

@@ -114,7 +114,10 @@ def _distinct(values: Values) -> Values:
 
 
 def _magnitude(setting: Setting) -> Arm:
-    weights = {item.name: item.view(dict(setting.backbone.named_parameters())[item.holder]) for item in find_candidates(setting.backbone)}
+    weights = {
+        item.name: item.view(dict(setting.backbone.named_parameters())[item.holder])
+        for item in find_candidates(setting.backbone)
+    }
     return _entries(setting, {name: value.detach().abs() for name, value in weights.items()})
 
 
@@ -128,7 +131,8 @@ def _spt(setting: Setting, values: Values, kind: str = "lora") -> Arm:
 
 
 def wrong_places(values: Values, draw: torch.Generator) -> Values:
-    """Sensitivities shuffled inside each tensor, and the tensors of one shape dealt out anew: same structure elsewhere."""
+    """Sensitivities shuffled inside each tensor, and the tensors of one shape dealt out anew: same structure
+    elsewhere."""
     by_shape: dict[torch.Size, list[str]] = {}
     for name, value in values.items():
         by_shape.setdefault(value.shape, []).append(name)
@@ -196,7 +200,9 @@ def _adaptformer(setting: Setting) -> Arm:
 # --- HF peft -----------------------------------------------------------------------------------------------------
 
 
-def _peft(setting: Setting, make: Callable[[list[str]], object], costs: Callable[[torch.Size], int], fixed_count: int = 0) -> Arm:
+def _peft(
+    setting: Setting, make: Callable[[list[str]], object], costs: Callable[[torch.Size], int], fixed_count: int = 0
+) -> Arm:
     """A peft model on separate q, k, v; on the first of v, q, proj whose parameters fit the budget."""
     from peft import get_peft_model
 
@@ -275,7 +281,9 @@ def _peft_shira(setting: Setting, sensitive: bool) -> Arm:
     own = dict(setting.backbone.named_parameters())
     for item in find_candidates(setting.backbone):
         if item.kind == "matrix":
-            by_weight[hash(item.view(own[item.holder]).detach().contiguous().numpy().tobytes())] = setting.values[item.name]
+            by_weight[hash(item.view(own[item.holder]).detach().contiguous().numpy().tobytes())] = setting.values[
+                item.name
+            ]
     return _peft(setting, make, lambda shape: sum(shape))
 
 

@@ -78,7 +78,9 @@ def vit_shapes(arch: str = "vit_base_patch16_224") -> dict[str, torch.Size]:
         return find_candidates(timm.create_model(arch, num_classes=1)).shapes()
 
 
-def load_backbone(model: nn.Module, path: str | Path, format: Format | None = None, trust_pickle: bool = False) -> list[str]:
+def load_backbone(
+    model: nn.Module, path: str | Path, format: Format | None = None, trust_pickle: bool = False
+) -> list[str]:
     """Loads a released or own file strictly into a plain timm model; a head of another class count is left random.
 
     Args:
@@ -199,7 +201,8 @@ def read_npz(path: str | Path) -> dict[str, numpy.ndarray]:
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], prefix: int = 1) -> Tensor:
-    """Position table [1, prefix + g*g, D] for another grid: bicubic, not antialiased, corners not aligned (as released)."""
+    """Position table [1, prefix + g*g, D] for another grid: bicubic, not antialiased, corners not aligned (as
+    released)."""
     first, rest = table[:, :prefix], table[:, prefix:]
     side = math.isqrt(rest.shape[1])
     if side * side != rest.shape[1]:

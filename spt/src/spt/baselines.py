@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 
 class Prompts(nn.Module):
-    """VPT-Deep (Jia et al., ECCV 2022): P trained tokens enter every block behind the class token and leave after it."""
+    """VPT-Deep (Jia et al., ECCV 2022): P trained tokens enter every block behind the class token and leave after
+    it."""
 
     def __init__(self, model: nn.Module, count: int) -> None:
         super().__init__()
@@ -34,7 +35,8 @@ class Prompts(nn.Module):
 
 
 class Bottlenecks(nn.Module):
-    """AdaptFormer (Chen et al., NeurIPS 2022): ``mlp(x) + 0.1 up(relu(down(x)))`` in every block, up starting at zero."""
+    """AdaptFormer (Chen et al., NeurIPS 2022): ``mlp(x) + 0.1 up(relu(down(x)))`` in every block, up starting at
+    zero."""
 
     def __init__(self, model: nn.Module, rank: int, scale: float = 0.1) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from paperkit.measure import compare, peak_rss, print_ratios, saved_bytes
 from paperkit.report import COLORS, figure, save_figure, style, table
 
 from . import bench_arms
-from .allocation import Rule, rank_scalars
+from .allocation import Rule
 from .bench_arms import ARMS, LORA_QKV, SPT
 from .budget import RELEASED_BUDGETS, exact_selection, official_selections, sweep_taus
 from .candidates import find_candidates
@@ -54,11 +54,16 @@ def bench_allocation() -> dict[str, Any]:
     rows += [(name, seconds, released / seconds) for name, seconds in medians.items()]
     scores = sum(shape.numel() for shape in shapes.values())
     table(rows, ("allocation", "seconds", "times faster"), f"Allocation on {scores:,} scores")
-    return {"released_seconds": released, "seconds": medians, "times_faster": {n: released / s for n, s in medians.items()}}
+    return {
+        "released_seconds": released,
+        "seconds": medians,
+        "times_faster": {n: released / s for n, s in medians.items()},
+    }
 
 
 def released_sweep(values: dict[str, torch.Tensor], rule: Rule) -> dict[float, float]:
-    """The loop as released: per tau a top-k over all scores, a mask of the model's size, and counts of every parameter."""
+    """The loop as released: per tau a top-k over all scores, a mask of the model's size, and counts of every
+    parameter."""
     flat = torch.cat([value.flatten() for value in values.values()])
     sizes = [value.numel() for value in values.values()]
     best = dict.fromkeys(RELEASED_BUDGETS, 0.0)
@@ -75,13 +80,15 @@ def released_sweep(values: dict[str, torch.Tensor], rule: Rule) -> dict[float, f
     return best
 
 
-def bench_step(pairs: int = 5) -> dict[str, Any]:
+def bench_step(pairs: int = 3) -> dict[str, Any]:
     """A tuning step of ViT-B/16 at batch 8: float32 (oneDNN), and bfloat16 autocast for the two that compete."""
     torch.set_float32_matmul_precision("medium")
     steps = {arm: bench_arms.make_step(bench_arms.build(arm)) for arm in ARMS}
     others = {arm: step for arm, step in steps.items() if arm != LORA_QKV}
     ratios = compare(steps[LORA_QKV], others, pairs=pairs, warmup=1, min_seconds=0, name=LORA_QKV)
-    print_ratios(ratios, f"Step of ViT-B/16, batch {bench_arms.BATCH}, float32 with matmul precision medium; {LORA_QKV} = 1")
+    print_ratios(
+        ratios, f"Step of ViT-B/16, batch {bench_arms.BATCH}, float32 with matmul precision medium; {LORA_QKV} = 1"
+    )
     del steps, others
     low = {arm: bench_arms.make_step(bench_arms.build(arm), bf16=True) for arm in (LORA_QKV, SPT)}
     halves = compare(low[LORA_QKV], {SPT: low[SPT]}, pairs=pairs, warmup=1, min_seconds=0, name=LORA_QKV)
@@ -113,7 +120,15 @@ def bench_memory() -> dict[str, Any]:
         )
         for arm, v in out.items()
     ]
-    columns = ("arm", "weights MiB", "activations MiB", "optimiser + gradients MiB", "process MiB", "counted x", "process x")
+    columns = (
+        "arm",
+        "weights MiB",
+        "activations MiB",
+        "optimiser + gradients MiB",
+        "process MiB",
+        "counted x",
+        "process x",
+    )
     table(rows, columns, f"Memory of a step of ViT-B/16, batch {bench_arms.BATCH}; {LORA_QKV} = 1")
     return out
 
@@ -161,13 +176,23 @@ def bench_delta() -> dict[str, Any]:
         for name, chosen in (("SPT-LoRA, 0.4 M", selection), ("single entries only", sparse)):
             tuned = SPTModel(copy.deepcopy(model), SPTConfig(), chosen)
             tuned.save_pretrained(folder / name)
-            sizes[name] = {"count": tuned.spent().trained, "bytes": (folder / name / "adapter_model.safetensors").stat().st_size}
+            sizes[name] = {
+                "count": tuned.spent().trained,
+                "bytes": (folder / name / "adapter_model.safetensors").stat().st_size,
+            }
         head = sum(p.numel() for n, p in model.named_parameters() if "head" in n) * 4
         for entry in sizes.values():
             entry["bytes_a_parameter"] = (entry["bytes"] - head) / entry["count"]
         base = sizes["peft LoRA on qkv"]["bytes_a_parameter"]
-        rows = [(n, round(e["count"]), round(e["bytes"]), e["bytes_a_parameter"], e["bytes_a_parameter"] / base) for n, e in sizes.items()]
-        table(rows, ("file, head included", "trained", "bytes", "bytes a parameter", "x LoRA at equal count"), "Delta on disk")
+        rows = [
+            (n, round(e["count"]), round(e["bytes"]), e["bytes_a_parameter"], e["bytes_a_parameter"] / base)
+            for n, e in sizes.items()
+        ]
+        table(
+            rows,
+            ("file, head included", "trained", "bytes", "bytes a parameter", "x LoRA at equal count"),
+            "Delta on disk",
+        )
 
         swap = HotSwap(copy.deepcopy(model))
         for name in ("SPT-LoRA, 0.4 M", "single entries only"):
@@ -184,7 +209,10 @@ def bench_delta() -> dict[str, Any]:
 
         ratios = compare(
             reload,
-            {"weights alone into a built model": load_weights, "switch to the next delta": lambda: swap.switch(names[next(turn) % 2])},
+            {
+                "weights alone into a built model": load_weights,
+                "switch to the next delta": lambda: swap.switch(names[next(turn) % 2]),
+            },
             pairs=7,
             name="build and load a model",
         )
@@ -198,13 +226,17 @@ def draw_bench(sections: dict[str, Any], path: Path) -> None:
         drawn, (left, right) = figure(1, 2, width=10, height=3.6)
         if "step" in sections:
             ratios = sections["step"]["float32_medium"]
-            left.barh([LORA_QKV, *(r.name for r in ratios[1:])], [1.0, *(r.median for r in ratios[1:])], color=COLORS[0])
+            left.barh(
+                [LORA_QKV, *(r.name for r in ratios[1:])], [1.0, *(r.median for r in ratios[1:])], color=COLORS[0]
+            )
         left.axvline(1.15, color="black", linewidth=1, linestyle=":")
         left.set_xlabel(f"time of a step, {LORA_QKV} = 1 (dotted: target for SPT)")
         left.set_title("Step of ViT-B/16, batch 8")
         if "memory" in sections:
             base = sections["memory"][LORA_QKV]["process"]
-            right.barh(list(sections["memory"]), [v["process"] / base for v in sections["memory"].values()], color=COLORS[2])
+            right.barh(
+                list(sections["memory"]), [v["process"] / base for v in sections["memory"].values()], color=COLORS[2]
+            )
         right.axvline(1.25, color="black", linewidth=1, linestyle=":")
         right.set_xlabel(f"peak memory of the process, {LORA_QKV} = 1")
         right.set_title("Weights, activations, optimiser")

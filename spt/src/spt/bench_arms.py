@@ -46,7 +46,9 @@ def released_shape(model: nn.Module, task: str = "cifar", budget: str = "0.4") -
         for operation, flag in zip(OPERATIONS, row, strict=True)
         if flag == "1"
     ]
-    vectors = [name for name, shape in shapes.items() if shape.numel() == 768 and len(shape) == 1][: entry["n_tuned_vectors"]]
+    vectors = [name for name, shape in shapes.items() if shape.numel() == 768 and len(shape) == 1][
+        : entry["n_tuned_vectors"]
+    ]
     free = [name for name, shape in shapes.items() if len(shape) == 2 and name not in modules]
     draw = torch.Generator().manual_seed(0)
     each = entry["unstructured"] // len(free)
@@ -77,7 +79,10 @@ def make_step(model: nn.Module, batch: int = BATCH, bf16: bool = False) -> Calla
     """One optimiser step on fixed random images."""
     model.train()
     draw = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(batch, 3, 224, 224, generator=draw), torch.randint(0, CLASSES, (batch,), generator=draw)
+    images, labels = (
+        torch.randn(batch, 3, 224, 224, generator=draw),
+        torch.randint(0, CLASSES, (batch,), generator=draw),
+    )
     groups = [{k: v for k, v in g.items() if k != "names"} for g in optimizer_groups(model)]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=1e-4)
 
@@ -102,7 +107,10 @@ def sensitivity_pass(hooks: bool, batches: int = 2, batch: int = 2) -> None:
     mark_start()
     own = {name: p for name, p in model.named_parameters() if "head" not in name}
     draw = torch.Generator().manual_seed(0)
-    data = [(torch.randn(batch, 3, 224, 224, generator=draw), torch.randint(0, CLASSES, (batch,), generator=draw)) for _ in range(batches)]
+    data = [
+        (torch.randn(batch, 3, 224, 224, generator=draw), torch.randint(0, CLASSES, (batch,), generator=draw))
+        for _ in range(batches)
+    ]
     if hooks:
         with squared_gradients(own):
             for images, labels in data:

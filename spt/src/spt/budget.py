@@ -36,7 +36,8 @@ class SweepPoint:
     def total(self, fixed: int, unit: float) -> float:
         """Counted parameters in units, in the arithmetic of the released code.
 
-        There the count of entries is a float32 tensor, so the quotient is float32, except when no parameter is below its
+        There the count of entries is a float32 tensor, so the quotient is float32, except when no parameter is below
+        its
         threshold: then everything is a Python number.
         """
         if not self.any_entries_named:
@@ -53,7 +54,9 @@ def sweep(ranking: Ranking, rule: Rule, unit: float = 1e6) -> list[SweepPoint]:
     """All points of the released sweep from one ranking (the released code ranks anew 79 times)."""
     shapes = list(ranking.shapes.values())
     thresholds = torch.tensor([rule.threshold(shape) for shape in shapes], dtype=torch.float64)
-    costs = torch.tensor([rule.cost(shape) if rule.structured_type != "none" or len(shape) == 1 else 0 for shape in shapes])
+    costs = torch.tensor(
+        [rule.cost(shape) if rule.structured_type != "none" or len(shape) == 1 else 0 for shape in shapes]
+    )
     is_vector = torch.tensor([len(shape) == 1 for shape in shapes])
     points = []
     for tau in sweep_taus(unit):
@@ -147,10 +150,16 @@ def check_budget(shapes: dict[str, torch.Size], rule: Rule, budget: int) -> None
     matrices = [rule.cost(shape) for shape in shapes.values() if len(shape) == 2]
     smallest = 1 if rule.structured_type == "none" else min(matrices)
     if budget < rule.fixed + smallest:
-        what = "one entry" if rule.structured_type == "none" else f"one {rule.structured_type} module of rank {rule.rank}"
+        what = (
+            "one entry" if rule.structured_type == "none" else f"one {rule.structured_type} module of rank {rule.rank}"
+        )
         raise UserError(
             f"budget {budget} is smaller than {what} and the class token, {rule.fixed} + {smallest} parameters"
-            + ("" if rule.structured_type == "none" else "; lower the rank, or structured_type none tunes single entries")
+            + (
+                ""
+                if rule.structured_type == "none"
+                else "; lower the rank, or structured_type none tunes single entries"
+            )
         )
     largest = sum(shape.numel() for shape in shapes.values()) + rule.fixed
     if budget > largest:

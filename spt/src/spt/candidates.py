@@ -1,6 +1,7 @@
 """Which scalars compete for the budget, and under which names (paper section 3.2; the names of the released files).
 
-The paper treats query, key and value as three matrices. timm holds them as one ``qkv`` Linear, so every name here is the
+The paper treats query, key and value as three matrices. timm holds them as one ``qkv`` Linear, so every name here is
+the
 one of the separate model (``blocks.0.attn.q.weight``) together with the rows of the parameter that really holds it.
 """
 
@@ -68,7 +69,8 @@ class Candidates:
 
 
 def separate_name(name: str) -> str:
-    """Name in the separate model of a parameter of a model whose ``qkv`` was split (``attn.qkv.q.w`` -> ``attn.q.w``)."""
+    """Name in the separate model of a parameter of a model whose ``qkv`` was split (``attn.qkv.q.w`` ->
+    ``attn.q.w``)."""
     for part in QKV:
         name = name.replace(f".qkv.{part}.", f".{part}.")
     return name
@@ -101,7 +103,8 @@ def find_candidates(model: nn.Module, head: str = "head", fixed: tuple[str, ...]
     """Sorts every parameter of ``model`` into candidates, always trained, and frozen.
 
     The released rule by names decides wherever a ViT's names match it. For other models (our reading): the weight of a
-    Linear in a block is a matrix; the bias of such a Linear and the parameters of a block's norm layers are vectors, and
+    Linear in a block is a matrix; the bias of such a Linear and the parameters of a block's norm layers are vectors,
+    and
     so are those of a norm layer at the top level; everything else (LayerScale, register tokens, patch merging,
     convolutions, Swin's position tables) stays frozen and is listed with its reason.
 
@@ -132,9 +135,7 @@ def find_candidates(model: nn.Module, head: str = "head", fixed: tuple[str, ...]
             found.items += _of_linear(module_name, module)
             continue
         elif is_norm(module) and (module_name.startswith(blocks) or "." not in module_name):
-            found.items += [
-                Candidate(separate_name(name), value.shape, "vector", name) for name, value in rest.items()
-            ]
+            found.items += [Candidate(separate_name(name), value.shape, "vector", name) for name, value in rest.items()]
             continue
         else:
             reason = f"{type(module).__name__} is not tuned"
@@ -156,7 +157,9 @@ def _of_linear(name: str, linear: nn.Linear) -> list[Candidate]:
     for index, part in enumerate(parts):
         stem = f"{name.rpartition('.')[0]}.{part}" if fused else name
         weight = separate_name(f"{stem}.weight")
-        items.append(Candidate(weight, torch.Size([rows, linear.in_features]), "matrix", f"{name}.weight", index * rows))
+        items.append(
+            Candidate(weight, torch.Size([rows, linear.in_features]), "matrix", f"{name}.weight", index * rows)
+        )
         if linear.bias is not None:
             bias = separate_name(f"{stem}.bias")
             items.append(Candidate(bias, torch.Size([rows]), "vector", f"{name}.bias", index * rows))

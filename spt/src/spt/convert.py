@@ -24,7 +24,12 @@ def aside_path(path: Path) -> Path:
 
 
 def convert_file(
-    source: str | Path, target: str | Path, model: nn.Module, to: Target, format: Format | None = None, trust_pickle: bool = False
+    source: str | Path,
+    target: str | Path,
+    model: nn.Module,
+    to: Target,
+    format: Format | None = None,
+    trust_pickle: bool = False,
 ) -> list[str]:
     """Converts; returns lines that say what was done.
 
@@ -45,7 +50,9 @@ def convert_file(
         lines = [f"{target}: {len(state)} tensors in timm's keys"]
         if aside:
             save_weights(aside_path(target), aside)
-            lines.append(f"{aside_path(target)}: {len(aside)} tensors that are not the backbone's ({', '.join(list(aside)[:3])}, ...)")
+            lines.append(
+                f"{aside_path(target)}: {len(aside)} tensors that are not the backbone's ({next(iter(aside))}, ...)"
+            )
         return lines
     state = read_weights(source)
     check_fit(model, state, str(source))

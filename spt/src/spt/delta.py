@@ -1,7 +1,9 @@
 """A tuned task as a small file in peft's layout: what was trained, and nothing of the backbone.
 
-``adapter_model.safetensors`` holds modules, sparse values (float32) with int32 flat indices, tuned vectors, class token and
-head; ``adapter_config.json`` the config and the backbone it belongs to; ``README.md`` is a card. About 8 bytes an entry.
+``adapter_model.safetensors`` holds modules, sparse values (float32) with int32 flat indices, tuned vectors, class
+token and
+head; ``adapter_config.json`` the config and the backbone it belongs to; ``README.md`` is a card. About 8 bytes an
+entry.
 
 Keys: ``<released key>`` for every trained tensor, ``<parameter>.sparse_values`` and ``<parameter>.sparse_index`` for
 entries (flat row-major in the parameter's own shape, names with separate q, k, v).
@@ -120,7 +122,9 @@ def selection_of(delta: Delta, model: nn.Module) -> Selection:
         if name in shapes:
             vectors.append(name)
         elif name not in own:
-            raise UserError(f"the delta is of another architecture: it names {name}, which {type(model).__name__} lacks")
+            raise UserError(
+                f"the delta is of another architecture: it names {name}, which {type(model).__name__} lacks"
+            )
         if (wanted := shapes.get(name, own[name].shape if name in own else None)) != value.shape:
             what = "class counts differ" if delta.head in name else "the delta is of another architecture"
             raise UserError(f"{what}: {name} is {list(value.shape)} in the delta, {list(wanted or [])} in the model")
@@ -223,9 +227,9 @@ def make_card(delta: Delta) -> str:
         "---\nlibrary_name: spt\ntags: [parameter-efficient-fine-tuning, SPT]\n---\n\n# SPT delta\n\n"
         "What was tuned on one task, to be put on its frozen backbone "
         f"(`{delta.base.get('model', 'unknown')}`, weights `{delta.base.get('weights', 'unknown')}`).\n\n"
-        f"- {len(delta.module_matrices())} {delta.rule.structured_type} modules of rank {delta.rule.rank}, {vectors} whole "
-        f"vectors, {entries:,} single entries, and the head\n- {delta.nbytes():,} bytes of tensors\n\n"
+        f"- {len(delta.module_matrices())} modules ({delta.rule.structured_type}, rank {delta.rule.rank}), {vectors} "
+        f"whole vectors, {entries:,} single entries, and the head\n- {delta.nbytes():,} bytes of tensors\n\n"
         "```python\nfrom spt import SPTModel\n\nmodel = SPTModel.from_pretrained(backbone, FOLDER)\n```\n\n"
-        "## Limits\n\nIt changes nothing but the named parameters, and is worth nothing on another backbone: the fingerprint is "
-        "checked on loading. Accuracy holds for the task it was tuned on.\n"
+        "## Limits\n\nIt changes the named parameters only, and is worth nothing on another backbone: the "
+        "fingerprint is checked on loading. Accuracy holds for the task it was tuned on.\n"
     )

@@ -44,7 +44,13 @@ def save_onnx(model: nn.Module, path: str | Path) -> None:
     model = model.eval()
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.onnx.export(
-        model, (plain_example(model),), dynamo=True, dynamic_shapes=shapes, input_names=["images"], output_names=["logits"], verbose=False
+        model,
+        (plain_example(model),),
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
     )
     assert program is not None
     _replace(Path(path), lambda temporary: program.save(temporary, external_data=False))

@@ -1,4 +1,5 @@
-"""The embedded tasks: scans of handwritten digits, half for pre-training, half for four tasks that ask for a new backbone.
+"""The embedded tasks: scans of handwritten digits, half for pre-training, half for four tasks that ask for a new
+backbone.
 
 Shapes: N images of 1 x 8 x 8 pixels in [-1, 1].
 """
@@ -55,7 +56,8 @@ def unseen_digits(backbone_seed: int) -> tuple[Tensor, Tensor]:
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image moved by -1, 0 or 1 pixel in each direction, plus noise of std 0.15 (augmentation of pre-training)."""
+    """Every image moved by -1, 0 or 1 pixel in each direction, plus noise of std 0.15 (augmentation of
+    pre-training)."""
     padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
     moves = torch.randint(0, 3, (len(images), 2), generator=generator)
     rows = moves[:, 0, None] + torch.arange(8)
@@ -65,7 +67,8 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make_task(name: str, seed: int, backbone_seed: int = 0, train_images: int = 250, val_images: int = 0) -> Task:
-    """One downstream task, split anew by the seed; the result is on the rest of the pool, or on held-out training images."""
+    """One downstream task, split anew by the seed; the result is on the rest of the pool, or on held-out training
+    images."""
     images, labels = unseen_digits(backbone_seed)
     draw = _generator(23, seed, list(CLASSES).index(name))
     images, labels = images.clone(), labels.clone()

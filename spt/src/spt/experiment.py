@@ -1,7 +1,9 @@
 """The embedded experiment: with the same number of trained parameters, do places chosen by gradients beat others?
 
-A small ViT is pre-trained on half of the digits; then every arm tunes a copy of it on four tasks, from the same head, on the
-same batches. Everything random is a function of (seed, task), an arm's result is kept when it is done, and the pre-training
+A small ViT is pre-trained on half of the digits; then every arm tunes a copy of it on four tasks, from the same
+head, on the
+same batches. Everything random is a function of (seed, task), an arm's result is kept when it is done, and the
+pre-training
 saves itself, so a killed run continues to the same bits.
 """
 
@@ -17,7 +19,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperkit.checkpoints import load_strict, read_checkpoint, read_metadata, read_weights, save_checkpoint, save_weights
+from paperkit.checkpoints import (
+    load_strict,
+    read_checkpoint,
+    read_metadata,
+    read_weights,
+    save_checkpoint,
+    save_weights,
+)
 from paperkit.errors import UserError
 from paperkit.resumable import seed_of
 
@@ -35,13 +44,19 @@ SAVE_EVERY = 100  # steps of pre-training
 
 def small_vit(classes: int) -> VisionTransformer:
     """Patch 2, 16 tokens and a class token, width 32, depth 4: 50,880 candidate weights."""
-    return VisionTransformer(img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=4, num_heads=4, num_classes=classes)
+    return VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=4, num_heads=4, num_classes=classes
+    )
 
 
 def warmup_cosine(step: int, steps: int, lr: float) -> float:
     """Linear warm-up over a tenth of the steps, then cosine to zero."""
     warm = max(1, steps // 10)
-    return lr * (step + 1) / warm if step < warm else lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return (
+        lr * (step + 1) / warm
+        if step < warm
+        else lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    )
 
 
 # --- backbone ----------------------------------------------------------------------------------------------------
@@ -80,7 +95,9 @@ def pretrain(seed: int, advance: Advance, run: str, config: ExperimentConfig) ->
         )
         advance(1)
         if (step + 1) % SAVE_EVERY == 0:
-            save_checkpoint(state_file, {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            save_checkpoint(
+                state_file, {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            )
     save_weights(done, model.state_dict())
     return accuracy(model, *unseen_digits(seed))
 
@@ -97,7 +114,9 @@ def train_step(
         group["lr"] = lr
     loss = F.cross_entropy(model(images), labels)
     if not torch.isfinite(loss):
-        raise UserError(f"the loss is {loss.item()} at {where} with learning rate {lr:.3g}; lower it and start again with --resume")
+        raise UserError(
+            f"the loss is {loss.item()} at {where} with learning rate {lr:.3g}; lower it and start again with --resume"
+        )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -156,7 +175,9 @@ def in_batches(part: tuple[Tensor, Tensor], size: int) -> list[tuple[Tensor, Ten
     return list(zip(part[0].split(size), part[1].split(size), strict=True))
 
 
-def tune(arm: Arm, data: Task, name: str, task: str, seed: int, config: ExperimentConfig, advance: Advance) -> list[float]:
+def tune(
+    arm: Arm, data: Task, name: str, task: str, seed: int, config: ExperimentConfig, advance: Advance
+) -> list[float]:
     """Tunes an arm; returns the loss of every step."""
     lr = config.full_lr if name == "full fine-tuning" else config.lr
     trained = [p for p in arm.model.parameters() if p.requires_grad]
@@ -173,7 +194,11 @@ def tune(arm: Arm, data: Task, name: str, task: str, seed: int, config: Experime
         draw = torch.Generator().manual_seed(seed_of(seed, 8, step))
         chosen = torch.randperm(len(labels), generator=draw)[: config.batch_size]
         where = f"{task}, {name}, seed {seed}, step {step}"
-        losses.append(train_step(arm.model, optimizer, images[chosen], labels[chosen], warmup_cosine(step, config.steps, lr), where))
+        losses.append(
+            train_step(
+                arm.model, optimizer, images[chosen], labels[chosen], warmup_cosine(step, config.steps, lr), where
+            )
+        )
         arm.after_step(step + 1)
         advance(1)
     return losses
@@ -256,7 +281,9 @@ def overlaps_of_task(task: str, setting: Setting, data: Task, config: Experiment
     images, labels = data.train
     half = len(labels) // 2
     halves = [
-        top_marks(measure_sensitivities(setting.backbone, in_batches(part, 32), seed=setting.seed).values, config.budget)
+        top_marks(
+            measure_sensitivities(setting.backbone, in_batches(part, 32), seed=setting.seed).values, config.budget
+        )
         for part in ((images[:half], labels[:half]), (images[half:], labels[half:]))
     ]
     found = {f"{task}: two halves of the images": jaccard(*halves)}
@@ -267,7 +294,9 @@ def overlaps_of_task(task: str, setting: Setting, data: Task, config: Experiment
         for draw in (0, 1):
             torch.manual_seed(seed_of(setting.seed, 9, draw))
             reset_head(model)
-            values = measure_sensitivities(model, in_batches(data.train, 32), heads=heads, seed=1000 * (draw + 1)).values
+            values = measure_sensitivities(
+                model, in_batches(data.train, 32), heads=heads, seed=1000 * (draw + 1)
+            ).values
             pair.append(top_marks(values, config.budget))
         found[f"{task}: two draws of {heads} head{'s' if heads > 1 else ''}"] = jaccard(*pair)
     with torch.no_grad():

@@ -78,14 +78,19 @@ class ExperimentConfig:
         for chosen, known, what in ((self.tasks, TASKS, "task"), (self.arms, (*ARMS, "all"), "arm")):
             if unknown := [one for one in chosen if one not in known]:
                 raise UserError(f"no {what} {unknown[0]!r}; there are {', '.join(known)}")
-        counts = {"seeds": self.seeds, "steps": self.steps, "batch_size": self.batch_size, "pretrain_steps": self.pretrain_steps}
+        counts = {
+            "seeds": self.seeds,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "pretrain_steps": self.pretrain_steps,
+        }
         for name, value in counts.items():
             if value < 1:
                 raise UserError(f"{name} {value} must be at least 1")
         if self.lr <= 0 or self.full_lr <= 0 or self.pretrain_lr <= 0:
             raise UserError("learning rates must be positive")
         if not self.batch_size + self.val_images <= self.train_images <= 800:
-            raise UserError(f"train_images {self.train_images} must hold a batch and val_images, and leave test images (800 at most)")
+            raise UserError(f"train_images {self.train_images} must hold a batch and val_images, and be 800 at most")
 
     @property
     def arm_list(self) -> tuple[str, ...]:

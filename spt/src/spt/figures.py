@@ -1,4 +1,5 @@
-"""The specification's figures, drawn from a run's metrics.json: sensitivity by layer and kind, budgets, selections, accuracy."""
+"""The specification's figures, drawn from a run's metrics.json: sensitivity by layer and kind, budgets, selections,
+accuracy."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def draw_accuracy(metrics: Metrics) -> Any:
     spent = {row.arm: row.mean for row in metrics.rows if row.metric.startswith("trained of")}
     drawn, axes = figure(width=7.2, height=0.32 * len(rows) + 1.2)
     colors = [COLORS[0] if r.arm == SENSITIVE else COLORS[1] if r.arm.startswith("SPT") else "#9A9A9A" for r in rows]
-    axes.barh(range(len(rows)), [row.mean for row in rows], xerr=[row.spread or 0 for row in rows], color=colors, height=0.7)
+    axes.barh(
+        range(len(rows)), [row.mean for row in rows], xerr=[row.spread or 0 for row in rows], color=colors, height=0.7
+    )
     axes.set_yticks(range(len(rows)), [f"{row.arm} ({spent[row.arm]:,.0f})" for row in rows])
     axes.set_xlim(left=0.9 * min(row.mean - (row.spread or 0) for row in rows))
     axes.set_xlabel("accuracy (%), mean over tasks; bar: spread over seeds; in brackets: trained parameters")
@@ -112,7 +115,9 @@ def draw_selections(seeds: list[dict[str, Any]]) -> Any:
         axes.grid(visible=False)
     grid[0][0].set_ylabel("block")
     drawn.colorbar(image, ax=grid[0].tolist(), label="sensitive entries (%)")
-    drawn.suptitle("What is sensitive, and where SPT-LoRA puts a module (x, first seed)", x=0.02, ha="left", fontsize=11)
+    drawn.suptitle(
+        "What is sensitive, and where SPT-LoRA puts a module (x, first seed)", x=0.02, ha="left", fontsize=11
+    )
     return drawn
 
 
@@ -135,7 +140,9 @@ def draw_stairs(seeds: list[dict[str, Any]], metrics: Metrics) -> Any:
 
 def draw_overlap(seeds: list[dict[str, Any]]) -> Any:
     """How far the marks depend on task, images and head."""
-    overlap = {pair: [s["overlap"][pair] for s in seeds if pair in s["overlap"]] for s in seeds for pair in s["overlap"]}
+    overlap = {
+        pair: [s["overlap"][pair] for s in seeds if pair in s["overlap"]] for s in seeds for pair in s["overlap"]
+    }
     groups = {
         "two halves of a task's images": [p for p in overlap if "halves" in p],
         "two random heads": [p for p in overlap if p.endswith(" 1 head")],
@@ -154,5 +161,3 @@ def draw_overlap(seeds: list[dict[str, Any]]) -> Any:
     axes.set_xlabel("Jaccard overlap of the most sensitive entries (bar: mean)")
     axes.set_title("A random head moves a selection as much as the images do")
     return drawn
-
-

@@ -50,7 +50,7 @@ class HotSwap:
         for key in ("architecture", "weights") if check_weights else ("architecture",):
             if delta.base.get(key) != self.identity[key]:
                 raise UserError(
-                    f"delta {name} belongs to a backbone with {key} {delta.base.get(key)}; this one has {self.identity[key]}"
+                    f"delta {name} is of a backbone with {key} {delta.base.get(key)}; this one has {self.identity[key]}"
                 )
         self.deltas[name] = delta
 
@@ -170,5 +170,3 @@ def same_bits(model: nn.Module, state: dict[str, Tensor]) -> bool:
         else bool(own[name] == value)
         for name, value in state.items()
     )
-
-

@@ -86,7 +86,9 @@ def read_list(file: Path, images: Path, classes: int, name: str) -> ImageList:
         UserError: for a missing file, a broken line, a label outside the classes, or a missing image.
     """
     if not file.is_file():
-        beside = ", ".join(sorted(p.name for p in file.parent.iterdir())[:6]) if file.parent.is_dir() else "no such folder"
+        beside = (
+            ", ".join(sorted(p.name for p in file.parent.iterdir())[:6]) if file.parent.is_dir() else "no such folder"
+        )
         raise UserError(f"{name}: no list at {file} (there: {beside})")
     paths, labels = [], []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -96,7 +98,9 @@ def read_list(file: Path, images: Path, classes: int, name: str) -> ImageList:
         if not path or not label.isdigit():
             raise UserError(f"{file}, line {number}: {line.strip()[:60]!r} is not 'path label'")
         if int(label) >= classes:
-            raise UserError(f"class counts differ: {file}, line {number} has label {label}, {name} has {classes} classes")
+            raise UserError(
+                f"class counts differ: {file}, line {number} has label {label}, {name} has {classes} classes"
+            )
         paths.append(images / path)
         labels.append(int(label))
     return _checked(ImageList(paths, labels, classes), str(file))
@@ -121,9 +125,13 @@ def vtab_split(root: str | Path, task: str, split: str) -> ImageList:
         raise UserError(f"no VTAB-1k task {task!r}; there are {', '.join(VTAB)}")
     folder = Path(root) / task
     if not folder.is_dir():
-        raise UserError(f"no VTAB-1k task at {folder}; it should hold {', '.join(f'{s}.txt' for s in VTAB_SPLITS)} and images/")
+        raise UserError(
+            f"no VTAB-1k task at {folder}; it should hold {', '.join(f'{s}.txt' for s in VTAB_SPLITS)} and images/"
+        )
     if not (folder / f"{split}.txt").is_file():
-        raise UserError(f"the VTAB-1k folder {folder} lacks the split file {split}.txt; it needs {', '.join(VTAB_SPLITS)}")
+        raise UserError(
+            f"the VTAB-1k folder {folder} lacks the split file {split}.txt; it needs {', '.join(VTAB_SPLITS)}"
+        )
     return read_list(folder / f"{split}.txt", folder, VTAB[task][0], task)
 
 
@@ -138,7 +146,9 @@ def fgvc_split(root: str | Path, key: str, split: str) -> ImageList:
     classes, below = FGVC[key]
     file = Path(root) / f"{split}.json"
     if not file.is_file():
-        raise UserError(f"{key}: no list at {file}; the folder should hold train.json, val.json, test.json and the images")
+        raise UserError(
+            f"{key}: no list at {file}; the folder should hold train.json, val.json, test.json and the images"
+        )
     try:
         entries = {str(path): int(label) for path, label in json.loads(file.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError) as error:
@@ -181,7 +191,8 @@ def make_transform(kind: str, training: bool, size: int = 224) -> Callable[[Any]
 
     Args:
         kind: ``direct`` squeezes to ``size`` x ``size`` (VTAB-1k, training and test alike, no augmentation); ``crop``
-            squeezes to 8/7 of it, then a random crop and flip, or the centre (FGVC in the code); ``resized_crop`` is the
+            squeezes to 8/7 of it, then a random crop and flip, or the centre (FGVC in the code); ``resized_crop`` is
+            the
             random resized crop of SSF and VPT.
         training: of the training images.
     """

@@ -9,7 +9,16 @@ from torch.utils.data import ConcatDataset, DataLoader
 from paperkit.errors import UserError
 from paperkit.resumable import ResumableData, SeededDataset, SeededSampler, seeded_loader
 
-from .image_lists import DOMAINS, ImageList, ListDataset, domain_split, few_shot_split, fgvc_split, make_transform, vtab_split
+from .image_lists import (
+    DOMAINS,
+    ImageList,
+    ListDataset,
+    domain_split,
+    few_shot_split,
+    fgvc_split,
+    make_transform,
+    vtab_split,
+)
 from .recipe import DataOptions
 
 
@@ -50,7 +59,8 @@ class WholeEpochSampler(SeededSampler):
     """Keeps the last, smaller batch of an epoch, as released: 1000 images in batches of 64 are 16 steps, not 15."""
 
     def __len__(self) -> int:
-        return -(-(self.n // self.num_replicas) // self.batch_size)
+        share = self.n // self.num_replicas
+        return (share + self.batch_size - 1) // self.batch_size
 
 
 class ListData(ResumableData, pl.LightningDataModule):

@@ -52,7 +52,9 @@ def fixed_parameters(model: nn.Module) -> tuple[str, ...]:
     return ("cls_token",) if any("cls_token" in name for name, _ in model.named_parameters()) else ()
 
 
-def prepare_method(model: nn.Module, options: MethodOptions, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0) -> Tuned:
+def prepare_method(
+    model: nn.Module, options: MethodOptions, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0
+) -> Tuned:
     """Applies the method to a pre-trained backbone with a fresh head, in place.
 
     Args:
@@ -86,7 +88,11 @@ def prepare_method(model: nn.Module, options: MethodOptions, batches: Iterable[t
 
 
 def _sensitivities(
-    model: nn.Module, options: MethodOptions, batches: Iterable[tuple[Tensor, Tensor]], seed: int, fixed: tuple[str, ...]
+    model: nn.Module,
+    options: MethodOptions,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    seed: int,
+    fixed: tuple[str, ...],
 ) -> Sensitivities:
     if options.sensitivities:
         return load_sensitivities(Path(options.sensitivities))

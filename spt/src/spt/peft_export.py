@@ -46,7 +46,7 @@ def low_rank_parts(model: nn.Module) -> list[LowRank]:
     parts = []
     split = {name: module for name, module in model.named_modules() if isinstance(module, SplitQKV)}
     for name, module in model.named_modules():
-        owner, _, leaf = name.rpartition(".")
+        owner = name.rpartition(".")[0]
         if isinstance(module, TunedLinear) and module.structured is not None and owner not in split:
             parts.append(LowRank(name, *_weights(module.structured)))
         elif name in split:

@@ -65,7 +65,11 @@ class SPTConfig:
 
     def rule(self, model: nn.Module) -> Rule:
         """The allocation rule; ``fixed`` parameters are counted on ``model``."""
-        fixed = sum(p.numel() for n, p in model.named_parameters() if any(word in n for word in self.fixed) and self.head not in n)
+        fixed = sum(
+            p.numel()
+            for n, p in model.named_parameters()
+            if any(word in n for word in self.fixed) and self.head not in n
+        )
         return Rule(
             self.structured_type, self.r, self.alpha, self.beta, self.structured_vector, self.structured_only, fixed
         )
@@ -94,7 +98,9 @@ def choose(model: nn.Module, config: SPTConfig, sensitivities: Sensitivities | M
         return exact_selection(values, rule, config.budget)
     found = official_selections(values, rule, budgets=(config.budget / 1e6,))
     if not found:
-        raise UserError(f"the released sweep has no total near {config.budget}; search exact finds the nearest below it")
+        raise UserError(
+            f"the released sweep has no total near {config.budget}; search exact finds the nearest below it"
+        )
     return next(iter(found.values()))[1]
 
 
@@ -108,12 +114,15 @@ class SPTModel(nn.Module):
         identity: of the backbone before tuning.
     """
 
-    def __init__(self, model: nn.Module, config: SPTConfig, selection: Selection, placement: Placement | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, config: SPTConfig, selection: Selection, placement: Placement | None = None
+    ) -> None:
         super().__init__()
         self.config, self.selection = config, selection
         self.identity = model_identity(model, config.head)
         self.placement = placement or config.placement()
-        # Whole tensors that training overwrites in place; kept so that `unload` and `disable_adapter` can give them back.
+        # Whole tensors that training overwrites in place; kept so that `unload` and `disable_adapter` can give them
+        # back.
         self._before = {n: p.detach().clone() for n, p in _overwritten(model, selection, config)}
         self.base = apply_selection(model, selection, self.placement, config.head, config.fixed)
 
@@ -166,7 +175,9 @@ class SPTModel(nn.Module):
         mine = model_identity(model, delta.head)
         for key in ("architecture", "weights") if check_weights else ("architecture",):
             if delta.base.get(key) != mine[key]:
-                raise UserError(f"{folder} belongs to a backbone with {key} {delta.base.get(key)}; this one has {mine[key]}")
+                raise UserError(
+                    f"{folder} belongs to a backbone with {key} {delta.base.get(key)}; this one has {mine[key]}"
+                )
         saved = dict(delta.extra.get("spt_config", {}))
         saved["fixed"] = tuple(saved.get("fixed", delta.fixed))
         tuned = cls(model, SPTConfig(**saved), selection_of(delta, model), delta.placement)
@@ -230,12 +241,16 @@ def _split_names(name: str, own: Mapping[str, Tensor]) -> str:
 
 
 def get_spt_model(
-    model: nn.Module, config: SPTConfig, sensitivities: Sensitivities | Mapping[str, Tensor] | Selection, copy_model: bool = False
+    model: nn.Module,
+    config: SPTConfig,
+    sensitivities: Sensitivities | Mapping[str, Tensor] | Selection,
+    copy_model: bool = False,
 ) -> SPTModel:
     """Allocates the budget and makes ``model`` an SPT model (in place unless ``copy_model``).
 
     Args:
-        sensitivities: of :func:`spt.measure_sensitivities` on this very model, or a finished selection (a released file).
+        sensitivities: of :func:`spt.measure_sensitivities` on this very model, or a finished selection (a released
+            file).
 
     Raises:
         UserError: see :func:`choose` and :func:`spt.tuning.apply_selection`.

@@ -61,7 +61,8 @@ def build(options: RealOptions, folder: Path | None = None) -> tuple[ListData, T
     """Data, the prepared model and the backbone's identity; everything random follows the seed.
 
     Args:
-        folder: run folder; measured sensitivities are kept there, and a resumed run, or another process of the run, uses them.
+        folder: run folder; measured sensitivities are kept there, and a resumed run, or another process of the run,
+            uses them.
     """
     seed_generators(options.recipe.seed)
     data = ListData(options.data, options.recipe.batch_size, options.recipe.eval_batch_size, options.recipe.seed)
@@ -77,7 +78,9 @@ def build(options: RealOptions, folder: Path | None = None) -> tuple[ListData, T
     kept = folder / "sensitivities.safetensors" if folder else None
     if kept and options.method.name == "spt" and not options.method.selection and not options.method.sensitivities:
         if process_rank() == 0 and not kept.is_file():
-            device = "cuda" if torch.cuda.is_available() and options.trainer.get("accelerator", "auto") != "cpu" else "cpu"
+            device = (
+                "cuda" if torch.cuda.is_available() and options.trainer.get("accelerator", "auto") != "cpu" else "cpu"
+            )
             save_sensitivities(kept, _measure(model.to(device), options, data))
             model.to("cpu")
         _wait_for(kept)
@@ -167,12 +170,20 @@ def train_run(options: RealOptions, run: RunFolder, resume: bool, command: str =
 
 
 def result(options: RealOptions, tuned: Tuned, module: TuningModule, command: str, seconds: float) -> Metrics:
-    """The last epoch's accuracy is the result; the maximum over epochs, the released way to report, stands beside it."""
+    """The last epoch's accuracy is the result; the maximum over epochs, the released way to report, stands beside
+    it."""
     if not module.history:
         raise UserError("the run ended without an evaluation")
     arm, spent = options.method.name, count_trained(tuned.model, HEAD)
     rows = [Row(arm, f"top-1, {name}", [module.history[-1][name]], "%") for name in module.sets]
-    rows.append(Row(arm, "official_max (over epochs, chosen on the evaluated set)", [max(p[module.sets[0]] for p in module.history)], "%"))
+    rows.append(
+        Row(
+            arm,
+            "official_max (over epochs, chosen on the evaluated set)",
+            [max(p[module.sets[0]] for p in module.history)],
+            "%",
+        )
+    )
     if tuned.selection is not None:
         rows.append(Row(arm, "counted parameters", [tuned.selection.counted]))
     rows += [Row(arm, "trained parameters beside the head", [spent.trained]), Row(arm, "head parameters", [spent.head])]
@@ -189,9 +200,9 @@ def save_tuned(folder: Path, tuned: Tuned, options: RealOptions, identity: dict[
         return
     fixed = fixed_parameters(tuned.model)
     delta = take_delta(tuned.model, tuned.selection.rule, tuned.placement, HEAD, fixed, dict(identity))
-    delta.extra = {"backbone": {"arch": options.backbone.arch, "sizes": options.backbone.sizes, "img_size": options.data.size}}
+    delta.extra = {
+        "backbone": {"arch": options.backbone.arch, "sizes": options.backbone.sizes, "img_size": options.data.size}
+    }
     delta.extra["classes"] = classes
     delta.extra["task"] = options.data.name
     save_delta(folder, delta)
-
-

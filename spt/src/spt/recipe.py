@@ -17,7 +17,8 @@ class DataOptions:
         name: task or set inside it (``cifar``, ``cub``, ``food101``, ...).
         root: folder of the collection (``vtab``: of all tasks; otherwise of the set itself).
         domains: with few-shot ImageNet: folder of the four shifted ImageNets, evaluated on as well.
-        final: train on train + validation, evaluate on test (the released ``--test``). Otherwise train on the training part and
+        final: train on train + validation, evaluate on test (the released ``--test``). Otherwise train on the
+            training part and
             evaluate on validation, for choosing the budget.
         shots, list_seed: which few-shot list.
         transform: see :func:`spt.image_lists.make_transform`.
@@ -43,7 +44,8 @@ class BackboneOptions:
 
     Attributes:
         arch: timm architecture.
-        file: pretrained file in its authors' format (``spt.backbones.BACKBONES`` names them); None starts at random, which is
+        file: pretrained file in its authors' format (``spt.backbones.BACKBONES`` names them); None starts at random,
+            which is
             only for trying things out.
         format: layout of the file; told from its keys when None.
         drop_path: rises linearly to this over the blocks.
@@ -95,7 +97,8 @@ class MethodOptions:
 
 @dataclass
 class RecipeOptions:
-    """Optimiser and schedule (specification, shipped commands): AdamW, constant within an epoch, cosine with one epoch's lag.
+    """Optimiser and schedule (specification, shipped commands): AdamW, constant within an epoch, cosine with one
+    epoch's lag.
 
     Attributes:
         epochs, batch_size, eval_batch_size, lr, min_lr, warmup_lr, warmup_epochs, weight_decay: as released.

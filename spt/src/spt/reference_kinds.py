@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy
 import torch
-from timm.layers import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +25,7 @@ from .schedule import released_lr
 from .selection_file import ALLOWED, check_content, flags, operation_name
 from .sensitivity import squared_gradients
 from .sparse import Places, sparse_linear
-from .split_qkv import fuse_state, split_qkv_layers, split_state
+from .split_qkv import fuse_state, split_state
 from .structured import StructuredModule, module_cost
 from .tuning import Placement, apply_selection, count_trained, merge, optimizer_groups
 
@@ -131,7 +130,9 @@ def _block(file: ReferenceFile) -> dict[str, Tensor]:
     carrier = nn.ModuleDict({"blocks": nn.ModuleList([block])})
     shapes = find_candidates(carrier).shapes()
     modules = [operation_name(0, op) for op, flag in zip(OPERATIONS, c["structured_list"], strict=True) if flag]
-    selection = Selection(modules, [], {}, shapes, Rule(c["structured_type"], c["low_rank_dim"], structured_vector=c["bias"]))
+    selection = Selection(
+        modules, [], {}, shapes, Rule(c["structured_type"], c["low_rank_dim"], structured_vector=c["bias"])
+    )
     apply_selection(carrier, selection, Placement(position, drop=0, drop_path=0))
     carrier.requires_grad_(True).eval()
     load_strict(carrier, {f"blocks.0.{our_key(name)}": value for name, value in file.state.items()}, str(file.path))
@@ -176,7 +177,7 @@ def build_spt(file: ReferenceFile) -> nn.Module:
     model = build_vit(c)
     candidates = find_candidates(model)
     modules = [n.split(".structured_") for n in {k.split(".learnable")[0] for k in file.state if ".structured_" in k}]
-    index = {name: value for name, value in file.part("in.mask_index.").items()}
+    index = dict(file.part("in.mask_index."))
     shapes = candidates.shapes()
     entries = {}
     for name, places in index.items():
@@ -240,7 +241,12 @@ def flags_of_state(file: ReferenceFile) -> list[list[int]]:
     rows = max(12, file.config["depth"])
     return [
         [
-            int(any(k.startswith(operation_name(b, op).replace(f".{op}.weight", f".structured_{op}.")) for k in file.state))
+            int(
+                any(
+                    k.startswith(operation_name(b, op).replace(f".{op}.weight", f".structured_{op}."))
+                    for k in file.state
+                )
+            )
             for op in OPERATIONS
         ]
         for b in range(rows)
@@ -290,7 +296,9 @@ def _lr_schedule(file: ReferenceFile) -> dict[str, Tensor]:
         raise UserError("only the cosine schedule without noise or cycles is in the paper's recipes")
     options = {key: c[key] for key in ("epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs")}
     count = file.outputs["lr_used_in_epoch"].numel()
-    return {"out.lr_used_in_epoch": torch.tensor([released_lr(e, **options) for e in range(count)], dtype=torch.float64)}
+    return {
+        "out.lr_used_in_epoch": torch.tensor([released_lr(e, **options) for e in range(count)], dtype=torch.float64)
+    }
 
 
 def _param_req(file: ReferenceFile) -> dict[str, Any]:
@@ -310,10 +318,12 @@ def _param_req(file: ReferenceFile) -> dict[str, Any]:
         for rank in range(1, 65)
         if sum(module_cost(kind, shape_of[op], rank, bias) for op in listed) == rest
     ]
-    note = f"{content['unstructured_indexes'].numel()} entries, {len(listed)} modules, {len(content['tuned_vectors'])} vectors"
+    note = f"{content['unstructured_indexes'].numel()} entries, {len(listed)} modules"
     return {
         "structured_params": Check(0.0 if fits else 1.0, 0.0, f"{note}; fits {fits[0] if fits else 'no rank'}"),
-        "unstructured_params": Check(abs(float(content["unstructured_params"]) - content["unstructured_indexes"].numel()), 0.0),
+        "unstructured_params": Check(
+            abs(float(content["unstructured_params"]) - content["unstructured_indexes"].numel()), 0.0
+        ),
     }
 
 
@@ -326,7 +336,16 @@ MODULE = _gradients(OUTPUTS, Tolerance(2e-4, 2e-5))
 WHOLE = _gradients(OUTPUTS, Tolerance(2e-4, 1e-4))
 MODEL_OPTIONS = (*SIZES, "model", "block", "structured_type", "structured_bias", "budget", "selection", "tuned_vectors")
 FACTS = ("reported_params", "really_trainable_without_head", "trainable", "optimizer_groups")
-SELECTION_OPTIONS = (*SIZES, "structured_type", "alpha", "beta", "structured_vector", "structured_only", "unit", "cls_params")
+SELECTION_OPTIONS = (
+    *SIZES,
+    "structured_type",
+    "alpha",
+    "beta",
+    "structured_vector",
+    "structured_only",
+    "unit",
+    "cls_params",
+)
 SELECTION = Kind(
     _selection,
     0.0,
@@ -355,7 +374,16 @@ KINDS: dict[str, Kind] = {
     "block": Kind(
         _block,
         MODULE,
-        options=("dim", "num_heads", "mlp_ratio", "structured_list", "low_rank_dim", "structured_type", "bias", "block"),
+        options=(
+            "dim",
+            "num_heads",
+            "mlp_ratio",
+            "structured_list",
+            "low_rank_dim",
+            "structured_type",
+            "bias",
+            "block",
+        ),
         requires=("in.x", "in.cotangent", "out.y", "grad.x", "sd.*"),
     ),
     "sparse_linear": Kind(
@@ -375,7 +403,17 @@ KINDS: dict[str, Kind] = {
         _train_steps,
         Tolerance(0.0, 5e-4),
         results=FACTS,
-        options=(*MODEL_OPTIONS, "start_from", "steps", "batch_size", "lr", "weight_decay", "optimizer", "loss", "drop"),
+        options=(
+            *MODEL_OPTIONS,
+            "start_from",
+            "steps",
+            "batch_size",
+            "lr",
+            "weight_decay",
+            "optimizer",
+            "loss",
+            "drop",
+        ),
         requires=("in.images", "in.labels", "out.losses", "sd.*"),
     ),
     "merged_spt_lora": Kind(
@@ -391,7 +429,17 @@ KINDS: dict[str, Kind] = {
         _lr_schedule,
         Tolerance(0.0, 1e-12),
         options=(
-            *("sched", "epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs", "cooldown_epochs", "decay_rate", "decay_epochs"),
+            *(
+                "sched",
+                "epochs",
+                "lr",
+                "min_lr",
+                "warmup_lr",
+                "warmup_epochs",
+                "cooldown_epochs",
+                "decay_rate",
+                "decay_epochs",
+            ),
             *("patience_epochs", "lr_noise", "lr_noise_pct", "lr_noise_std", "seed"),
         ),
         requires=("out.lr_used_in_epoch",),
@@ -401,7 +449,8 @@ KINDS: dict[str, Kind] = {
 
 
 def verify(files: list[str], rtol: float | None = None) -> int:
-    """Recomputes reference files, one line per tensor; 0 when all agree. Selection files hold numpy scalars, read safely."""
+    """Recomputes reference files, one line per tensor; 0 when all agree. Selection files hold numpy scalars, read
+    safely."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

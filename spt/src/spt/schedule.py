@@ -6,7 +6,13 @@ import math
 
 
 def released_lr(
-    epoch: int, *, epochs: int = 100, lr: float = 1e-3, min_lr: float = 1e-5, warmup_lr: float = 1e-6, warmup_epochs: int = 10
+    epoch: int,
+    *,
+    epochs: int = 100,
+    lr: float = 1e-3,
+    min_lr: float = 1e-5,
+    warmup_lr: float = 1e-6,
+    warmup_epochs: int = 10,
 ) -> float:
     """Learning rate in force during ``epoch`` (from 0), constant within it.
 

@@ -1,10 +1,12 @@
-"""Selection files ``param_req_{budget}.pth`` of the authors: read safely, written alike (specification, checkpoints)."""
+"""Selection files ``param_req_{budget}.pth`` of the authors: read safely, written alike (specification,
+checkpoints)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -28,7 +30,7 @@ KEYS = (
     "tuned_vectors",
 )
 # numpy scalars, under the names of numpy 1 and numpy 2 files.
-ALLOWED = (
+ALLOWED: tuple[Any, ...] = (
     multiarray.scalar,
     (multiarray.scalar, "numpy.core.multiarray.scalar"),
     numpy.dtype,
@@ -63,7 +65,9 @@ def check_content(content: object, source: str) -> dict:
     if not isinstance(content, dict) or (missing := [key for key in KEYS if key not in content]):
         what = f"lacks {', '.join(missing)}" if isinstance(content, dict) else f"holds a {type(content).__name__}"
         raise UserError(f"{source} is no selection file: it {what}")
-    index, names, rows = (content[key] for key in ("unstructured_indexes", "unstructured_name_shapes", "tuned_matrices"))
+    index, names, rows = (
+        content[key] for key in ("unstructured_indexes", "unstructured_name_shapes", "tuned_matrices")
+    )
     if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype != torch.int64:
         raise UserError(f"{source}: unstructured_indexes is not a row of int64")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names):
@@ -110,7 +114,7 @@ def parse_selection(content: object, rule: Rule, shapes: Mapping[str, torch.Size
     selection = Selection(modules, vectors, split_indexes(content), dict(shapes), rule)
     if selection.structured_count != int(content["structured_params"]):
         raise UserError(
-            f"{source} counts {int(content['structured_params'])} parameters of modules and vectors, but {rule.structured_type} "
+            f"{source} counts {int(content['structured_params'])} structured parameters, but {rule.structured_type} "
             f"of rank {rule.rank} would be {selection.structured_count}: give the type and rank it was made with"
         )
     return selection
@@ -141,7 +145,9 @@ def flags(selection: Selection, rows: int = 12) -> list[list[int]]:
     """Six flags a block (q, k, v, proj, fc1, fc2), ``rows`` rows at least."""
     places = [re.match(r"blocks\.(\d+)\.(?:attn|mlp)\.(\w+)\.weight$", name) for name in selection.modules]
     if None in places:
-        raise UserError(f"a selection file numbers the blocks of a ViT; {selection.modules[places.index(None)]} is in none")
+        raise UserError(
+            f"a selection file numbers the blocks of a ViT; {selection.modules[places.index(None)]} is in none"
+        )
     chosen = {(int(place[1]), place[2]) for place in places if place}
     blocks = [int(found[1]) for name in selection.shapes if (found := re.match(r"blocks\.(\d+)\.", name))]
     return [[int((block, op) in chosen) for op in OPERATIONS] for block in range(max(rows, *(b + 1 for b in blocks)))]

@@ -124,7 +124,7 @@ def measure_sensitivities(
     layers = head_layers(model, head)
     if layers and all(not bool(layer.weight.any()) for layer in layers):
         raise UserError(
-            f"the head ({head}) is all zeros, so every gradient behind it is zero; initialise it with std 0.02 (reset_head)"
+            f"the head ({head}) is all zeros, so every gradient behind it is zero; draw it anew with std 0.02"
         )
     if heads < 1 or max_batches < 1:
         raise UserError(f"heads {heads} and max_batches {max_batches} must be at least 1")
@@ -161,7 +161,12 @@ def measure_sensitivities(
         raise UserError("no batch to measure sensitivities on: the task's training list is empty")
     values = {item.name: item.view(sums[item.holder]) for item in candidates}
     check_values(values)
-    options = {"per_sample": per_sample, "eval_mode": eval_mode or deterministic, "seed": seed, "heads": heads}
+    options: dict[str, str | int | bool] = {
+        "per_sample": per_sample,
+        "eval_mode": eval_mode or deterministic,
+        "seed": seed,
+        "heads": heads,
+    }
     identity = {**model_identity(model, head), "images": images, "batches": used, **options}
     return Sensitivities(values, identity)
 

@@ -1,4 +1,5 @@
-"""Sensitivities on disk, with the identity of the model they were measured on, so that they are reused and not mixed up."""
+"""Sensitivities on disk, with the identity of the model they were measured on, so that they are reused and not mixed
+up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Unstructured tuning: single entries of a frozen weight, without any dense state (paper section 3.3).
 
-``W' = W; W'[row, col] += value; y = x W'^T`` with W frozen. The released code clones W in every step and keeps the clone.
+``W' = W; W'[row, col] += value; y = x W'^T`` with W frozen. The released code clones W in every step and keeps the
+clone.
 Here the entries are written into W for the product alone and the old bits are put back, so nothing of W's size is
 made; the backward pass computes only the gradients of the chosen entries.
 

@@ -39,7 +39,9 @@ class SplitQKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, 3C)."""
-        shares = any(isinstance(p, TunedLinear) and p.structured is not None and p.position == "parallel" for p in self.parts)
+        shares = any(
+            isinstance(p, TunedLinear) and p.structured is not None and p.position == "parallel" for p in self.parts
+        )
         dropped = self.shared_drop(x) if shares else x
         return torch.cat([p(x, dropped) if isinstance(p, TunedLinear) else p(x) for p in self.parts], dim=-1)
 
@@ -64,7 +66,7 @@ def split_qkv_layers(model: nn.Module) -> nn.Module:
     """Replaces every fused qkv of ``model`` in place; already split layers stay. Returns the model."""
     for name, module in list(model.named_modules()):
         if is_fused_qkv(name, module):
-            model.set_submodule(name, SplitQKV(module))  # type: ignore[arg-type]
+            model.set_submodule(name, SplitQKV(module))
     return model
 
 

@@ -19,7 +19,13 @@ CLAIMS = (
     ("SPT-LoRA beats the same structure in wrong places", "SPT-LoRA", "SPT-LoRA, wrong places", lambda d: d > 0, False),
     ("SPT-LoRA beats LoRA on every q and v", "SPT-LoRA", "LoRA on q, v", lambda d: d > 0, False),
     ("sensitive entries beat the largest magnitudes", SENSITIVE, "largest magnitude", lambda d: d > 0, False),
-    ("sensitive entries beat peft's SHiRA with our ranking", SENSITIVE, "peft SHiRA, sensitive mask", lambda d: d > 0, False),
+    (
+        "sensitive entries beat peft's SHiRA with our ranking",
+        SENSITIVE,
+        "peft SHiRA, sensitive mask",
+        lambda d: d > 0,
+        False,
+    ),
     ("sensitive entries beat peft's Supertuning", SENSITIVE, "peft Supertuning", lambda d: d > 0, False),
     ("sensitive entries beat peft's LoRA", SENSITIVE, "peft LoRA", lambda d: d > 0, False),
     ("four random heads beat one", "sensitive entries, 4 heads", SENSITIVE, lambda d: d > 0, False),
@@ -32,8 +38,11 @@ def task_means(result: SeedResult, arm: str) -> float:
     return sum(accuracies) / len(accuracies)
 
 
-def summarise(results: Sequence[SeedResult], config: ExperimentConfig, command: str, seconds: float, backbone: float) -> Metrics:
-    """Rows (accuracy as the mean over tasks, and by task; parameters), claims on paired differences, data of the figures."""
+def summarise(
+    results: Sequence[SeedResult], config: ExperimentConfig, command: str, seconds: float, backbone: float
+) -> Metrics:
+    """Rows (accuracy as the mean over tasks, and by task; parameters), claims on paired differences, data of the
+    figures."""
     rows = [Row("backbone", "accuracy on the unseen half, source task", [backbone], "%")]
     for arm in config.arm_list:
         rows.append(Row(arm, "accuracy, mean over tasks", [task_means(result, arm) for result in results], "%"))
@@ -41,7 +50,9 @@ def summarise(results: Sequence[SeedResult], config: ExperimentConfig, command: 
         spent = [sum(by_arm[arm] for by_arm in result.spent.values()) / len(config.tasks) for result in results]
         rows.append(Row(arm, f"trained of {config.budget} beside head and class token", spent))
     for task in config.tasks:
-        rows += [Row(arm, f"accuracy, {task}", [r.accuracy[task][arm] for r in results], "%") for arm in config.arm_list]
+        rows += [
+            Row(arm, f"accuracy, {task}", [r.accuracy[task][arm] for r in results], "%") for arm in config.arm_list
+        ]
     claims = []
     for text, first, second, test, asserted in CLAIMS:
         if first in config.arm_list and second in config.arm_list:
@@ -49,7 +60,9 @@ def summarise(results: Sequence[SeedResult], config: ExperimentConfig, command: 
             single = [r.accuracy[t][first] - r.accuracy[t][second] for r in results for t in config.tasks]
             wins = f"{sum(d > 0 for d in single)} of {len(single)} pairs positive"
             mean = sum(pairs) / len(pairs)
-            claims.append(Claim(text, asserted, bool(test(mean)), f"paired difference {mean_spread(pairs):.1f}, {wins}"))
+            claims.append(
+                Claim(text, asserted, bool(test(mean)), f"paired difference {mean_spread(pairs):.1f}, {wins}")
+            )
     overlap: dict[str, list[float]] = {}
     for result in results:
         for pair, value in result.overlap.items():
@@ -58,7 +71,7 @@ def summarise(results: Sequence[SeedResult], config: ExperimentConfig, command: 
     extra = {
         "seeds": [asdict(result) for result in results],
         "evaluated_on": "validation images" if config.val_images else "test images",
-        "counting": "every arm trains head and class token besides; AdaLoRA is counted at its final ranks, and starts at twice "
-        "as many; entries of LayerNorm that SPT's allocation marks are counted but not trained",
+        "counting": "every arm trains head and class token besides; AdaLoRA is counted at its final ranks, of twice "
+        "as many at the start; entries of LayerNorm that SPT's allocation marks are counted but not trained",
     }
     return Metrics("spt", command, [result.seed for result in results], seconds, rows, claims, extra)

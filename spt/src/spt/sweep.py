@@ -1,4 +1,5 @@
-"""The 19 tasks of VTAB-1k one after the other: budget chosen on validation, result on test, group means beside the paper's."""
+"""The 19 tasks of VTAB-1k one after the other: budget chosen on validation, result on test, group means beside the
+paper's."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def published() -> dict:
     return json.loads(files("spt").joinpath("published/vtab.json").read_text())
 
 
-def sweep(options: RealOptions, folder: Path, tasks: Sequence[str], budgets: Sequence[int]) -> dict[str, dict[str, float]]:
+def sweep(
+    options: RealOptions, folder: Path, tasks: Sequence[str], budgets: Sequence[int]
+) -> dict[str, dict[str, float]]:
     """Runs every task; what is finished is not done again, what was cut off goes on where it stopped.
 
     Args:
@@ -54,7 +57,9 @@ def _one(options: RealOptions, folder: Path, task: str, budget: int, final: bool
     if run.finished:
         return Metrics.read(path / "metrics.json")
     here = replace(
-        options, data=replace(options.data, kind="vtab", name=task, final=final), method=replace(options.method, budget=budget)
+        options,
+        data=replace(options.data, kind="vtab", name=task, final=final),
+        method=replace(options.method, budget=budget),
     )
     with run.lock():
         run.write_config(asdict(here))
@@ -79,11 +84,29 @@ def print_sweep(results: Mapping[str, Mapping[str, float]], method: str) -> None
     row = "spt_adapter" if "adapter" in method else "spt_lora"
     lines: list[tuple] = []
     for task, point in results.items():
-        lines.append((task, VTAB[task][1], point["budget"], point["top1"], point["official_max"], paper[row][task], paper["rerun_at_0.4M"][task]))
+        lines.append(
+            (
+                task,
+                VTAB[task][1],
+                point["budget"],
+                point["top1"],
+                point["official_max"],
+                paper[row][task],
+                paper["rerun_at_0.4M"][task],
+            )
+        )
     ours = group_means({task: point["top1"] for task, point in results.items()})
     best = group_means({task: point["official_max"] for task, point in results.items()})
     theirs, rerun = group_means(paper[row]), group_means(paper["rerun_at_0.4M"])
     for name, a, b, c, d in zip((*GROUPS, "mean of groups"), ours, best, theirs, rerun, strict=True):
         lines.append((name, "", None, a, b, c, d))
-    columns = ("task", "group", "budget", "top-1, last epoch", "max over epochs", f"paper, {row}", "a user's re-run at 0.4 M")
+    columns = (
+        "task",
+        "group",
+        "budget",
+        "top-1, last epoch",
+        "max over epochs",
+        f"paper, {row}",
+        "a user's re-run at 0.4 M",
+    )
     table(lines, columns, "VTAB-1k; the paper's row is the maximum over epochs at the best budget of each task")

@@ -17,7 +17,9 @@ from .image_lists import make_transform
 from .peft_style import SPTModel
 
 
-def bare_backbone(delta: Delta, folder: str | Path, file: str | None, arch: str | None, trust_pickle: bool = False) -> nn.Module:
+def bare_backbone(
+    delta: Delta, folder: str | Path, file: str | None, arch: str | None, trust_pickle: bool = False
+) -> nn.Module:
     """The plain backbone that a delta says it belongs to, with a head of the delta's class count.
 
     Args:

@@ -21,7 +21,8 @@ Position = Literal["parallel", "sequential"]
 class TunedLinear(nn.Module):
     """``y = W x + b`` with W frozen, plus a structured module or chosen entries.
 
-    A module in ``parallel`` sees the Linear's input (LoRA, and everything on ``proj``); in ``sequential`` position it sees
+    A module in ``parallel`` sees the Linear's input (LoRA, and everything on ``proj``); in ``sequential`` position
+    it sees
     the output: ``y = z + module(drop(z))`` (Adapter).
 
     Args:

@@ -1,4 +1,5 @@
-"""A pre-trained model made into an SPT model (paper section 3.3): what a selection names is trained, the rest is frozen."""
+"""A pre-trained model made into an SPT model (paper section 3.3): what a selection names is trained, the rest is
+frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Placement:
     """How modules stand in the blocks.
 
     Attributes:
-        block: ``parallel`` (released with LoRA): modules see a Linear's input. ``sequential`` (released with Adapter): they
+        block: ``parallel`` (released with LoRA): modules see a Linear's input. ``sequential`` (released with
+            Adapter): they
             see its output. ``proj`` is parallel and without dropout in both, as released.
         init: see :class:`spt.structured.StructuredModule`.
         drop: dropout on a module's input (released: 0.1).
@@ -35,7 +37,9 @@ class Placement:
     drop_path: float = 0.1
 
 
-def check_selection(model: nn.Module, selection: Selection, head: str = "head", fixed: tuple[str, ...] = ("cls_token",)) -> None:
+def check_selection(
+    model: nn.Module, selection: Selection, head: str = "head", fixed: tuple[str, ...] = ("cls_token",)
+) -> None:
     """Refuses a selection that was made for another architecture.
 
     Raises:
@@ -45,7 +49,9 @@ def check_selection(model: nn.Module, selection: Selection, head: str = "head", 
     for name in [*selection.modules, *selection.vectors, *selection.entries]:
         made_for = selection.shapes.get(name)
         if name not in shapes:
-            raise UserError(f"the selection is of another architecture: it names {name}, which {type(model).__name__} lacks")
+            raise UserError(
+                f"the selection is of another architecture: it names {name}, which {type(model).__name__} lacks"
+            )
         if made_for is not None and made_for != shapes[name]:
             raise UserError(
                 f"the selection is of another architecture: {name} is {list(made_for)} there, {list(shapes[name])} here"
@@ -143,7 +149,8 @@ def count_trained(model: nn.Module, head: str = "head") -> Spent:
 
 
 def optimizer_groups(model: nn.Module, weight_decay: float = 1e-4) -> list[dict]:
-    """Parameter groups as released: decay for tensors of more than one dimension, none for vectors, biases, class token.
+    """Parameter groups as released: decay for tensors of more than one dimension, none for vectors, biases, class
+    token.
 
     Sparse values are one-dimensional and so get no decay.
     """

@@ -45,7 +45,9 @@ class TuningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Two groups: tensors of more than one dimension decay, the rest does not."""
-        groups = [{k: v for k, v in g.items() if k != "names"} for g in optimizer_groups(self.model, self.recipe.weight_decay)]
+        groups = [
+            {k: v for k, v in g.items() if k != "names"} for g in optimizer_groups(self.model, self.recipe.weight_decay)
+        ]
         return torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(0.9, 0.999), eps=1e-8)
 
     def on_train_epoch_start(self) -> None:

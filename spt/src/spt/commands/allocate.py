@@ -12,7 +12,9 @@ def add_arguments(parser: Any) -> None:
     """Options."""
     parser.add_argument("source", type=str, help="RUN/sensitivities.safetensors, or a param_req_*.pth")
     parser.add_argument("--budget", type=int, default=400_000, help="counted parameters")
-    parser.add_argument("--structured_type", type=Literal["lora", "adapter", "lora_bias", "none"], default="lora", help="modules")
+    parser.add_argument(
+        "--structured_type", type=Literal["lora", "adapter", "lora_bias", "none"], default="lora", help="modules"
+    )
     parser.add_argument("--rank", type=int, default=8, help="of every module")
     parser.add_argument("--alpha", type=float, default=10.0, help="a module needs K / alpha marks")
     parser.add_argument("--beta", type=float, default=5.0, help="a vector needs 1 / beta of its entries")
@@ -48,11 +50,16 @@ def run(arguments: Any) -> None:
         else:
             found = official_selections(values, rule, budgets=(arguments.budget / 1e6,))
             if not found:
-                raise UserError(f"the released sweep has no total near {arguments.budget}; --search exact has one below it")
+                raise UserError(
+                    f"the released sweep has no total near {arguments.budget}; --search exact has one below it"
+                )
             selection = next(iter(found.values()))[1]
     print(selection.describe())
     untrained = sum(index.numel() for name, index in selection.entries.items() if "norm" in name)
-    print(f"really trained: {selection.counted - untrained:,} ({untrained:,} marked LayerNorm entries are counted, not trained)")
+    print(
+        f"really trained: {selection.counted - untrained:,} "
+        f"({untrained:,} marked LayerNorm entries are counted, not trained)"
+    )
     rows = []
     for block, row in enumerate(flags(selection, rows=1)):
         cells = [str(block + 1)]

@@ -1,4 +1,5 @@
-"""Time and memory against peft's LoRA, full fine-tuning and the released sweep, as ratios of one run (about six minutes)."""
+"""Time and memory against peft's LoRA, full fine-tuning and the released sweep, as ratios of one run (about six
+minutes)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from paperkit.errors import UserError
 
 def add_arguments(parser: Any) -> None:
     """Options."""
-    parser.add_argument("--parts", type=list[str], default=[], help="step, memory, sensitivity, delta, allocation (default: all)")
+    parser.add_argument(
+        "--parts", type=list[str], default=[], help="step, memory, sensitivity, delta, allocation (default: all)"
+    )
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: one per core)")
 

@@ -1,4 +1,5 @@
-"""Convert a released backbone file to safetensors, or back: `spt convert FILE OUT --arch vit_base_patch16_224 [--to npz]`."""
+"""Convert a released backbone file to safetensors, or back: `spt convert FILE OUT --arch vit_base_patch16_224 [--to
+npz]`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("source", type=str, help="released file (npz, pth), or a safetensors file with --to")
     parser.add_argument("target", type=str, help="file to write")
     parser.add_argument("--arch", type=str, default="vit_base_patch16_224", help="timm architecture")
-    parser.add_argument("--to", type=Literal["timm", "npz", "mae", "moco", "swin"], default="timm", help="layout to write")
+    parser.add_argument(
+        "--to", type=Literal["timm", "npz", "mae", "moco", "swin"], default="timm", help="layout to write"
+    )
     parser.add_argument("--sizes", type=dict | None, default=None, help="further arguments of timm's constructor")
     parser.add_argument("--trust-pickle", action="store_true", help="read a file that wants to run code")
 

@@ -31,7 +31,9 @@ def run(arguments: Any) -> None:
     config, start = saved_config(folder), time.monotonic()
     shared = {"run": str(folder.path), "config": config}
     if not (folder.path / "backbone.safetensors").is_file():
-        raise UserError(f"{folder.path} has no backbone.safetensors; continue it with `spt train --resume {folder.path}`")
+        raise UserError(
+            f"{folder.path} has no backbone.safetensors; continue it with `spt train --resume {folder.path}`"
+        )
     backbone = run_seeds("spt.experiment:pretrain", [config.backbone_seed], shared, config.pretrain_steps)
     results = run_seeds("spt.experiment:evaluate_seed", config.seed_list, shared, 1, processes=config.processes or None)
     seconds = time.monotonic() - start

@@ -1,4 +1,5 @@
-"""Merge a delta into its backbone and write a plain model: weights, torch.export, ONNX, or peft's own adapter and its base.
+"""Merge a delta into its backbone and write a plain model: weights, torch.export, ONNX, or peft's own adapter and
+its base.
 
 `spt export DELTA OUT --file BACKBONE --to onnx`
 """

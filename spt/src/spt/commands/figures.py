@@ -24,6 +24,8 @@ def run(arguments: Any) -> None:
         raise UserError(f"{arguments.run} lies in no run folder")
     metrics = Metrics.read(folder.path / "metrics.json")
     if "seeds" not in metrics.extra:
-        raise UserError(f"{folder.path} is a run on real data; its curves are in TensorBoard: {folder.path / 'tensorboard'}")
+        raise UserError(
+            f"{folder.path} is a run on real data; its curves are in TensorBoard: {folder.path / 'tensorboard'}"
+        )
     for path in draw(metrics, folder.path / "figures"):
         print(path)

@@ -1,6 +1,8 @@
-"""The 19 tasks of VTAB-1k: budgets tried on val200, the best one run on test; resumes, and prints group means beside the paper's.
+"""The 19 tasks of VTAB-1k: budgets tried on val200, the best one run on test; resumes, and prints group means beside
+the paper's.
 
-`spt sweep --config spt/configs/vtab/supervised_spt_lora.yaml --data.root DIR --backbone.file FILE --budgets [400000,200000]`
+`spt sweep --config spt/configs/vtab/supervised_spt_lora.yaml --data.root DIR --backbone.file FILE --budgets
+[400000,200000]`
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ def add_arguments(parser: Any) -> None:
 
     add_real(parser)
     parser.add_argument("--tasks", type=list[str], default=[], help="tasks (default: all 19)")
-    parser.add_argument("--budgets", type=list[int], default=[], help="budgets to choose among (default: the config's one)")
+    parser.add_argument(
+        "--budgets", type=list[int], default=[], help="budgets to choose among (default: the config's one)"
+    )
 
 
 def run(arguments: Any) -> None:

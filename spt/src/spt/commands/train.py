@@ -1,6 +1,8 @@
-"""Without data: the embedded experiment on handwritten digits. With a config that has `data`: tune a backbone on real data.
+"""Without data: the embedded experiment on handwritten digits. With a config that has `data`: tune a backbone on
+real data.
 
-Real data: `spt train --config spt/configs/vtab/cifar_lora.yaml --data.root DIR`; all of its options: `spt train --real --help`.
+Real data: `spt train --config spt/configs/vtab/cifar_lora.yaml --data.root DIR`; all of its options: `spt train
+--real --help`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from paperkit.errors import UserError
 
 if TYPE_CHECKING:
     from paperkit.runs import RunFolder
-
     from spt.experiment_config import ExperimentConfig, SeedResult
 
 REAL_DATA = ("--data", "--backbone", "--recipe", "--method", "--trainer", "--real")
@@ -76,7 +77,9 @@ def add_run_arguments(parser: Any) -> None:
     """Where runs lie, and how one goes on."""
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
     parser.add_argument("--name", type=str | None, default=None, help="name of the new run (default: the time)")
-    parser.add_argument("--resume", nargs="?", const="newest", default=None, help="a run to continue; alone: the newest unfinished")
+    parser.add_argument(
+        "--resume", nargs="?", const="newest", default=None, help="a run to continue; alone: the newest unfinished"
+    )
 
 
 def find_run(root: str, name: str | None, resume: str | None) -> RunFolder:
@@ -104,7 +107,9 @@ def run(arguments: Any) -> None:
     from paperkit.parallel_seeds import run_seeds
     from spt.experiment_config import ExperimentConfig
 
-    config = ExperimentConfig(**{k: v for k, v in vars(arguments).items() if k not in ("config", "root", "name", "resume")})
+    config = ExperimentConfig(
+        **{k: v for k, v in vars(arguments).items() if k not in ("config", "root", "name", "resume")}
+    )
     folder, start = find_run(arguments.root, arguments.name, arguments.resume), time.monotonic()
     with folder.lock():
         if arguments.resume:
@@ -113,7 +118,9 @@ def run(arguments: Any) -> None:
             folder.write_config(vars(config))
             folder.write_environment()
         again = f"spt train --resume {folder.path}"
-        print(f"{folder.path}: {config.seeds} seeds, {len(config.tasks)} tasks, {len(config.arm_list)} arms", flush=True)
+        print(
+            f"{folder.path}: {config.seeds} seeds, {len(config.tasks)} tasks, {len(config.arm_list)} arms", flush=True
+        )
         shared = {"run": str(folder.path), "config": config}
         print(f"pre-training the backbone, {config.pretrain_steps} steps", flush=True)
         backbone = run_seeds(
@@ -147,7 +154,12 @@ def saved_config(folder: RunFolder) -> ExperimentConfig:
 
 
 def report(
-    folder: RunFolder, results: list[SeedResult], config: ExperimentConfig, command: str, seconds: float, backbone: float
+    folder: RunFolder,
+    results: list[SeedResult],
+    config: ExperimentConfig,
+    command: str,
+    seconds: float,
+    backbone: float,
 ) -> None:
     """Table on the screen, metrics.json, figures."""
     from paperkit.report import print_metrics
@@ -157,6 +169,10 @@ def report(
     metrics = summarise(results, config, command, seconds, backbone)
     metrics.write(folder.path / "metrics.json")
     drawn = draw(metrics, folder.path / "figures")
-    print_metrics(metrics, f"SPT on four tasks of handwritten digits, {len(results)} seeds, on {metrics.extra['evaluated_on']}")
+    print_metrics(
+        metrics, f"SPT on four tasks of handwritten digits, {len(results)} seeds, on {metrics.extra['evaluated_on']}"
+    )
     print(f"note: {metrics.extra['counting']}")
-    print(f"written: {folder.path / 'metrics.json'} and {len(drawn)} figures in {folder.path / 'figures'} ({seconds:.0f} s)")
+    print(
+        f"written: {folder.path / 'metrics.json'}, {len(drawn)} figures in {folder.path / 'figures'} ({seconds:.0f} s)"
+    )

@@ -14,7 +14,6 @@ from paperkit.errors import UserError
 
 if TYPE_CHECKING:
     from paperkit.runs import RunFolder
-
     from spt.real_run import RealOptions
 
 # What of Lightning's Trainer a user may set; the rest is the recipe's or this project's own.

@@ -8,7 +8,9 @@ from typing import Any
 def add_arguments(parser: Any) -> None:
     """Options."""
     parser.add_argument("files", nargs="+", type=str, help="reference files or folders")
-    parser.add_argument("--rtol", type=float | None, default=None, help="relative tolerance in place of each kind's own")
+    parser.add_argument(
+        "--rtol", type=float | None, default=None, help="relative tolerance in place of each kind's own"
+    )
 
 
 def run(arguments: Any) -> int:
