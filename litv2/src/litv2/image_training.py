@@ -178,7 +178,9 @@ def finish(run: RunFolder, training: ImageTraining, seed: int, seconds: float) -
         )
 
 
-def build_trainer(run: RunFolder, options: dict[str, Any], seed: int, save_every: int) -> pl.Trainer:
+def build_trainer(
+    run: RunFolder, options: dict[str, Any], seed: int, save_every: int, best: str = "val/acc1"
+) -> pl.Trainer:
     """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end."""
     folder = run.path / "checkpoints"
     return pl.Trainer(
@@ -190,7 +192,7 @@ def build_trainer(run: RunFolder, options: dict[str, Any], seed: int, save_every
             StopOnNaN(),
             SaveOnSignal(f"litv2 train --resume {run.path}"),
             ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
-            ModelCheckpoint(folder, filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
+            ModelCheckpoint(folder, filename="best", monitor=best, mode="max", enable_version_counter=False),
             LearningRateMonitor(logging_interval="step"),
         ],
         plugins=[AtomicCheckpointIO()],
