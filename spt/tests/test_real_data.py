@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from spt.sweep import group_means, published
 from spt.task_model import open_task, read_image
 
 from .made_data import make_vtab
-from .test_experiment import SPT, spt
+from .test_experiment import SPT, here, spt
 
 SIZES = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
 
@@ -119,7 +120,10 @@ def run_index(run: Path) -> str:
     return hashlib.sha256((run / "sensitivities.safetensors").read_bytes()).hexdigest()
 
 
-def test_predict_serve_and_export_agree(world: Path, tmp_path: Path) -> None:
+def test_predict_serve_and_export_agree(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spt = partial(here, cwd=tmp_path, monkeypatch=monkeypatch, capfd=capfd)
     delta, backbone = world / "runs" / "spt" / "one" / "delta", world / "backbone.safetensors"
     image = world / "vtab" / "svhn" / "images" / "test" / "000001.jpg"
     tuned = open_task(delta, str(backbone))
@@ -128,7 +132,7 @@ def test_predict_serve_and_export_agree(world: Path, tmp_path: Path) -> None:
         expected = tuned(x)
     top = int(expected.argmax())
     common = ["--file", str(backbone)]
-    assert f"class {top} " in spt("predict", str(image), "--delta", str(delta), *common, cwd=tmp_path)
+    assert f"class {top} " in spt("predict", str(image), "--delta", str(delta), *common)
     lines = f"a {image}\nb {image}\nmissing {image}\na nowhere.jpg\n"
     served = subprocess.run(
         [*SPT, "serve", "--deltas.a", str(delta), "--deltas.b", str(delta), *common],
@@ -138,7 +142,7 @@ def test_predict_serve_and_export_agree(world: Path, tmp_path: Path) -> None:
     assert [answer.get("top", [[None]])[0][0] for answer in answers[:2]] == [top, top]
     assert "no delta named missing" in answers[2]["error"] and "cannot be read" in answers[3]["error"]
 
-    spt("export", str(delta), str(tmp_path / "m.safetensors"), *common, cwd=tmp_path)
+    spt("export", str(delta), str(tmp_path / "m.safetensors"), *common)
     from safetensors.torch import load_file
 
     plain = create_backbone("vit_tiny_patch16_224", 10, img_size=32, **SIZES)
@@ -147,17 +151,20 @@ def test_predict_serve_and_export_agree(world: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = tuned(batch)
         torch.testing.assert_close(plain.eval()(batch), logits, rtol=1e-5, atol=1e-5)
-    spt("export", str(delta), str(tmp_path / "m.onnx"), "--to", "onnx", *common, cwd=tmp_path)
+    spt("export", str(delta), str(tmp_path / "m.onnx"), "--to", "onnx", *common)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     onnx = session.run(None, {"images": batch.numpy()})[0]
     np.testing.assert_allclose(onnx, logits.numpy(), rtol=1e-4, atol=1e-4)
-    spt("export", str(delta), str(tmp_path / "m.pt2"), "--to", "torch_export", *common, cwd=tmp_path)
+    spt("export", str(delta), str(tmp_path / "m.pt2"), "--to", "torch_export", *common)
     torch.testing.assert_close(torch.export.load(tmp_path / "m.pt2").module()(batch), logits, rtol=1e-5, atol=1e-5)
 
 
-def test_sweep_resumes_and_prints_the_papers_table(world: Path, tmp_path: Path) -> None:
+def test_sweep_resumes_and_prints_the_papers_table(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spt = partial(here, cwd=tmp_path, monkeypatch=monkeypatch, capfd=capfd)
     arguments = [*small(world, **{"recipe.epochs": "1"}), "--tasks", "[svhn,eurosat]", "--budgets", "[1200,1500]"]
-    out = spt("sweep", "--name", "s", *arguments, cwd=tmp_path)
+    out = spt("sweep", "--name", "s", *arguments)
     assert "mean of groups" in out and "87.9" in out  # SVHN in the paper
     run = tmp_path / "runs" / "spt" / "s"
     results = json.loads((run / "sweep.json").read_text())
@@ -166,7 +173,7 @@ def test_sweep_resumes_and_prints_the_papers_table(world: Path, tmp_path: Path) 
     (run / "finished").unlink()
     for path in sorted((run / "eurosat").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
-    again = spt("sweep", "--resume", str(run), cwd=tmp_path)
+    again = spt("sweep", "--resume", str(run))
     assert "mean of groups" in again and json.loads((run / "sweep.json").read_text()) == results
     assert (run / "svhn" / "val-1200" / "metrics.json").stat().st_mtime_ns == kept
 
@@ -195,22 +202,32 @@ def test_group_means_of_the_published_rows() -> None:
         ({"recipe.lr": "1e38"}, "not finite"),
     ],
 )
-def test_bad_input_is_one_line(change: dict[str, str], words: str, world: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(
+    change: dict[str, str],
+    words: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     golden = Path(__file__).parent / "golden" / "param_req_0.4_format_sample.pth"
     change = {name: str(golden) if value == "SELECTION" else value for name, value in change.items()}
-    out = spt("train", *small(world, **change), cwd=tmp_path, code=1)
+    out = here("train", *small(world, **change), cwd=tmp_path, monkeypatch=monkeypatch, capfd=capfd, code=1)
     assert words in out, out
 
 
-def test_a_vtab_folder_that_lacks_a_split(tmp_path: Path, world: Path) -> None:
-    make_vtab(tmp_path / "vtab", "svhn")
-    (tmp_path / "vtab" / "svhn" / "train800.txt").unlink()
-    out = spt("train", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
-    assert "lacks the split file train800.txt" in out
-    make_vtab(tmp_path / "vtab", "svhn")
-    (tmp_path / "vtab" / "svhn" / "images" / "test" / "000002.jpg").unlink()
-    out = spt("train", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
-    assert "1 of 6 images" in out
-    (tmp_path / "vtab" / "svhn" / "test.txt").write_text("images/test/000000.jpg 11\n")
-    out = spt("train", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
-    assert "class counts differ" in out
+def test_a_vtab_folder_that_lacks_something(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = tmp_path / "vtab" / "svhn"
+    damages = (
+        (lambda: (task / "train800.txt").unlink(), "lacks the split file train800.txt"),
+        (lambda: (task / "images" / "test" / "000002.jpg").unlink(), "1 of 6 images"),
+        (lambda: (task / "test.txt").write_text("images/test/000000.jpg 11\n"), "class counts differ"),
+        (lambda: (task / "images" / "train800" / "000000.jpg").write_bytes(b"half a picture"), "cannot be read"),
+    )
+    for number, (damage, words) in enumerate(damages):
+        make_vtab(tmp_path / "vtab", "svhn")
+        damage()
+        arguments = ["train", "--name", str(number), *small(world, **{"data.root": str(tmp_path / "vtab")})]
+        assert words in here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch, capfd=capfd, code=1)
