@@ -24,12 +24,13 @@ def main(argv: Sequence[str], prog: str) -> int:
     from snnet.commands.train import open_run
 
     parser = build_parser(prog)
-    arguments = parser.parse_args(list(argv))
-    resuming = arguments.resume is not None
-    run = None
+    resume, words = take_resume(argv)
+    resuming, run = resume is not None, None
     if resuming:
-        run = open_run(arguments.root, arguments.name, arguments.resume)
-        arguments = resumed(parser, run, argv)
+        root = words[words.index("--root") + 1] if "--root" in words[:-1] else "runs"
+        run = open_run(root, None, resume)
+        words = ["--config", str(run.path / "config.yaml"), *words]
+    arguments = parser.parse_args(words)
     options = parser.instantiate_classes(arguments)
     options.data.setup()  # before there is a run folder: missing data leaves nothing behind
     run = run or open_run(arguments.root, arguments.name, None)
@@ -83,17 +84,18 @@ def parser_names(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def resumed(parser: Any, run: RunFolder, argv: Sequence[str]) -> Any:
-    """The options of a run folder; those on the command line come after them."""
-    words, later = list(argv), []
+def take_resume(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What `--resume` names, and the other words: a run folder's config must be known before the rest is parsed."""
+    words, rest, resume = list(argv), [], None
     while words:
         word = words.pop(0)
         if word == "--resume":
-            if words and not words[0].startswith("-"):
-                words.pop(0)  # the run's name
-        elif not word.startswith("--resume="):
-            later.append(word)
-    return parser.parse_args(["--config", str(run.path / "config.yaml"), *later])
+            resume = words.pop(0) if words and not words[0].startswith("-") else "newest"
+        elif word.startswith("--resume="):
+            resume = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return resume, rest
 
 
 def _without_run_options(dumped: str) -> dict[str, Any]:
