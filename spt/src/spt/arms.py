@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -183,25 +184,29 @@ def _full(setting: Setting) -> Arm:
     return Arm(model, sum(p.numel() for p in model.parameters()) - head)
 
 
+def _depth_and_width(model: Any) -> tuple[int, int]:
+    return len(model.blocks), int(model.embed_dim)
+
+
 def _vpt(setting: Setting) -> Arm:
     model = copy.deepcopy(setting.backbone)
-    per_prompt = len(model.blocks) * model.embed_dim  # type: ignore[arg-type, operator]
-    count = setting.budget // per_prompt
-    return Arm(add_prompts(model, count), count * per_prompt)
+    depth, width = _depth_and_width(model)
+    count = setting.budget // (depth * width)
+    return Arm(add_prompts(model, count), count * depth * width)
 
 
 def _adaptformer(setting: Setting) -> Arm:
     model = copy.deepcopy(setting.backbone)
-    blocks, width = len(model.blocks), model.embed_dim  # type: ignore[arg-type]
-    rank = (setting.budget // blocks - width) // (2 * width + 1)  # type: ignore[operator]
-    return Arm(add_bottlenecks(model, rank), blocks * (2 * width * rank + rank + width))  # type: ignore[operator]
+    depth, width = _depth_and_width(model)
+    rank = (setting.budget // depth - width) // (2 * width + 1)
+    return Arm(add_bottlenecks(model, rank), depth * (2 * width * rank + rank + width))
 
 
 # --- HF peft -----------------------------------------------------------------------------------------------------
 
 
 def _peft(
-    setting: Setting, make: Callable[[list[str]], object], costs: Callable[[torch.Size], int], fixed_count: int = 0
+    setting: Setting, make: Callable[[list[str]], Any], costs: Callable[[torch.Size], int], fixed_count: int = 0
 ) -> Arm:
     """A peft model on separate q, k, v; on the first of v, q, proj whose parameters fit the budget."""
     from peft import get_peft_model
@@ -215,7 +220,7 @@ def _peft(
     model = split_qkv_layers(copy.deepcopy(setting.backbone))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tuned = get_peft_model(model, make([_module_path(name) for name in chosen]))  # type: ignore[arg-type]
+        tuned = get_peft_model(model, make([_module_path(name) for name in chosen]))
     return Arm(tuned, spent)
 
 
@@ -265,15 +270,15 @@ def _peft_shira(setting: Setting, sensitive: bool) -> Arm:
 
     by_weight: dict[int, Tensor] = {}
 
-    def mask(layer: nn.Linear, r: int, **_: object) -> Tensor:
+    def mask(layer: Any, r: int, **_: Any) -> Any:
         scores = by_weight[hash(layer.weight.detach().numpy().tobytes())]
         top = scores.flatten().topk(r * (layer.in_features + layer.out_features)).indices
         out = torch.zeros(scores.numel(), dtype=torch.bool)
         out[top] = True
         return out.reshape(scores.shape)
 
-    def make(targets: list[str]) -> object:
-        config = ShiraConfig(r=1, target_modules=targets, random_seed=seed_of(setting.seed, 7) % 2**31)
+    def make(targets: list[str]) -> Any:
+        config: Any = ShiraConfig(r=1, target_modules=targets, random_seed=seed_of(setting.seed, 7) % 2**31)
         if sensitive:
             config.mask_fn = mask
         return config

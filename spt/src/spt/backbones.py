@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
 import timm
@@ -59,7 +59,7 @@ BACKBONES = {
 }
 
 
-def create_backbone(arch: str, num_classes: int, drop_path: float = 0.1, **sizes: object) -> nn.Module:
+def create_backbone(arch: str, num_classes: int, drop_path: float = 0.1, **sizes: Any) -> nn.Module:
     """A timm model with a fresh random head (truncated normal of std 0.02), never downloaded.
 
     Raises:

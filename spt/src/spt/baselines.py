@@ -17,7 +17,7 @@ class Prompts(nn.Module):
 
     def __init__(self, model: nn.Module, count: int) -> None:
         super().__init__()
-        blocks = model.blocks  # type: ignore[union-attr]
+        blocks = model.blocks
         width = model.embed_dim
         self.tokens = nn.Parameter(torch.empty(len(blocks), count, width).uniform_(-0.1, 0.1))  # type: ignore[arg-type, call-overload]
         for index, block in enumerate(blocks):  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ class Bottlenecks(nn.Module):
         self.scale = scale
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width = model.embed_dim
-        for index, block in enumerate(model.blocks):  # type: ignore[arg-type, union-attr]
+        for index, block in enumerate(model.blocks):  # type: ignore[arg-type]
             self.down.append(nn.Linear(width, rank))  # type: ignore[arg-type]
             self.up.append(nn.Linear(rank, width))  # type: ignore[arg-type]
             nn.init.zeros_(self.up[index].weight)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ def convert_file(
         prefix = read_metadata(source).get("source_prefix", "")
         arrays = {**state_to_npz(state, heads), **{name: value.numpy() for name, value in aside.items()}}
         buffer = io.BytesIO()
-        numpy.savez(buffer, **{f"{prefix}{name}": value for name, value in arrays.items()})
+        named: dict[str, Any] = {f"{prefix}{name}": value for name, value in arrays.items()}
+        numpy.savez(buffer, **named)
         write_atomic(target, buffer.getvalue())
     else:
         save_checkpoint(target, released_content(state, aside, to))

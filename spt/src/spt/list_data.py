@@ -79,7 +79,7 @@ class ListData(ResumableData, pl.LightningDataModule):
         still = make_transform(options.transform, False, options.size)
         parts = training_lists(options)
         self.classes = parts[0].classes
-        self.train = ConcatDataset([ListDataset(part, train) for part in parts])
+        self.train: ConcatDataset = ConcatDataset([ListDataset(part, train) for part in parts])
         self.tests = {name: ListDataset(images, still) for name, images in evaluation_lists(options).items()}
         self.for_sensitivity = ListDataset(sensitivity_list(options), still)
 

@@ -52,11 +52,11 @@ def low_rank_parts(model: nn.Module) -> list[LowRank]:
         elif name in split:
             own: list[tuple[int, StructuredModule]] = [
                 (i, part.structured)
-                for i, part in enumerate(module.parts)  # type: ignore[union-attr, arg-type]
+                for i, part in enumerate(module.parts)
                 if isinstance(part, TunedLinear) and part.structured is not None
             ]
             if own:
-                rows = module.parts[0].out_features  # type: ignore[union-attr, index]
+                rows = module.parts[0].out_features
                 downs, ups = zip(*(_weights(structured) for _, structured in own), strict=True)
                 up = torch.zeros(len(QKV) * rows, sum(d.shape[0] for d in downs), dtype=downs[0].dtype)
                 column = 0
@@ -109,7 +109,8 @@ def export_to_peft(tuned: SPTModel, folder: str | Path) -> nn.Module:
         modules_to_save=[tuned.config.head],
     )
     model = get_peft_model(base, config)
-    modules = dict(model.base_model.model.named_modules())
+    inner: Any = model.base_model.model
+    modules = dict(inner.named_modules())
     with torch.no_grad():
         for part in parts:
             layer: Any = modules[part.name]

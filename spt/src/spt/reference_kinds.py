@@ -120,13 +120,13 @@ def _structured(file: ReferenceFile) -> dict[str, Tensor]:
     x = file.inputs["x"].clone().requires_grad_()
     y = module(x)
     (y * file.inputs["cotangent"]).sum().backward()
-    return {"out.y": y, "grad.x": x.grad, **{f"grad.{n}": p.grad for n, p in module.named_parameters()}}  # type: ignore[dict-item]
+    return {"out.y": y, "grad.x": x.grad, **{f"grad.{n}": p.grad for n, p in module.named_parameters()}}
 
 
 def _block(file: ReferenceFile) -> dict[str, Tensor]:
     c = file.config
     position = _position(c)
-    block = Block(c["dim"], c["num_heads"], c["mlp_ratio"], qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    block = Block(c["dim"], c["num_heads"], c["mlp_ratio"], qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))  # type: ignore[arg-type]
     carrier = nn.ModuleDict({"blocks": nn.ModuleList([block])})
     shapes = find_candidates(carrier).shapes()
     modules = [operation_name(0, op) for op, flag in zip(OPERATIONS, c["structured_list"], strict=True) if flag]
@@ -142,7 +142,7 @@ def _block(file: ReferenceFile) -> dict[str, Tensor]:
     answer = {"out.y": y, "grad.x": x.grad}
     for name, parameter in carrier.named_parameters():
         answer[f"grad.{released_key(name).removeprefix('blocks.0.')}"] = parameter.grad
-    return answer  # type: ignore[return-value]
+    return answer
 
 
 def _position(config: dict[str, Any]) -> Any:
@@ -327,6 +327,22 @@ def _param_req(file: ReferenceFile) -> dict[str, Any]:
     }
 
 
+def _summary(file: ReferenceFile) -> dict[str, Any]:
+    """Counts of a table of released selections: modules times cost plus whole vectors, and the total in millions."""
+    shapes = [torch.Size(shape) for shape in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]]
+    checks: dict[str, Any] = {}
+    for kind, tasks in file.config.items():
+        for task, budgets in tasks.items():
+            for budget, entry in budgets.items():
+                chosen = [s for row in entry["matrices"] for flag, s in zip(row, shapes, strict=True) if flag == "1"]
+                vectors = entry["structured"] - sum(module_cost(kind, shape, 8, True) for shape in chosen)
+                fits = vectors % 768 == 0 and 768 <= vectors / max(1, entry["n_tuned_vectors"]) <= 3072
+                total = (entry["unstructured"] + entry["structured"] + 768) / 1e6
+                error = abs(total - entry["params_million"]) if fits else 1.0
+                checks[f"{kind}.{task}.{budget}"] = Check(error, 2e-6, f"{len(chosen)} modules")
+    return checks
+
+
 def _gradients(outputs: Tolerance, gradients: Tolerance) -> Any:
     return lambda file, key: gradients if key.startswith("grad.") else outputs
 
@@ -445,6 +461,7 @@ KINDS: dict[str, Kind] = {
         requires=("out.lr_used_in_epoch",),
     ),
     "param_req": Kind(_param_req, 0.0),
+    "summary": Kind(_summary, 0.0),
 }
 
 

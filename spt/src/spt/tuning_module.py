@@ -65,12 +65,15 @@ class TuningModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Counts top-1 hits of one set."""
         images, labels = batch
-        self.top1[dataloader_idx].update(self.model(images), labels)
+        metric = self.top1[dataloader_idx]
+        assert isinstance(metric, MetricCollection)
+        metric.update(self.model(images), labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs top-1 (%) of every set and keeps it for the result."""
         point = {"epoch": float(self.current_epoch)}
         for name, metric in zip(self.sets, self.top1, strict=True):
+            assert isinstance(metric, MetricCollection)
             point[name] = 100 * float(metric.compute()["top1"])
             metric.reset()
             self.log(f"top1_{name}", point[name], prog_bar=True, sync_dist=True)

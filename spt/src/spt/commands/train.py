@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 REAL_DATA = ("--data", "--backbone", "--recipe", "--method", "--trainer", "--real")
 
 
-def main(argv: Sequence[str], prog: str) -> int | None:
+def main(argv: Sequence[str], prog: str) -> None:
     """Parses by what is asked for; only real data imports Lightning and timm."""
     if wants_real_data(argv):
         from spt.commands import train_real
 
-        return train_real.main([word for word in argv if word != "--real"], prog)
+        train_real.main([word for word in argv if word != "--real"], prog)
+        return
     parser = make_parser(prog, __doc__)
     add_arguments(parser)
-    return run(parser.parse_args(list(argv)))
+    run(parser.parse_args(list(argv)))
 
 
 def wants_real_data(argv: Sequence[str]) -> bool:
@@ -146,7 +147,7 @@ def saved_config(folder: RunFolder) -> ExperimentConfig:
     """
     from spt.experiment_config import ExperimentConfig
 
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in folder.read_config().items()}
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in folder.read_config().items()}
     try:
         return ExperimentConfig(**options)
     except TypeError as error:
