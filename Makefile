@@ -33,6 +33,7 @@ help:  ## this list
 	@echo
 	@echo 'paperkit, the common kit in shared/'
 	@echo '  make shared-test       its tests'
+	@echo '  make shared-bench      what its guarantees cost, as ratios of one run'
 	@echo '  make shared-setup      its environment, shared/.venv'
 	@echo '  make shared-clean      remove its environment'
 
@@ -62,6 +63,9 @@ $(PAPERS:%=%-eval): %-eval: %/.venv/.ready
 $(PAPERS:%=%-bench): %-bench: %/.venv/.ready
 	@$*/.venv/bin/$* bench $(ARGS)
 
+shared-bench: shared/.venv/.ready
+	@shared/.venv/bin/python -m paperkit bench $(ARGS)
+
 $(PROJECTS:%=%-test): %-test: %/.venv/.ready
 	@$(PYTHON) scripts/run_tests.py $* -- $(ARGS)
 
@@ -69,7 +73,7 @@ $(PAPERS:%=%-clean): %-clean:
 	rm -rf $*/.venv runs/$*
 
 shared-clean:
-	rm -rf shared/.venv
+	rm -rf shared/.venv runs/paperkit-bench
 
 # --- the whole repository ----------------------------------------------------------------------------------------
 
