@@ -23,7 +23,7 @@ TRACE = Path(__file__).parent / "golden" / "loss_trace.json"
 def litv2(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PAPERKIT_RUN": ""}
     environment.pop("PAPERKIT_RUN")
-    return subprocess.run([*LITV2, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*LITV2, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=550)
 
 
 def weights(run: Path) -> dict[str, bytes]:

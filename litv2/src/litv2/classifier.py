@@ -105,6 +105,8 @@ class LITv2(SavedInFolder, Pyramid):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.apply(init_weights)
+        if isinstance(self._hub_mixin_config, dict):  # what save_pretrained writes
+            self._hub_mixin_config.update(num_classes=num_classes, global_pool=self.global_pool)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's layer groups for layer-wise learning rates."""

@@ -9,6 +9,10 @@ VERBS = {
     "train": Verb("train the embedded experiment; --config FILE.yaml: real images; FILE.py: mmsegmentation", "litv2.commands.train"),
     "eval": Verb("evaluate a run: tables, metrics.json, figures", "litv2.commands.eval"),
     "figures": Verb("draw the figures of a run again", "litv2.commands.figures"),
+    "bench": Verb("speed and memory against the baselines, as ratios of one run", "litv2.commands.bench"),
+    "convert": Verb("released checkpoint file to a folder of save_pretrained, and back", "litv2.commands.convert"),
+    "export": Verb("write a classifier as ONNX or torch.export program", "litv2.commands.export"),
+    "predict": Verb("classify images; try another window", "litv2.commands.predict"),
     "verify": Verb("recompute reference files and compare", "litv2.commands.verify"),
 }  # fmt: skip
 

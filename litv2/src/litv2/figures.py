@@ -41,7 +41,7 @@ def two_markers(metrics: Metrics) -> object:
     axes.axhline(75, color="grey", linestyle=":", linewidth=1, label="bound without a global path")
     axes.set(xticks=range(len(rows)), xticklabels=[row.arm for row in rows], ylabel="test accuracy (%)", ylim=(0, 105))
     axes.set_title("Only a layer with a global path can compare two places of the map")
-    axes.legend(loc="lower right")
+    drawn.legend(loc="outside lower center", ncols=4)
     return drawn
 
 

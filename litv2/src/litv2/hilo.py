@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from litv2.costs import hilo_macs
 from litv2.head_split import split_heads
-from litv2.token_grid import on_grid, pad_to_multiple
+from litv2.token_grid import copied, on_grid, pad_to_multiple
 from litv2.window_attention import window_attention
 
 
@@ -120,7 +120,7 @@ class HiLo(nn.Module):
         The average commutes with the affine map, so the cheaper order is exact.
         """
         if self.window_size > 1:
-            x = F.avg_pool2d(x.permute(0, 3, 1, 2), self.window_size).permute(0, 2, 3, 1)
+            x = copied(F.avg_pool2d(x.permute(0, 3, 1, 2), self.window_size).permute(0, 2, 3, 1))
             if real_hw is not None:
                 x = x / F.avg_pool2d(real_hw[None, None], self.window_size)[:, 0, ..., None]
         return self.l_kv(x.flatten(1, 2))

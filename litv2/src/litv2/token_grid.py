@@ -29,3 +29,10 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     if torch.compiler.is_exporting() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
+
+
+def copied(x: Tensor) -> Tensor:
+    """``x`` in contiguous memory, copied in any case: `reshape` and `flatten` copy only where they must, and an exported
+    program would then be bound to grids on which they must.
+    """
+    return x.clone(memory_format=torch.contiguous_format)

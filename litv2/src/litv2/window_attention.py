@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from litv2.token_grid import copied
+
 Form = Literal["auto", "explicit", "sdpa", "triton"]
 
 
@@ -62,7 +64,7 @@ def _batched(qkv: Tensor, heads: int, window: int, scale: float, real_hw: Tensor
     d, rows, columns, keys = channels // (3 * heads), height // window, width // window, window * window
     # (3, B, Hp/s, Wp/s, n, s, s, d), row-major inside the window
     split = _windows(qkv, window).unflatten(-1, (3, heads, d)).permute(5, 0, 1, 3, 6, 2, 4, 7)
-    q_gnkd, k_gnkd, v_gnkd = split.reshape(3, batch * rows * columns, heads, keys, d).unbind(0)
+    q_gnkd, k_gnkd, v_gnkd = copied(split).view(3, batch * rows * columns, heads, keys, d).unbind(0)
     bias = None
     if real_hw is not None:
         real_gk = real_hw.view(rows, window, columns, window).transpose(1, 2).reshape(1, -1, keys)
@@ -74,4 +76,4 @@ def _batched(qkv: Tensor, heads: int, window: int, scale: float, real_hw: Tensor
         logits_gnqk = (q_gnkd * scale) @ k_gnkd.transpose(-1, -2)
         out = (logits_gnqk if bias is None else logits_gnqk + bias).softmax(dim=-1) @ v_gnkd
     out = out.view(batch, rows, columns, heads, window, window, d).permute(0, 1, 4, 2, 5, 3, 6)
-    return out.reshape(batch, height, width, heads * d)
+    return copied(out).view(batch, height, width, heads * d)

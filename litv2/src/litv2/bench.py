@@ -1,0 +1,133 @@
+"""The clock: single layers, LITv2-S against its plain form, and against networks that a user can install. Ratios of one run."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from paperkit.errors import UserError
+from paperkit.measure import Ratio, compare, mark_start, peak_rss
+from torch import Tensor, nn
+
+from litv2.classifier import LITv2
+from litv2.fused import fuse, outputs_differ
+from litv2.plain import plain_logits
+from litv2.pyramid import architecture
+from litv2.single_layer import PART_A, layer_costs
+
+RIVALS = {
+    "ConvNeXt-T": "convnext_tiny",
+    "CAFormer-S18": "caformer_s18",
+    "Swin-Ti": "swin_tiny_patch4_window7_224",
+    "PVTv2-b2": "pvt_v2_b2",
+    "DeiT-S": "deit_small_patch16_224",
+    "ResNet-50": "resnet50",
+}
+FIXED_SIZE = ("Swin-Ti", "DeiT-S")
+
+
+def litv2_s() -> LITv2:
+    """LITv2-S with random weights, its offsets not at their starting zero."""
+    torch.manual_seed(0)
+    model = LITv2(**architecture("litv2_s")).eval()
+    for name, p in model.named_parameters():
+        if "conv_offset" in name:
+            nn.init.normal_(p, std=0.05)
+    return model
+
+
+def rival(name: str, size: int) -> nn.Module:
+    """A timm network by its name in RIVALS."""
+    import timm
+
+    options: dict[str, Any] = dict(img_size=size) if name in FIXED_SIZE else {}
+    return timm.create_model(RIVALS[name], **options).eval()
+
+
+def single_layers(quick: bool = False) -> list[dict[str, Any]]:
+    """Layers at four grids, D 384, batch 1, one thread."""
+    torch.set_num_threads(1)
+    sides = (14, 28) if quick else (14, 28, 56, 64)
+    return [asdict(cost) for side in sides for cost in layer_costs(side, 1, 384, pairs=3 if quick else 7, names=PART_A)]
+
+
+def forms(quick: bool = False) -> list[dict[str, Any]]:
+    """The fused network against its plain form at the same precision: ratios and how far the outputs differ."""
+    torch.set_num_threads(1)
+    model = litv2_s()
+    fast = fuse(model)
+    rows = []
+    for size, pairs in ((224, 3),) if quick else ((224, 11), (512, 5), (1024, 3)):
+        image = torch.randn(1, 3, size, size)
+        with torch.inference_mode():
+            steps: dict[str, Callable[[], object]] = {
+                "plain": lambda image=image: plain_logits(model, image),  # type: ignore[misc]
+                "not fused": lambda image=image: model(image),  # type: ignore[misc]
+            }
+            ratios = compare(lambda image=image: fast(image), steps, pairs=pairs, warmup=1, name="fused")  # type: ignore[misc]
+            expected = plain_logits(model, image)
+            differ = ((fast(image) - expected).abs().max() / expected.abs().max()).item()
+        for ratio in ratios:
+            rows.append({"size": size, "form": ratio.name, **_times(ratio), "differs": max(differ, outputs_differ(model, fast, image))})
+    return rows
+
+
+def rivals(size: int, threads: int, precision: str, pairs: int, names: tuple[str, ...] = tuple(RIVALS)) -> list[dict[str, Any]]:
+    """LITv2-S (fused) against timm's networks at one size, thread count and matmul precision; batch 1."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        fast, image = fuse(litv2_s()), torch.randn(1, 3, size, size)
+        networks = {name: rival(name, size) for name in names}
+        with torch.inference_mode():
+            steps: dict[str, Callable[[], object]] = {n: (lambda net=net: net(image)) for n, net in networks.items()}
+            ratios = compare(lambda: fast(image), steps, pairs=pairs, warmup=1, name="LITv2-S")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.set_num_threads(1)
+    setting = {"size": size, "threads": threads, "precision": precision}
+    return [{**setting, "network": ratio.name, **_times(ratio)} for ratio in ratios]
+
+
+def _times(ratio: Ratio) -> dict[str, float]:
+    return {"over_litv2": ratio.median, "q25": ratio.q25, "q75": ratio.q75, "ms": 1e3 * ratio.seconds}
+
+
+def peak(name: str, size: int) -> float:
+    """MiB that one forward pass adds to a process of its own."""
+    code = f"from litv2.bench import run_once; run_once({name!r}, {size})"
+    return peak_rss([sys.executable, "-c", code], timeout=300).above / 2**20
+
+
+def run_once(name: str, size: int) -> None:
+    """One measured forward pass in this process: "fused", "plain", or a rival's name."""
+    torch.set_num_threads(1)
+    image = torch.randn(1, 3, size, size)
+    if name not in ("fused", "plain", *RIVALS):
+        raise UserError(f"no network '{name}'")
+    model = litv2_s() if name in ("fused", "plain") else rival(name, size)
+    network: Callable[[Tensor], Tensor] = fuse(model) if name == "fused" and isinstance(model, LITv2) else model
+    with torch.inference_mode():
+        mark_start()
+        plain_logits(model, image) if name == "plain" and isinstance(model, LITv2) else network(image)
+
+
+def throughput(batch: int = 64, warmup: int = 50, timed: int = 30, size: int = 224, device: str = "cuda") -> float:
+    """Images a second by the paper's protocol: batch 64 at 224 px, 50 forwards to warm up, 30 timed, synchronised.
+
+    Raises:
+        UserError: CUDA asked for where there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device; --device cpu times this machine's processor")
+    from torch.utils.benchmark import timer
+
+    model, image = fuse(litv2_s()).to(device), torch.randn(batch, 3, size, size, device=device)
+    with torch.inference_mode():
+        for _ in range(warmup):
+            model(image)
+        start = timer()
+        for _ in range(timed):
+            model(image)
+        return batch * timed / (timer() - start)
