@@ -1,4 +1,6 @@
-"""Anchors by timm name, and the SN-Net built from names: what a config file, a checkpoint folder or the hub can hold."""
+"""Anchors by timm name, and the SN-Net built from names: what a config file, a checkpoint folder or the hub can
+hold.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,8 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
     """A stitched network described by names, so that `save_pretrained` and `from_pretrained` can rebuild it.
 
     Args:
-        anchors: timm names, fast to slow; `{"name": ..., "depth": ...}` passes further arguments to `timm.create_model`.
+        anchors: timm names, fast to slow; `{"name": ..., "depth": ...}` passes further arguments to
+            `timm.create_model`.
         num_classes: K of every head.
         in_chans: channels of the images.
         nearest, window, stride, stitched_final_norm, layer_assignment, any_order: see `StitchedNetwork`.
@@ -65,9 +68,9 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
         save_weights(save_directory / "model.safetensors", weights)
 
     @classmethod
-    def _load_as_safetensor(cls, model: "SNNet", model_file: str, map_location: str, strict: bool) -> "SNNet":
+    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         load_strict(model, read_weights(model_file), model_file)
-        return model.to(map_location)  # type: ignore[return-value]
+        return model.to(map_location)
 
 
 def load_folder(folder: Path) -> tuple[SNNet, dict[str, Any]]:
@@ -120,7 +123,9 @@ def create_anchor(anchor: AnchorName, weights: str | Path | bool = False, **opti
 
 
 def _weight_file(folder: Path, name: str) -> Path:
-    candidates = [folder / f"{stem}{suffix}" for stem in (name, name.split(".")[0]) for suffix in (".safetensors", ".pth")]
+    candidates = [
+        folder / f"{stem}{suffix}" for stem in (name, name.split(".")[0]) for suffix in (".safetensors", ".pth")
+    ]
     for path in candidates:
         if path.is_file():
             read_weights(path)  # timm would read a pickle its own way; this refuses one that wants to run code
@@ -156,7 +161,7 @@ def stitch(
             network.reset_classifier(num_classes)
         return network
     names: Sequence[AnchorName] = anchors  # type: ignore[assignment]
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     network = SNNet(names, **classes, **options)
     if pretrained:
         in_chans = options.get("in_chans", 3)

@@ -27,8 +27,8 @@ TOKENS = 197
 def least_squares(images: int) -> dict[str, Any]:
     """All 11 layers (34 cuts) from DeiT-S to DeiT-B on made activations: seconds, residuals and memory of each way.
 
-    The activations are low-rank signals in noise, made anew batch by batch from a seed, so the streaming ways never hold
-    more than one batch of 100 images. The pseudo-inverse holds all of them.
+    The activations are low-rank signals in noise, made anew batch by batch from a seed, so the streaming ways never
+    hold more than one batch of 100 images. The pseudo-inverse holds all of them.
     """
     network = SNNet(DEIT[1:])
     steps = network.stitch_steps()
@@ -76,7 +76,13 @@ def least_squares(images: int) -> dict[str, Any]:
         front, end = ends(step, cut)
         solve_pinv(kept.rows(front), kept.rows(end))
     seconds["pinv, one per cut (as released)"] = time.perf_counter() - before
-    return {"images": 100 * batches, "cuts": len(cuts), "seconds": seconds, "residual": residuals, "memory_bytes": memory}
+    return {
+        "images": 100 * batches,
+        "cuts": len(cuts),
+        "seconds": seconds,
+        "residual": residuals,
+        "memory_bytes": memory,
+    }
 
 
 def made_activations(network: SNNet, batch: int) -> dict[Position, Tensor]:
@@ -138,7 +144,11 @@ def training_step(batch: int, pairs: int) -> dict[str, list[Ratio]]:
 
     found = {
         "stitches per step": compare(
-            step(1), {f"{n} stitches per step": step(n) for n in (4, 8)}, pairs=pairs, warmup=1, name="1 stitch per step"
+            step(1),
+            {f"{n} stitches per step": step(n) for n in (4, 8)},
+            pairs=pairs,
+            warmup=1,
+            name="1 stitch per step",
         )
     }
     teacher = timm.create_model("regnety_160").eval()

@@ -67,15 +67,24 @@ def select(
         UserError: if no configuration meets the budgets (the nearest is named), or latencies were not measured.
     """
     points = list(points)
-    budgets = {name: limit for name, limit in (("flops", flops), ("params", params), ("latency", latency)) if limit is not None}
+    budgets = {
+        name: limit for name, limit in (("flops", flops), ("params", params), ("latency", latency)) if limit is not None
+    }
     if latency is not None and any(point.latency is None for point in points):
         raise UserError("no latencies are known; measure them on this machine with `snnet latency`")
     within = [p for p in points if all(getattr(p, name) <= limit for name, limit in budgets.items())]
     if not within:
-        nearest = min(points, key=lambda p: max(getattr(p, name) / limit if limit > 0 else float("inf") for name, limit in budgets.items()))
+        nearest = min(
+            points,
+            key=lambda p: max(
+                getattr(p, name) / limit if limit > 0 else float("inf") for name, limit in budgets.items()
+            ),
+        )
         costs = ", ".join(f"{name} {getattr(nearest, name):,.6g}" for name in budgets)
         wanted = ", ".join(f"{name} {limit:,.6g}" for name, limit in budgets.items())
-        raise UserError(f"no configuration meets {wanted}; the nearest is {nearest.config_id} ({nearest.name}: {costs})")
+        raise UserError(
+            f"no configuration meets {wanted}; the nearest is {nearest.config_id} ({nearest.name}: {costs})"
+        )
     if any(p.acc1 is None for p in within):
         return max(within, key=lambda p: p.flops).config_id
     return max(within, key=lambda p: (p.acc1 or 0.0, -p.flops)).config_id

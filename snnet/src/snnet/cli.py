@@ -6,10 +6,14 @@ from paperkit.cli import Verb
 from paperkit.cli import main as run_verb
 
 VERBS = {
-    "train": Verb("train the embedded experiment, or a stitched network on real data (--config)", "snnet.commands.train"),
+    "train": Verb(
+        "train the embedded experiment, or a stitched network on real data (--config)", "snnet.commands.train"
+    ),
     "eval": Verb("evaluate every configuration of a run: table, metrics.json, figures", "snnet.commands.eval"),
     "list": Verb("list configurations: anchors, cut, multiply-adds, parameters, accuracy", "snnet.commands.list"),
-    "select": Verb("choose the best configuration within budgets of multiply-adds, parameters, latency", "snnet.commands.select"),
+    "select": Verb(
+        "choose the best configuration within budgets of multiply-adds, parameters, latency", "snnet.commands.select"
+    ),
     "predict": Verb("classify images with one configuration", "snnet.commands.predict"),
     "export": Verb("write one configuration with only its own parameters (torch or ONNX)", "snnet.commands.export"),
     "figures": Verb("draw the figures of a run again", "snnet.commands.figures"),

@@ -1,7 +1,8 @@
-"""Which sub-networks an SN-Net holds: windows, nearest stitching, and the numbering of configurations (paper, section 3).
+"""Which sub-networks an SN-Net holds: windows, nearest stitching, and the numbering of configurations (paper, section
+3).
 
-A cut (p, q) leaves the front anchor after its block p and enters the end anchor at its block q, both inclusive: the front
-runs blocks 0..p, the end runs blocks q..L-1. Everything here is integers; no module is built.
+A cut (p, q) leaves the front anchor after its block p and enters the end anchor at its block q, both inclusive: the
+front runs blocks 0..p, the end runs blocks q..L-1. Everything here is integers; no module is built.
 """
 
 from collections.abc import Sequence
@@ -76,8 +77,8 @@ def unpaired(front_depth: int, end_depth: int, assignment: LayerAssignment = "re
 
     Args:
         assignment: which layer a pair uses. "aligned" is the layer of its front block. "released" is what the authors'
-            code does and their weights need: the t-th pair takes the t-th entry of the stretched list, although the pair
-            (0, 0) has been dropped from the pairs, so that the assignment is shifted by one.
+            code does and their weights need: the t-th pair takes the t-th entry of the stretched list, although the
+            pair (0, 0) has been dropped from the pairs, so that the assignment is shifted by one.
     """
     stretched = [e * front_depth // end_depth for e in range(end_depth)]
     cuts = tuple((f, e) for f in range(front_depth) for e in range(end_depth) if stretched[e] == f and f < e)

@@ -76,7 +76,8 @@ def evaluate(
 
 
 class ResultFile:
-    """One JSON line per configuration, written as soon as it is known; an interrupted evaluation goes on after the last.
+    """One JSON line per configuration, written as soon as it is known; an interrupted evaluation goes on after the
+    last.
 
     The first line says what was evaluated, and a file of other weights or other data is not continued.
     """
@@ -94,7 +95,9 @@ class ResultFile:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.path} cannot be continued ({error}); remove it to evaluate anew") from None
         if subject != self.subject:
-            raise UserError(f"{self.path} holds results of {subject}, not of {self.subject}; remove it to evaluate anew")
+            raise UserError(
+                f"{self.path} holds results of {subject}, not of {self.subject}; remove it to evaluate anew"
+            )
 
     def add(self, results: Iterable[StitchResult]) -> None:
         self.results |= {result.cfg_id: result for result in results}

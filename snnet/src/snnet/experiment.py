@@ -1,6 +1,7 @@
 """The embedded experiment: a stitched network of three small ViTs on handwritten digits, beside its baselines.
 
-One call of `run_seed` does all arms of one seed. Every arm is a stage with a folder of its own: its training can be resumed
+One call of `run_seed` does all arms of one seed. Every arm is a stage with a folder of its own: its training can be
+resumed
 at any step, and its result is kept when it is done. `measure_seed` computes all numbers again from the saved weights.
 """
 
@@ -182,7 +183,9 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
 
 def read_curve(path: Path) -> dict[int, dict[int, float]]:
     """Epoch -> id -> accuracy."""
-    return {int(epoch): {int(i): acc for i, acc in found.items()} for epoch, found in json.loads(path.read_text()).items()}
+    return {
+        int(epoch): {int(i): acc for i, acc in found.items()} for epoch, found in json.loads(path.read_text()).items()
+    }
 
 
 def switching_keeps_weights(network: SNNet) -> bool:
@@ -190,7 +193,9 @@ def switching_keeps_weights(network: SNNet) -> bool:
     before = [(p.data_ptr(), p.detach().clone()) for p in network.parameters()]
     for config_id in range(network.num_configurations):
         network.set_stitch(config_id)
-    return all(p.data_ptr() == at and torch.equal(p, was) for p, (at, was) in zip(network.parameters(), before, strict=True))
+    return all(
+        p.data_ptr() == at and torch.equal(p, was) for p, (at, was) in zip(network.parameters(), before, strict=True)
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,7 +7,8 @@ The arms (specification of the experiment; all with the same data, order and bat
     default initialisation  the same, from PyTorch's default initialisation, with the same ids and batches
     tuned alone             each anchor tuned for as many steps as the stitched network
     distilled               the middle anchor tuned for as many steps with the large one as its teacher
-    from scratch            one network of every stitch's shape, the whole budget (anchors and joint) split evenly over them
+    from scratch            one network of every stitch's shape, the whole budget (anchors and joint) split evenly
+    over them
 """
 
 from dataclasses import dataclass, field
@@ -57,9 +58,11 @@ class ExperimentConfig:
         weight_decay: of every arm.
         stitches_per_step: configurations a joint step runs.
         init_images: images for least squares.
-        scratch_every: train every so many of the stitches' shapes from scratch, the dearest of the baselines; 1 is all of
+        scratch_every: train every so many of the stitches' shapes from scratch, the dearest of the baselines; 1 is
+            all of
             them, 0 none.
-        val_images: hold this many training images out and evaluate on them instead of the test images (to choose settings).
+        val_images: hold this many training images out and evaluate on them instead of the test images (to choose
+            settings).
         processes: seeds that run side by side; 0 is one per core.
     """
 
@@ -106,7 +109,9 @@ class ExperimentConfig:
 
     @property
     def scratch_epochs(self) -> int:
-        """Epochs of each network trained from scratch: anchors' and joint epochs together, split over all configurations."""
+        """Epochs of each network trained from scratch: anchors' and joint epochs together, split over all
+        configurations.
+        """
         return max(1, round((3 * self.anchor_epochs + self.joint_epochs) / self.num_configurations))
 
     @property

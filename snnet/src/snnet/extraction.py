@@ -45,7 +45,9 @@ class SubNetwork(nn.Module):
             description: arguments of `SNNet` that build the stitched network.
         """
         save_weights(folder / "model.safetensors", self.network.state_dict())
-        write_atomic(folder / "config.json", json.dumps({"snnet": description, "config_id": self.config_id}, indent=2) + "\n")
+        write_atomic(
+            folder / "config.json", json.dumps({"snnet": description, "config_id": self.config_id}, indent=2) + "\n"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "SubNetwork":

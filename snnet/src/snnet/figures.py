@@ -1,4 +1,6 @@
-"""Figures of a run: the curve of every stitch, what initialisation does, and the map of cuts (paper, figures 4, 6 and 7)."""
+"""Figures of a run: the curve of every stitch, what initialisation does, and the map of cuts (paper, figures 4, 6 and
+7).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,9 +42,7 @@ def draw(metrics: Metrics, folder: Path) -> list[Path]:
 def draw_experiment(metrics: Metrics, folder: Path) -> list[Path]:
     """All figures of the embedded experiment."""
     configurations, arms = metrics.extra["configurations"], metrics.extra["arms"]
-    points = [
-        point(c, [found[METHOD][key(found[METHOD], c["id"])] for found in arms]) for c in configurations
-    ]
+    points = [point(c, [found[METHOD][key(found[METHOD], c["id"])] for found in arms]) for c in configurations]
     baselines = {
         "anchor tuned alone": [
             (configurations[i]["macs"], mean(metrics.row(f"{name} tuned alone", "accuracy").values))
@@ -84,7 +84,9 @@ def point(configuration: Mapping[str, Any], values: Sequence[float]) -> Point:
 def draw_curve(
     points: Sequence[Point], path: Path, title: str, baselines: Mapping[str, Sequence[tuple[int, float]]] | None = None
 ) -> Path:
-    """Accuracy against multiply-adds: a dot a stitch (area = parameters), anchors as stars, the Pareto front as a line."""
+    """Accuracy against multiply-adds: a dot a stitch (area = parameters), anchors as stars, the Pareto front as a
+    line.
+    """
     with style():
         drawn, axes = figure(width=7.2, height=4.6)
         unit, label = _unit(max(p.macs for p in points))
@@ -123,7 +125,9 @@ def draw_curve(
             label="anchors in the network",
         )
         for anchor in anchors:
-            axes.annotate(anchor.name, (anchor.macs / unit, anchor.acc1), xytext=(6, -11), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                anchor.name, (anchor.macs / unit, anchor.acc1), xytext=(6, -11), textcoords="offset points", fontsize=8
+            )
         for i, (name, found) in enumerate((baselines or {}).items()):
             axes.scatter(
                 [macs / unit for macs, _ in found],
@@ -140,7 +144,9 @@ def draw_curve(
 
 
 def draw_initialisation(metrics: Metrics, path: Path) -> Path:
-    """Mean stitch accuracy over the epochs, least squares against default initialisation (mean and spread over seeds)."""
+    """Mean stitch accuracy over the epochs, least squares against default initialisation (mean and spread over
+    seeds).
+    """
     stitches = [c["id"] for c in metrics.extra["configurations"] if c["cut"]]
     with style():
         drawn, axes = figure()
@@ -148,10 +154,7 @@ def draw_initialisation(metrics: Metrics, path: Path) -> Path:
             curves = metrics.extra["curves"][arm]
             epochs = sorted(map(int, curves[0]))
             values = np.array(
-                [
-                    [mean(c[key(c, e)][key(c[key(c, e)], i)] for i in stitches) for e in epochs]
-                    for c in curves
-                ]
+                [[mean(c[key(c, e)][key(c[key(c, e)], i)] for i in stitches) for e in epochs] for c in curves]
             )
             spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(epochs))
             axes.errorbar(range(len(epochs)), values.mean(axis=0), spread, marker="o", label=arm)

@@ -1,4 +1,6 @@
-"""One training run that can be killed at any point: checkpoints written whole, exact continuation, no work done twice."""
+"""One training run that can be killed at any point: checkpoints written whole, exact continuation, no work done
+twice.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

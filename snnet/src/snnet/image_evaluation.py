@@ -15,7 +15,9 @@ from snnet.sources import Source
 GROUP = 24  # configurations per pass over the data: their shared prefixes run once, and a kill costs one pass at most
 
 
-def evaluate_images(source: Source, data: ImageData, config_ids: Sequence[int], path: Path, subject: str) -> list[StitchResult]:
+def evaluate_images(
+    source: Source, data: ImageData, config_ids: Sequence[int], path: Path, subject: str
+) -> list[StitchResult]:
     """Accuracy of each configuration; those that `path` holds already are not run again.
 
     Args:
@@ -46,7 +48,9 @@ def evaluate_images(source: Source, data: ImageData, config_ids: Sequence[int], 
     return [kept.results[i] for i in config_ids]
 
 
-def summarise_images(source: Source, results: Sequence[StitchResult], data: ImageData, seed: int, seconds: float) -> Metrics:
+def summarise_images(
+    source: Source, results: Sequence[StitchResult], data: ImageData, seed: int, seconds: float
+) -> Metrics:
     """metrics.json of an evaluation on real data."""
     names = source.network.anchor_names
     network = source.network

@@ -33,7 +33,8 @@ class NetworkConfig:
 
     Args:
         anchors: timm names, fast to slow; `{name: ..., img_size: 64}` passes further arguments to `timm.create_model`.
-        weights: pretrained anchors: `timm` (its cache or the hub), a folder with `<name>.safetensors` or `.pth`, or None.
+        weights: pretrained anchors: `timm` (its cache or the hub), a folder with `<name>.safetensors` or `.pth`, or
+            None.
         start: weights of a whole stitched network to start from, instead of `weights` and initialisation.
         initialisation: `pinv` and `gram` solve least squares (see `least_squares.initialise`), `default` is PyTorch's.
         init_images: images for least squares.
@@ -44,7 +45,9 @@ class NetworkConfig:
         checkpointing: recompute block activations in the backward pass.
     """
 
-    anchors: list[str | dict[str, Any]] = field(default_factory=lambda: [f"deit_{s}_patch16_224.fb_in1k" for s in ("tiny", "small", "base")])
+    anchors: list[str | dict[str, Any]] = field(
+        default_factory=lambda: [f"deit_{s}_patch16_224.fb_in1k" for s in ("tiny", "small", "base")]
+    )
     weights: str | None = "timm"
     start: str | None = None
     initialisation: Literal["pinv", "gram", "default"] = "pinv"
@@ -77,7 +80,7 @@ class TeacherConfig:
 
 def build_network(config: NetworkConfig, num_classes: int) -> SNNet:
     """The network with its anchors' weights; stitching layers still at PyTorch's initialisation."""
-    shared = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+    shared = {"drop_path_rate": config.drop_path_rate}  # also when it is 0: timm's Swin has 0.1 unless told otherwise
     anchors = [{**shared, **({"name": a} if isinstance(a, str) else a)} for a in config.anchors]
     network = stitch(
         anchors,
@@ -117,7 +120,9 @@ def train(
     save_every: int,
     resume: bool,
 ) -> JointTraining:
-    """Train to the end (or from the last checkpoint), and write `network/`, the best and the last weights, into the run."""
+    """Train to the end (or from the last checkpoint), and write `network/`, the best and the last weights, into the
+    run.
+    """
     last = run.path / "checkpoints" / "last.ckpt"
     resuming = resume and last.exists()
     if resuming:  # weights come from the checkpoint

@@ -29,7 +29,9 @@ def measure_latencies(
     with torch.inference_mode():
         for config_id in config_ids:
             network(image, config_id)
-            timer = Timer("network(image, config_id)", globals={"network": network, "image": image, "config_id": config_id})
+            timer = Timer(
+                "network(image, config_id)", globals={"network": network, "image": image, "config_id": config_id}
+            )
             found[config_id] = 1000 * timer.blocked_autorange(min_run_time=seconds).median
             if on_done:
                 on_done(config_id, found[config_id])

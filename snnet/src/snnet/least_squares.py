@@ -41,8 +41,8 @@ def solve_pinv(x: Tensor, y: Tensor) -> Tensor:
 def ridge_factor(gram: Tensor) -> Tensor:
     """Cholesky factor of the accumulated [x, 1]^T [x, 1], for `torch.cholesky_solve` with [x, 1]^T y.
 
-    With a ridge of 1e-9 of the mean diagonal, enlarged tenfold while the factorisation fails; so directions without data
-    get (almost) nothing, as in the minimum-norm solution.
+    With a ridge of 1e-9 of the mean diagonal, enlarged tenfold while the factorisation fails; so directions without
+    data get (almost) nothing, as in the minimum-norm solution.
 
     Args:
         gram: (D_i + 1, D_i + 1), float64.

@@ -30,7 +30,12 @@ class StitchLoss:
     tau: float = 1.0
 
     def __call__(
-        self, network: StitchedNetwork, images: Tensor, target: Tensor, config_ids: Sequence[int], teacher: Tensor | None
+        self,
+        network: StitchedNetwork,
+        images: Tensor,
+        target: Tensor,
+        config_ids: Sequence[int],
+        teacher: Tensor | None,
     ) -> Tensor:
         """Mean loss over a batch that is split into equal chunks, one configuration each.
 

@@ -101,8 +101,9 @@ def _run(run: RunFolder, seed: int | None) -> Source:
 
 def _experiment(config: ExperimentConfig, folder: Path | None, seed: int | None) -> Source:
     """A network of the embedded experiment: trained if there is a folder."""
-    description = {"anchors": config.anchors(), "num_classes": 10, "in_chans": 1}
-    network, accuracies = SNNet(**description), {}
+    description: dict[str, Any] = {"anchors": config.anchors(), "num_classes": 10, "in_chans": 1}
+    network = SNNet(**description)
+    accuracies: dict[int, float] = {}
     network.anchor_names = list(config.anchor_names)
     if folder is not None:
         seed = config.first_seed if seed is None else seed
@@ -123,7 +124,10 @@ def _saved(folder: Path) -> Source:
 
 def _released(name: str, ckpt: str | None, trust_pickle: bool) -> Source:
     released = find(name)
-    description = {"anchors": list(released.anchors), "stitched_final_norm": released.stitched_final_norm}
+    description: dict[str, Any] = {
+        "anchors": list(released.anchors),
+        "stitched_final_norm": released.stitched_final_norm,
+    }
     network = SNNet(**description)
     if ckpt:
         read_official(network, ckpt, trust_pickle)
@@ -133,7 +137,7 @@ def _released(name: str, ckpt: str | None, trust_pickle: bool) -> Source:
 
 
 def _named(anchors: list[str], num_classes: int, ckpt: str | None, trust_pickle: bool) -> Source:
-    description = {"anchors": anchors, "num_classes": num_classes}
+    description: dict[str, Any] = {"anchors": anchors, "num_classes": num_classes}
     network = SNNet(**description)
     if ckpt:
         load_strict(network, read_weights(ckpt, trust_pickle), ckpt)

@@ -41,7 +41,9 @@ def route(configuration: Configuration, depths: Sequence[Sequence[int]], stitche
     anchor = configuration.anchors[0]
     steps = [Step("embed", anchor)]
     position = (0, 0)  # the stage and block that come next
-    for end, (leave, enter), layer in zip(configuration.anchors[1:], configuration.cuts, configuration.layers, strict=True):
+    for end, (leave, enter), layer in zip(
+        configuration.anchors[1:], configuration.cuts, configuration.layers, strict=True
+    ):
         stage = configuration.stage or 0
         steps += _blocks(anchor, depths[anchor], position, (stage, leave))
         steps.append(Step("stitch", anchor, stage, layer, end))

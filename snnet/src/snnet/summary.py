@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from statistics import mean
 
-
 from paperkit.metrics import Claim, Metrics, Row
 from snnet.experiment_config import DEFAULT, METHOD, ExperimentConfig, SeedResult
 from snnet.sampling import IdStream
@@ -65,7 +64,9 @@ def accuracy_rows(results: Sequence[SeedResult], config: ExperimentConfig) -> li
 def curve_rows(results: Sequence[SeedResult]) -> list[Row]:
     """Mean stitch accuracy before training and after the measured epochs."""
     return [
-        Row(arm, f"mean of all stitches, epoch {epoch}", [mean_of(r.curves[arm][epoch], group(r)) for r in results], "%")
+        Row(
+            arm, f"mean of all stitches, epoch {epoch}", [mean_of(r.curves[arm][epoch], group(r)) for r in results], "%"
+        )
         for arm in (DEFAULT, METHOD)
         for epoch in results[0].curves[arm]
     ]
@@ -125,7 +126,9 @@ def asserted_claims(results: Sequence[SeedResult]) -> list[Claim]:
     if SHORT in results[0].curves[METHOD]:
         short = [(stitches(r, METHOD, SHORT), stitches(r, DEFAULT, SHORT)) for r in results]
         held = mean(a for a, _ in short) > mean(b for _, b in short)
-        claims.append(Claim(f"After {SHORT} epochs least squares is ahead on the mean over seeds", True, held, pairs(short)))
+        claims.append(
+            Claim(f"After {SHORT} epochs least squares is ahead on the mean over seeds", True, held, pairs(short))
+        )
     upper = [(mean_of(r.arms[METHOD], group(r, 1)), mean_of(r.arms[METHOD], group(r, 0))) for r in results]
     claims.append(
         Claim(
@@ -157,12 +160,16 @@ def reported_claims(results: Sequence[SeedResult]) -> list[Claim]:
         compared("At the end least squares is still ahead of default initialisation (mean of all stitches)", last),
         compared("Small-middle stitches are better than the small anchor in the same network", small),
         compared("Stitches lie above the straight line between their two anchors", line),
-        compared("The middle anchor in the stitched network beats the middle anchor distilled alone, same steps", distilled),
+        compared(
+            "The middle anchor in the stitched network beats the middle anchor distilled alone, same steps", distilled
+        ),
     ]
     if results[0].arms["from scratch"]:
         ids = list(results[0].arms["from scratch"])
         scratch = [(mean_of(r.arms[METHOD], ids), mean_of(r.arms["from scratch"], ids)) for r in results]
-        claims.append(compared("Stitches beat networks of their shape trained from scratch on the same total steps", scratch))
+        claims.append(
+            compared("Stitches beat networks of their shape trained from scratch on the same total steps", scratch)
+        )
     ranks = [spearman(r.macs, [r.arms[METHOD][i] for i in range(len(r.macs))]) for r in results]
     text = "Accuracy rises with multiply-adds over all configurations (Spearman's rank correlation above 0)"
     return [*claims, Claim(text, False, all(rank > 0 for rank in ranks), ", ".join(f"{rank:.2f}" for rank in ranks))]

@@ -22,7 +22,8 @@ class TrainingConfig:
     """What a joint training step does.
 
     Args:
-        stitches_per_step: configurations a step runs, each on an equal share of the batch. The authors' eight processes with
+        stitches_per_step: configurations a step runs, each on an equal share of the batch. The authors' eight
+            processes with
             an id each are 8 here.
         full_tuning: tune anchors and stitching layers; False tunes stitching layers and class tokens only.
         distillation: none, hard or soft, from the teacher.
@@ -79,7 +80,9 @@ class JointTraining(pl.LightningModule):
         self.loss = StitchLoss(config.smoothing, config.distillation, config.alpha, config.tau)
         self.mix = make_mixup(config.mixup, config.cutmix, config.switch_prob, config.smoothing, num_classes)
         # In a list, so that the teacher's weights do not enter checkpoints or the optimiser.
-        self._teacher = [] if teacher is None or config.distillation == "none" else [teacher.eval().requires_grad_(False)]
+        self._teacher = (
+            [] if teacher is None or config.distillation == "none" else [teacher.eval().requires_grad_(False)]
+        )
         self.validated = validated_ids(network, config.validated) if ids is None else self.ids
         self.accuracy = nn.ModuleDict({str(i): accuracy_metrics(num_classes) for i in self.validated})
         if not config.full_tuning:
@@ -102,37 +105,44 @@ class JointTraining(pl.LightningModule):
                 teacher = self._teacher[0](images)
         config_ids = self.step_ids(batch_idx)
         loss = self.loss(self.network, images, target, config_ids, teacher)
-        if self.trainer.loggers or self.trainer.progress_bar_callback:  # logging costs a third of a step on tiny networks
+        # Only where somebody looks: logging costs a third of a step on tiny networks.
+        if self.trainer.loggers or self.trainer.progress_bar_callback:
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/config_id", float(config_ids[0]))
         return loss
 
     def step_ids(self, batch_idx: int) -> list[int]:
-        """The ids of a batch: a function of the position in the run, so that a resumed run goes on with the same stream."""
+        """The ids of a batch: a function of the position in the run, so that a resumed run goes on with the same
+        stream.
+        """
         position = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         return self.stream.at_step(position, self.config.stitches_per_step)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         for config_id, logits in self.network.forward_many(images, self.validated):
-            self.accuracy[str(config_id)].update(mean_logits(logits), labels)  # type: ignore[operator,union-attr]
+            self.accuracy[str(config_id)].update(mean_logits(logits), labels)  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
         """`val/acc1`, which chooses the best checkpoint: the mean over the anchors and a few fixed stitches."""
-        found = {i: self.accuracy[str(i)].compute()["acc1"] for i in self.validated}  # type: ignore[operator,union-attr]
+        found = {i: self.accuracy[str(i)].compute()["acc1"] for i in self.validated}  # type: ignore[operator]
         for metric in self.accuracy.values():
-            metric.reset()  # type: ignore[operator,union-attr]
+            metric.reset()  # type: ignore[operator]
         self.log_dict({f"val/acc1_{i}": value for i, value in found.items()}, sync_dist=False)
         self.log("val/acc1", torch.stack(list(found.values())).mean(), prog_bar=True, sync_dist=False)
 
     def on_train_epoch_end(self) -> None:
-        """Processes average their BatchNorm statistics, as the authors' ResNet recipe does; of plain ViTs there are none."""
+        """Processes average their BatchNorm statistics, as the authors' ResNet recipe does; of plain ViTs there are
+        none.
+        """
         if self.trainer.world_size > 1:
             distribute_bn(self.network, self.trainer.world_size, reduce=True)
 
     def configure_optimizers(self) -> Any:
         epochs = self.trainer.max_epochs or 1
-        updates = int(self.trainer.estimated_stepping_batches) // epochs
+        self.trainer.fit_loop.setup_data()  # so that the number of batches is known
+        # Not `estimated_stepping_batches`: `max_steps` ends a run early, it does not squeeze the schedule.
+        updates = -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches)
         batch = getattr(self.trainer.datamodule, "batch_size", 1)  # type: ignore[attr-defined]
         global_batch = batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         groups = parameter_groups(self.network, self.config, self.optim.weight_decay)
@@ -160,14 +170,14 @@ def validated_ids(network: StitchedNetwork, stitches: int) -> list[int]:
 def parameter_groups(network: StitchedNetwork, config: TrainingConfig, weight_decay: float) -> list[dict[str, Any]]:
     """Groups by part (anchors, stitching layers) and decay, as in the released recipes.
 
-    1-D tensors and biases are not decayed; class token, position embedding and Swin's relative position tables are, because
-    the authors' wrapper hides the anchors' own exceptions from the optimiser.
+    1-D tensors and biases are not decayed; class token, position embedding and Swin's relative position tables are,
+    because the authors' wrapper hides the anchors' own exceptions from the optimiser.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             stitch = name.startswith("stitch_layers.")
-            decayed = parameter.ndim > 1 and not name.endswith(".bias") or stitch and config.decay_stitch_bias
+            decayed = (parameter.ndim > 1 and not name.endswith(".bias")) or (stitch and config.decay_stitch_bias)
             groups.setdefault((stitch, decayed), []).append(parameter)
     return [
         {

@@ -7,8 +7,12 @@ PARTS = ("least_squares", "evaluation", "switching", "training")
 
 def add_arguments(parser: Any) -> None:
     parser.add_argument("--parts", type=list[str], default=list(PARTS), help=f"which of [{','.join(PARTS)}]")
-    parser.add_argument("--images", type=int, default=1000, help="made images for least squares (memory: 12 GB at 1000)")
-    parser.add_argument("--batch_size", type=int, default=1, help="images per timed evaluation pass (training: 8 times as many)")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="made images for least squares (memory: 12 GB at 1000)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="images per timed evaluation pass (training: 8 times as many)"
+    )
     parser.add_argument("--pairs", type=int, default=3, help="timed pairs per comparison")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--output", type=str, default="runs/snnet-bench", help="folder for bench.json and bench.png")
@@ -32,9 +36,9 @@ def run(arguments: Any) -> int:
     torch.set_num_threads(arguments.threads)
     sections: dict[str, Any] = {}
     if "switching" in arguments.parts:
-        found = sections["switching"] = benchmarks.switching()
+        switching = sections["switching"] = benchmarks.switching()
         table(
-            [(name, value, value / found["set_stitch"]) for name, value in found.items()],
+            [(name, value, value / switching["set_stitch"]) for name, value in switching.items()],
             ("way", "microseconds", "x"),
             "Switching to another operating point",
         )
@@ -51,7 +55,13 @@ def run(arguments: Any) -> int:
         slowest = found["seconds"]["pinv, one per cut (as released)"]
         table(
             [
-                (name, seconds, slowest / seconds, found["residual"].get(name), _gigabytes(found["memory_bytes"].get(name)))
+                (
+                    name,
+                    seconds,
+                    slowest / seconds,
+                    found["residual"].get(name),
+                    _gigabytes(found["memory_bytes"].get(name)),
+                )
                 for name, seconds in found["seconds"].items()
             ],
             ("way", "seconds", "x faster", "relative residual", "memory [GB]"),

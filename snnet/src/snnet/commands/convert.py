@@ -1,4 +1,6 @@
-"""Turn an authors' checkpoint into a folder for `from_pretrained`, or such a folder back into the authors' key scheme."""
+"""Turn an authors' checkpoint into a folder for `from_pretrained`, or such a folder back into the authors' key
+scheme.
+"""
 
 from typing import Any
 
@@ -27,16 +29,18 @@ def run(arguments: Any) -> int:
 
 def _from_official(source: Any, target: Any, name: str, trust_pickle: bool) -> int:
     from paperkit.checkpoints import save_weights
+    from snnet.anchors import SNNet
     from snnet.official import read_official
     from snnet.released_networks import build
 
     network = build(name)
     aside = read_official(network, source, trust_pickle)
+    assert isinstance(network, SNNet)
     network.save_pretrained(target)
     note = ""
     if aside.split_norms:
         save_weights(target / "split_norms.safetensors", aside.split_norms)
-        note = f"; {len(aside.split_norms)} tensors of split BatchNorm, which only training used, in split_norms.safetensors"
+        note = f"; {len(aside.split_norms)} tensors of split BatchNorm (training only) in split_norms.safetensors"
     print(f"{target}: {network.num_configurations} configurations of {name}{note}")
     return 0
 

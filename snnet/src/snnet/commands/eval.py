@@ -78,11 +78,16 @@ def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | N
     source = open_source(arguments)
     source.network.to(arguments.device)
     given = {name: value for name, value in vars(arguments.data).items() if value is not None}
-    options = {**data_options, **given}
+    options: dict[str, Any] = {**data_options, **given}
     if "root" not in options:
         raise UserError("no data to evaluate on: give --data.root, or --config with a data section")
-    data = ImageData(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
-    ids = range(source.network.num_configurations) if arguments.ids is None else map(source.network.check_id, arguments.ids)
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+    data = ImageData(**options)
+    ids = (
+        range(source.network.num_configurations)
+        if arguments.ids is None
+        else map(source.network.check_id, arguments.ids)
+    )
     start = time.monotonic()
     lines = target / ("stitches_best.jsonl" if arguments.best else "stitches.jsonl")
     results = evaluate_images(source, data, list(ids), lines, fingerprint(source.network))

@@ -33,5 +33,6 @@ def run(arguments: Any) -> int:
     if not error < 1e-3:
         raise UserError(f"the exported file differs from the network by {error:.3g}; do not use {path}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{path}: {parameters / 1e6:.3g} M parameters, {path.stat().st_size / 1e6:.1f} MB, largest difference {error:.1e}")
+    size = f"{parameters / 1e6:.3g} M parameters, {path.stat().st_size / 1e6:.1f} MB"
+    print(f"{path}: {size}, largest difference {error:.1e}")
     return 0

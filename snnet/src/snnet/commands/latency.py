@@ -1,4 +1,6 @@
-"""Measure every configuration on this machine and keep the table beside the network, where `select --latency` finds it."""
+"""Measure every configuration on this machine and keep the table beside the network, where `select --latency` finds
+it.
+"""
 
 from typing import Any
 
@@ -31,9 +33,16 @@ def run(arguments: Any) -> int:
     ids = track(range(network.num_configurations), "measuring", disable=not sys.stdout.isatty())
     found = measure_latencies(network, source.input_size, ids, arguments.seconds)
     rows = [(p.config_id, p.name, p.flops / 1e9, found[p.config_id], p.acc1) for p in source.points()]
-    table(rows, ("id", "configuration", "GMAC", "latency [ms]", "top-1 [%]"), f"batch of 1, {arguments.threads} threads")
+    table(
+        rows, ("id", "configuration", "GMAC", "latency [ms]", "top-1 [%]"), f"batch of 1, {arguments.threads} threads"
+    )
     if source.folder is not None:
-        content = {"milliseconds": found, "threads": arguments.threads, "device": arguments.device, "machine": machine()}
+        content = {
+            "milliseconds": found,
+            "threads": arguments.threads,
+            "device": arguments.device,
+            "machine": machine(),
+        }
         write_atomic(source.folder / LATENCIES, json.dumps(content, indent=2) + "\n")
         print(f"kept in {source.folder / LATENCIES}")
     return 0

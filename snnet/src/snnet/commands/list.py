@@ -26,5 +26,9 @@ def run(arguments: Any) -> int:
         if not arguments.pareto or p.config_id in front
     ]
     columns = ["id", "configuration", "GMAC", "params [M]", "top-1 [%]", "Pareto", *(["latency [ms]"] if known else [])]
-    table(rows, columns, f"{len(rows)} configurations" + (f" (accuracy: {source.accuracy_of})" if source.accuracies else ""))
+    table(
+        rows,
+        columns,
+        f"{len(rows)} configurations" + (f" (accuracy: {source.accuracy_of})" if source.accuracies else ""),
+    )
     return 0

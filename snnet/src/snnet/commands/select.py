@@ -20,5 +20,7 @@ def run(arguments: Any) -> int:
     chosen = points[select(points, arguments.flops, arguments.params, arguments.latency)]
     known = "" if chosen.acc1 is None else f", top-1 {chosen.acc1:.2f} %"
     timed = "" if chosen.latency is None else f", {chosen.latency:.1f} ms"
-    print(f"{chosen.config_id}  {chosen.name}: {chosen.flops / 1e9:.3g} GMAC, {chosen.params / 1e6:.3g} M{known}{timed}")
+    print(
+        f"{chosen.config_id}  {chosen.name}: {chosen.flops / 1e9:.3g} GMAC, {chosen.params / 1e6:.3g} M{known}{timed}"
+    )
     return 0

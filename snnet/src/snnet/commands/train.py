@@ -1,4 +1,6 @@
-"""`snnet train`: the embedded experiment, or a stitched network on real data when the config or an option names data."""
+"""`snnet train`: the embedded experiment, or a stitched network on real data when the config or an option names
+data.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import Any
 
 from paperkit.cli import make_parser
 from paperkit.errors import UserError
+from paperkit.run_options import RUN_OPTIONS, add_run_options, open_run
 
 REAL_DATA = ("--data", "--network", "--training", "--optim", "--trainer", "--teacher")
 HELP = """Without data: the embedded experiment on handwritten digits (anchors, stitched network, baselines).
@@ -14,7 +17,9 @@ With a config that has a `data` section, or options --data.*: a stitched network
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """Parse by what is asked for; the real-data parser imports Lightning and timm, the other one imports nothing heavy."""
+    """Parse by what is asked for; the real-data parser imports Lightning and timm, the other one imports nothing
+    heavy.
+    """
     if "--help-all" in argv or is_real_data(argv):
         from snnet.commands import train_images
 
@@ -34,7 +39,9 @@ def is_real_data(argv: Sequence[str]) -> bool:
             if "data" in read_config(Path(word.partition("=")[2] or following)):
                 return True
         elif word == "--resume":
-            run = open_run("runs", None, following if following and not following.startswith("-") else "newest")
+            run = open_run(
+                "runs", "snnet", None, following if following and not following.startswith("-") else "newest"
+            )
             return "data" in run.read_config()
     return False
 
@@ -57,12 +64,7 @@ def add_arguments(parser: Any) -> None:
     """Options of the embedded experiment."""
     from snnet.experiment_config import ExperimentConfig
 
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
-    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
-    parser.add_argument(
-        "--resume", nargs="?", const="newest", default=None, help="continue a run folder; alone: the newest unfinished run"
-    )
+    add_run_options(parser)
     parser.add_class_arguments(ExperimentConfig)
 
 
@@ -73,8 +75,8 @@ def run(arguments: Any) -> int:
     from paperkit.parallel_seeds import run_seeds
     from snnet.experiment_config import ExperimentConfig
 
-    options = {k: v for k, v in vars(arguments).items() if k not in ("config", "name", "root", "resume")}
-    folder = open_run(arguments.root, arguments.name, arguments.resume)
+    options = {k: v for k, v in vars(arguments).items() if k not in RUN_OPTIONS}
+    folder = open_run(arguments.root, "snnet", arguments.name, arguments.resume)
     start = time.monotonic()
     with folder.lock():
         if arguments.resume:
@@ -99,20 +101,6 @@ def run(arguments: Any) -> int:
     return 0
 
 
-def open_run(root: str, name: str | None, resume: str | None) -> Any:
-    """A new run folder, or the one that is to be continued."""
-    from paperkit.runs import RunFolder
-
-    if resume is None:
-        return RunFolder.create(root, "snnet", name)
-    if resume != "newest":
-        return RunFolder.open(resume if Path(resume).is_dir() else Path(root) / "snnet" / resume)
-    newest = RunFolder.newest(root, "snnet", finished=False)
-    if newest is None:
-        raise UserError(f"no unfinished run in {Path(root) / 'snnet'}")
-    return newest
-
-
 def to_plain(config: Any) -> dict[str, Any]:
     from dataclasses import fields
 
@@ -124,7 +112,8 @@ def from_plain(content: dict[str, Any]) -> Any:
     from snnet.experiment_config import ExperimentConfig
 
     try:
-        return ExperimentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return ExperimentConfig(**settings)
     except TypeError as error:
         raise UserError(f"this is not a run of the embedded experiment: {error}") from None
 

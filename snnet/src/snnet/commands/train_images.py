@@ -1,6 +1,7 @@
 """Train a stitched network on real images.
 
-Options stand in a YAML file or on the command line: --network.* which anchors and how they are stitched, --training.* what a
+Options stand in a YAML file or on the command line: --network.* which anchors and how they are stitched, --training.*
+    what a
 step does, --optim.* optimiser and schedule, --teacher.* the distillation teacher, --data.* the images, --trainer.*
 Lightning's Trainer (devices, num_nodes, strategy, precision, max_epochs, ...).
 """
@@ -14,26 +15,25 @@ from paperkit.cli import make_parser
 from paperkit.errors import UserError
 from paperkit.image_data import ImageData
 from paperkit.optim import OptimConfig
-from paperkit.runs import RunFolder, plain
+from paperkit.run_options import RUN_OPTIONS, add_run_options, open_run
+from paperkit.runs import plain
 from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, train
 from snnet.training import TrainingConfig
 
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse, open the run folder, train, evaluate."""
-    from snnet.commands.train import open_run
-
     parser = build_parser(prog)
     resume, words = take_resume(argv)
     resuming, run = resume is not None, None
     if resuming:
         root = words[words.index("--root") + 1] if "--root" in words[:-1] else "runs"
-        run = open_run(root, None, resume)
+        run = open_run(root, "snnet", None, resume)
         words = ["--config", str(run.path / "config.yaml"), *words]
     arguments = parser.parse_args(words)
     options = parser.instantiate_classes(arguments)
     options.data.setup()  # before there is a run folder: missing data leaves nothing behind
-    run = run or open_run(arguments.root, arguments.name, None)
+    run = run or open_run(arguments.root, "snnet", arguments.name, None)
     with run.lock():
         if resuming and run.finished:
             raise UserError(f"{run.path} is finished; `snnet eval --ckpt {run.path}` shows it")
@@ -54,16 +54,15 @@ def main(argv: Sequence[str], prog: str) -> int:
             resume=resuming,
         )
         run.mark_finished()
-    print(f"{run.path}: network/ (last), best/ (highest mean validation accuracy); evaluate: snnet eval --ckpt {run.path}")
+    print(
+        f"{run.path}: network/ (last), best/ (highest mean validation accuracy); evaluate: snnet eval --ckpt {run.path}"
+    )
     return 0
 
 
 def build_parser(prog: str) -> Any:
     parser = make_parser(prog, __doc__)
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
-    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
-    parser.add_argument("--resume", nargs="?", const="newest", default=None, help="continue a run; alone: the newest")
+    add_run_options(parser)
     parser.add_argument("--training_seed", type=int, default=0, help="rank r draws its ids from the stream of seed + r")
     parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
     parser.add_class_arguments(NetworkConfig, "network")
@@ -102,4 +101,4 @@ def _without_run_options(dumped: str) -> dict[str, Any]:
     import json
 
     content = json.loads(dumped)
-    return plain({key: value for key, value in content.items() if key not in ("config", "name", "root", "resume")})
+    return plain({key: value for key, value in content.items() if key not in RUN_OPTIONS})
