@@ -19,7 +19,7 @@ from snnet.experiment_config import METHOD, ExperimentConfig
 from snnet.fitting import fit
 from snnet.training import JointTraining, TrainingConfig
 
-TRACE = Path(__file__).parent / "golden" / "loss_trace.json"
+TRACE = Path(__file__).parent / "loss_trace.json"
 SHORT = [
     *("--seeds", "2", "--anchor_epochs", "6", "--joint_epochs", "10", "--measured_epochs", "[1,10]"),
     *("--scratch_every", "10", "--batch_size", "64"),
