@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+
 from litv2.classifier import LITv2
 from litv2.commands.train_images import build_parser
 from litv2.image_training import build_classifier, train
@@ -63,13 +64,20 @@ def test_recipe_of_the_specification(path: Path) -> None:
     found = (recipe.lr, recipe.warmup_lr, recipe.min_lr, recipe.weight_decay, recipe.epochs, recipe.warmup_epochs)
     assert found == pytest.approx(expected)
     assert recipe.betas == (0.9, 0.999) and recipe.eps == 1e-8
-    assert (made.mixing.mixup, made.mixing.cutmix, made.mixing.switch_prob, made.mixing.smoothing) == (0.8, 1.0, 0.5, 0.1)
+    assert (made.mixing.mixup, made.mixing.cutmix, made.mixing.switch_prob, made.mixing.smoothing) == (
+        0.8,
+        1.0,
+        0.5,
+        0.1,
+    )
     assert arguments.trainer.gradient_clip_val == 5 and made.data.batch_size == 128
     assert made.data.input_size == (384 if fine else 224)
     resize = made.data.eval_transform.transforms[0].size  # straight to 384 x 384, or the shorter side to 256
     assert tuple(resize) == (384, 384) if fine else resize in (256, [256])
     with torch.device("meta"):
-        model = build_classifier(type(made.network)(made.network.name, made.network.options), 1000, made.data.input_size)
+        model = build_classifier(
+            type(made.network)(made.network.name, made.network.options), 1000, made.data.input_size
+        )
     if not made.network.options and made.network.name in PARAMETERS:
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[made.network.name]
     groups = {group["name"]: group for group in make_optimizer(model, recipe).param_groups}
@@ -78,7 +86,9 @@ def test_recipe_of_the_specification(path: Path) -> None:
     assert groups["no_decay"]["weight_decay"] == 0
     assert sum(p.ndim > 1 for p in groups["no_decay"]["params"]) == tables
     rate = [learning_rate(recipe.lr, recipe, t, 1251) for t in (0, recipe.warmup_epochs * 1251, recipe.epochs * 1251)]
-    top = recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * recipe.warmup_epochs / recipe.epochs)) / 2
+    top = (
+        recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * recipe.warmup_epochs / recipe.epochs)) / 2
+    )
     assert rate == pytest.approx([recipe.warmup_lr, top, recipe.min_lr])
 
 
@@ -119,5 +129,3 @@ def test_two_processes_train_alike(tmp_path: Path) -> None:
     moved = [(a - b).abs().max().item() for a, b in zip(model.parameters(), fresh.parameters(), strict=True)]
     assert all(math.isfinite(m) for m in moved) and max(moved) > 0
     assert model.layers[0].downsample.norm_layer.num_batches_tracked == 4  # 16 images in global batches of 4
-
-

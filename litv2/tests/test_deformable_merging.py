@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from litv2.deformable_merging import DeformableMerging, DeformConv
 from torch.nn import functional as F
+
+from litv2.deformable_merging import DeformableMerging, DeformConv
 
 
 def wild(dim: int, spread: float) -> DeformConv:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from litv2.classifier import LITv2
 from litv2.exporting import export_onnx, export_program, load_program, onnx_difference, save_program
 from litv2.window_attention import window_attention

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+
 from litv2.backbone import LITv2Backbone
 from litv2.coco import CocoData, CocoImages, as_results, average_precision
 from litv2.commands.train_detection import build_parser, train
@@ -14,7 +16,6 @@ from litv2.detection_training import DetectionConfig, parameter_groups, rate_fac
 from litv2.detectors import build_detector, load_backbone
 from paperkit.errors import UserError
 from paperkit.runs import RunFolder
-from PIL import Image
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "coco").glob("*.yaml"))
 SHRINK = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
@@ -45,7 +46,8 @@ def make_coco(root: Path, count: int = 4) -> Path:
 @pytest.mark.parametrize("name", ["retinanet_litv2_s_ws2", "mask_rcnn_litv2_b_ws4"])
 def test_one_step_and_validation(name: str, tmp_path: Path) -> None:
     content = yaml.safe_load((CONFIGS[0].parent / f"{name}.yaml").read_text())
-    content["detection"].update(weights=None, min_size=96, max_size=128, epochs=1, options={k: list(v) if isinstance(v, tuple) else v for k, v in SHRINK.items()})  # fmt: skip
+    shape = {key: list(value) if isinstance(value, tuple) else value for key, value in SHRINK.items()}
+    content["detection"].update(weights=None, min_size=96, max_size=128, epochs=1, options=shape)
     content["data"].update(root=str(make_coco(tmp_path / "coco")), num_workers=0)
     content["trainer"] = dict(accelerator="cpu", devices=1, limit_train_batches=1, enable_progress_bar=False)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
@@ -113,7 +115,9 @@ def test_released_detector_file_fills_the_backbone(tmp_path: Path) -> None:
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "retinanet.pth")
     target = LITv2Backbone(out_norms=(1, 2, 3), **SHRINK, local_ws=(0, 0, 4, 1))  # another window is fine
     load_backbone(target, tmp_path / "retinanet.pth")
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from litv2.experiment import run_seed
 from litv2.experiment_config import ExperimentConfig
 from litv2.two_markers import sample_markers

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+
 from litv2.classifier import LITv2
 from litv2.fused import fuse
 from litv2.plain import plain_logits
-from torch import nn
 
 TINY = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), num_classes=10)
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from litv2.hilo import HiLo
 from litv2.window_attention import window_attention
 from paperkit.errors import UserError
-from torch import Tensor
 
 
 def by_loops(layer: HiLo, x: Tensor) -> Tensor:

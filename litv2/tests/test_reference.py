@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from litv2.classifier import LITv2
 from litv2.reference import KINDS, NETWORK
 from paperkit import verify
 from paperkit.verify import ReferenceFile
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 FILES = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from litv2.backbone import LITv2Backbone
 from litv2.classifier import LITv2
 from litv2.conversion import load_classifier, to_folder, to_released
@@ -52,7 +53,9 @@ def test_classifier_fills_a_backbone(tmp_path: Path) -> None:
     assert torch.equal(body.norm2.weight, torch.ones(256))  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("trained", "asked", "named"), [(0.9, 0.5, "alpha=0.9"), (0.5, 0.9, "alpha=0.5"), (0.5, 0, "alpha=0.5")])
+@pytest.mark.parametrize(
+    ("trained", "asked", "named"), [(0.9, 0.5, "alpha=0.9"), (0.5, 0.9, "alpha=0.5"), (0.5, 0, "alpha=0.5")]
+)
 def test_another_alpha_names_the_fitting_one(trained: float, asked: float, named: str, tmp_path: Path) -> None:
     path = save(LITv2(**SMALL, alpha=trained), tmp_path / "a.pth")
     with pytest.raises(UserError, match=named):
@@ -64,7 +67,7 @@ def test_another_alpha_names_the_fitting_one(trained: float, asked: float, named
 def test_window_changes_freely_but_not_from_1(tmp_path: Path) -> None:
     path = save(LITv2(**SMALL), tmp_path / "w.pth")
     load_released(LITv2(**SMALL, local_ws=(0, 0, 4, 1)), path)
-    with pytest.raises(UserError, match="window 1 .* and larger windows do not interchange"):
+    with pytest.raises(UserError, match=r"window 1 .* and larger windows do not interchange"):
         load_released(LITv2(**SMALL, local_ws=(0, 0, 1, 1)), path)
     with pytest.raises(UserError, match="do not interchange"):
         load_released(LITv2(**SMALL, local_ws=(0, 0, 2, 2)), path)

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from litv2.backbone import LITv2Backbone
-from litv2.commands.train_segmentation import newest_whole, read_config, train
-from litv2.commands.train_segmentation import main as train_main
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
+from PIL import Image
+
+from litv2.backbone import LITv2Backbone
+from litv2.commands.train_segmentation import main as train_main
+from litv2.commands.train_segmentation import newest_whole, read_config, train
 from paperkit.errors import UserError
 from paperkit.runs import RunFolder
-from PIL import Image
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "ade20k"
 SHRINK = ["model.backbone.embed_dim=16", "model.backbone.depths=[1,1,2,1]", "model.backbone.num_heads=[1,2,4,8]",
@@ -88,7 +89,7 @@ def test_recipe_of_the_specification(size: str, path: float) -> None:
 
 def test_missing_data_and_config_are_one_line(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "runs", "litv2", "none")
-    with pytest.raises(UserError, match="no ADE20K files in .*images/training; the data root must hold"):
+    with pytest.raises(UserError, match=r"no ADE20K files in .*images/training; the data root must hold"):
         train(small("semantic_fpn_litv2_s.py", tmp_path / "nowhere"), run, resume=False)
     with pytest.raises(UserError, match=r"no config at nothing\.py"):
         train_main(["nothing.py", "--root", str(tmp_path / "runs")], "litv2 train")

@@ -4,14 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import litv2  # noqa: F401  (registers)
 import pytest
 import timm
 import torch
-from paperkit.errors import UserError
 from timm.data import create_loader, resolve_data_config
 from timm.data.dataset import ImageDataset
 from timm.optim import create_optimizer_v2
+
+import litv2  # noqa: F401  (registers)
+from paperkit.errors import UserError
 
 SMALL = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), num_classes=10)
 NAMES = ("litv2_s", "litv2_m", "litv2_b", "litv2_b_384", "litv1_s", "litv1_m", "litv1_b")
@@ -86,12 +87,19 @@ def test_validate_style_loader(tmp_path: Path) -> None:
         Image.new("RGB", (80, 60), (90, 10, 200)).save(tmp_path / name / "0.png")
     model = timm.create_model("litv2_s", **SMALL).eval()
     config = resolve_data_config({}, model=model)
-    assert config["input_size"] == (3, 224, 224) and config["crop_pct"] == 0.875 and config["interpolation"] == "bicubic"
+    assert (
+        config["input_size"] == (3, 224, 224) and config["crop_pct"] == 0.875 and config["interpolation"] == "bicubic"
+    )
     config["input_size"] = (3, 64, 64)
     loader = create_loader(
-        ImageDataset(str(tmp_path)), batch_size=2, use_prefetcher=False, num_workers=0, device=torch.device("cpu"), **config
+        ImageDataset(str(tmp_path)),
+        batch_size=2,
+        use_prefetcher=False,
+        num_workers=0,
+        device=torch.device("cpu"),
+        **config,
     )
-    (images, labels), = loader
+    ((images, labels),) = loader
     assert model(images).shape == (2, 10) and labels.tolist() == [0, 1]
 
 

@@ -1,5 +1,5 @@
-# What the three Semantic FPN configs share (specification of the paper's section 4.3): ADE20K, 80k iterations, batch 16.
-custom_imports = dict(imports=["litv2.segmentation"], allow_failed_imports=False)
+# What the three Semantic FPN configs share (specification of the paper's section 4.3): ADE20K, 80k iterations, batch
+# 16. custom_imports = dict(imports=["litv2.segmentation"], allow_failed_imports=False)
 default_scope = "mmseg"
 seed = 0
 data_root = "data/ade/ADEChallengeData2016"
@@ -86,7 +86,9 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 custom_hooks = [dict(type="SeedIteration", seed=seed)]
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
+env_cfg = dict(
+    cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
+)
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(by_epoch=False)

@@ -6,10 +6,10 @@ Shapes: B batch, D embed_dim, stage i has C_i = D * 2^i channels and H_i x W_i t
 from collections.abc import Sequence
 from typing import Any
 
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.pyramid import Pyramid
+from paperkit.errors import UserError
 
 SEGMENTATION_NORMS = (0, 1, 2, 3)
 DETECTION_NORMS = (1, 2, 3)  # the authors' detectors take c2 as it is
@@ -37,7 +37,9 @@ class LITv2Backbone(Pyramid):
         super().__init__(**pyramid)
         stages = range(self.num_stages)
         if not set(out_indices) <= set(stages) or not set(out_norms) <= set(stages):
-            raise UserError(f"out_indices {list(out_indices)} and out_norms {list(out_norms)} must lie in {list(stages)}")
+            raise UserError(
+                f"out_indices {list(out_indices)} and out_norms {list(out_norms)} must lie in {list(stages)}"
+            )
         self.out_indices, self.out_norms = tuple(out_indices), tuple(out_norms)
         width = self.num_features // 2 ** (self.num_stages - 1)
         self.out_channels = [width * 2**i for i in self.out_indices]

@@ -1,4 +1,4 @@
-"""The clock: single layers, LITv2-S against its plain form, and against networks that a user can install. Ratios of one run."""
+"""The clock: single layers, LITv2-S against its plain form and against networks that a user can install."""
 
 import sys
 from collections.abc import Callable
@@ -6,8 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from paperkit.errors import UserError
-from paperkit.measure import Ratio, compare, mark_start, peak_rss
 from torch import Tensor, nn
 
 from litv2.classifier import LITv2
@@ -15,6 +13,8 @@ from litv2.fused import fuse, outputs_differ
 from litv2.plain import plain_logits
 from litv2.pyramid import architecture
 from litv2.single_layer import PART_A, layer_costs
+from paperkit.errors import UserError
+from paperkit.measure import Ratio, compare, mark_start, peak_rss
 
 RIVALS = {
     "ConvNeXt-T": "convnext_tiny",
@@ -69,11 +69,20 @@ def forms(quick: bool = False) -> list[dict[str, Any]]:
             expected = plain_logits(model, image)
             differ = ((fast(image) - expected).abs().max() / expected.abs().max()).item()
         for ratio in ratios:
-            rows.append({"size": size, "form": ratio.name, **_times(ratio), "differs": max(differ, outputs_differ(model, fast, image))})
+            rows.append(
+                {
+                    "size": size,
+                    "form": ratio.name,
+                    **_times(ratio),
+                    "differs": max(differ, outputs_differ(model, fast, image)),
+                }
+            )
     return rows
 
 
-def rivals(size: int, threads: int, precision: str, pairs: int, names: tuple[str, ...] = tuple(RIVALS)) -> list[dict[str, Any]]:
+def rivals(
+    size: int, threads: int, precision: str, pairs: int, names: tuple[str, ...] = tuple(RIVALS)
+) -> list[dict[str, Any]]:
     """LITv2-S (fused) against timm's networks at one size, thread count and matmul precision; batch 1."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)

@@ -6,12 +6,12 @@ Shapes: B batch, D embed_dim, C = 8 D channels of the last stage, h x w tokens o
 from collections.abc import Sequence
 from typing import Any
 
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.costs import official_macs
 from litv2.local_weights import SavedInFolder
 from litv2.pyramid import Pyramid, init_weights
+from paperkit.errors import UserError
 
 
 class LITv2(SavedInFolder, Pyramid):
@@ -143,7 +143,8 @@ class LITv2(SavedInFolder, Pyramid):
 
 
 def stage_indices(stages: int, indices: int | list[int] | None) -> list[int]:
-    """timm's rule for which stages are meant: all for None, the last n for a number, else those listed (negative: from the end).
+    """timm's rule for which stages are meant: all for None, the last n for a number, else those listed (negative: from
+    the end).
 
     Raises:
         UserError: a stage that is not there.

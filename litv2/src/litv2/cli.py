@@ -6,7 +6,7 @@ from paperkit.cli import Verb
 from paperkit.cli import main as run_verb
 
 VERBS = {
-    "train": Verb("train the embedded experiment; --config FILE.yaml: real images; FILE.py: mmsegmentation", "litv2.commands.train"),
+    "train": Verb("train the embedded experiment, or what the --config file asks for", "litv2.commands.train"),
     "eval": Verb("evaluate a run: tables, metrics.json, figures", "litv2.commands.eval"),
     "figures": Verb("draw the figures of a run again", "litv2.commands.figures"),
     "bench": Verb("speed and memory against the baselines, as ratios of one run", "litv2.commands.bench"),

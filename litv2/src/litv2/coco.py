@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from paperkit.errors import UserError
-from paperkit.resumable import Draw, ResumableData, generators_kept, seed_generators, seeded_loader
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
+
+from paperkit.errors import UserError
+from paperkit.resumable import Draw, ResumableData, generators_kept, seed_generators, seeded_loader
 
 LAYOUT = "annotations/instances_<split>.json and <split>/*.jpg, split train2017 and val2017"
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -38,7 +39,9 @@ class CocoImages:
         UserError: a missing or broken file, or categories that it does not have.
     """
 
-    def __init__(self, root: str | Path, split: str, categories: Sequence[str] | None = None, with_objects: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, split: str, categories: Sequence[str] | None = None, with_objects: bool = False
+    ) -> None:
         self.folder, annotations = Path(root) / split, Path(root) / "annotations" / f"instances_{split}.json"
         for place in (self.folder, annotations):
             if not place.exists():
@@ -51,7 +54,9 @@ class CocoImages:
             raise UserError(f"{annotations} is damaged or no COCO file: {type(error).__name__} {error}") from error
         lacking = [name for name in categories or () if name not in known]
         if lacking or not known:
-            raise UserError(f"{annotations} has no category {', '.join(lacking) or 'at all'}; it has {', '.join(known)}")
+            raise UserError(
+                f"{annotations} has no category {', '.join(lacking) or 'at all'}; it has {', '.join(known)}"
+            )
         self.names = list(categories or known)
         self.category_ids = [known[name] for name in self.names]
         self.label_of = {number: i for i, number in enumerate(self.category_ids, 1)}
@@ -59,7 +64,9 @@ class CocoImages:
         if with_objects:
             self.ids = [i for i in self.ids if self._objects(i)]
         if not self.ids:
-            raise UserError(f"{annotations} lists no image" + (" with an object of the categories" if with_objects else ""))
+            raise UserError(
+                f"{annotations} lists no image" + (" with an object of the categories" if with_objects else "")
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,7 +85,11 @@ class CocoImages:
             raise UserError(f"cannot read image {path}: {error}") from error
         objects = self._objects(number)
         x, y, w, h = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4).T
-        masks = np.stack([self.coco.annToMask(a) for a in objects]) if objects else np.zeros((0, *image.shape[1:]), np.uint8)
+        masks = (
+            np.stack([self.coco.annToMask(a) for a in objects])
+            if objects
+            else np.zeros((0, *image.shape[1:]), np.uint8)
+        )
         target = dict(
             boxes=torch.stack((x, y, x + w, y + h), dim=1),
             labels=torch.tensor([self.label_of[a["category_id"]] for a in objects], dtype=torch.int64),
@@ -155,7 +166,9 @@ class CocoData(ResumableData, pl.LightningDataModule):
         return seeded_loader(_Batches(self.val_images, self.seed, 0.0), sampler, self.num_workers)
 
 
-def as_results(output: dict[str, Tensor], image_id: int, images: CocoImages, first_label: int) -> tuple[list[dict], list[dict]]:
+def as_results(
+    output: dict[str, Tensor], image_id: int, images: CocoImages, first_label: int
+) -> tuple[list[dict], list[dict]]:
     """One image's detections in COCO's result form: (boxes, masks); masks are empty where the detector has none."""
     from pycocotools import mask as masks
 
@@ -184,4 +197,6 @@ def average_precision(images: CocoImages, results: list[dict], kind: str = "bbox
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    return {name: 100 * max(0.0, float(value)) for name, value in zip(("AP", "AP50", "AP75"), judge.stats[:3], strict=True)}
+    return {
+        name: 100 * max(0.0, float(value)) for name, value in zip(("AP", "AP50", "AP75"), judge.stats[:3], strict=True)
+    }

@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paperkit.checkpoints import load_strict, read_metadata, read_weights, save_checkpoint, save_weights
-from paperkit.errors import UserError
-from paperkit.runs import write_atomic
 from torch import Tensor
 
 from litv2.backbone import LITv2Backbone
@@ -15,6 +12,9 @@ from litv2.classifier import LITv2
 from litv2.local_weights import WEIGHTS
 from litv2.pyramid import Pyramid
 from litv2.released import backbone_part, check_heads, describe_released, fit_released, read_released, size_name
+from paperkit.checkpoints import load_strict, read_metadata, read_weights, save_checkpoint, save_weights
+from paperkit.errors import UserError
+from paperkit.runs import write_atomic
 
 REST, CONFIG = "rest.safetensors", "config.json"
 

@@ -1,8 +1,8 @@
 """A detector trained by the paper's 1x schedule, as a LightningModule.
 
-AdamW, linear warm-up over 500 iterations from a thousandth of the rate, a tenth of it from epochs 8 and 11 on, 12 epochs of
-batch 16. RetinaNet decays every parameter (the authors' rule for norms is misspelt, so norms are decayed); Mask R-CNN
-leaves those with "norm" in their name out.
+AdamW, linear warm-up over 500 iterations from a thousandth of the rate, a tenth of it from epochs 8 and 11 on, 12
+epochs of batch 16. RetinaNet decays every parameter (the authors' rule for norms is misspelt, so norms are decayed);
+Mask R-CNN leaves those with "norm" in their name out.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from paperkit.errors import UserError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from litv2.coco import CocoData, Sample, as_results, average_precision
 from litv2.detectors import Detector, build_detector
+from paperkit.errors import UserError
 
 
 @dataclass
@@ -121,6 +121,8 @@ class DetectionTraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.steps_per_epoch < 1:
             raise UserError("not even one batch an epoch")
-        optimizer = torch.optim.AdamW(parameter_groups(self.detector, self.config), lr=self.config.lr, betas=(0.9, 0.999))
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.detector, self.config), lr=self.config.lr, betas=(0.9, 0.999)
+        )
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, self.steps_per_epoch, self.config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,19 +1,18 @@
 """RetinaNet and Mask R-CNN on torchvision's detectors with a LITv2 backbone (section 4.2 of the paper).
 
-The authors train with mmdetection; here torchvision's detectors take the same backbone, pyramid, anchors and thresholds.
-What differs, so that heads of released files do not fit and published AP is not claimed: boxes of torchvision have no
-"- 1" and other regression clipping; its P7 takes a ReLU of P6; its heads keep their own names and initialisation; Mask
-R-CNN's box head regresses per class with weights 10, 10, 5, 5.
+The authors train with mmdetection; here torchvision's detectors take the same backbone, pyramid, anchors and
+thresholds. What differs, so that heads of released files do not fit and published AP is not claimed: boxes of
+torchvision have no "- 1" and other regression clipping; its P7 takes a ReLU of P6; its heads keep their own names and
+initialisation; Mask R-CNN's box head regresses per class with weights 10, 10, 5, 5.
 
-Shapes: images are a list of (3, H, W) in [0, 1]; resizing to (800, 1333), normalising and padding to 32 is the detector's.
+Shapes: images are a list of (3, H, W) in [0, 1]; resizing to (800, 1333), normalising and padding to 32 is the
+detector's.
 """
 
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
-from paperkit.checkpoints import load_strict
-from paperkit.errors import UserError
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -23,6 +22,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from litv2.backbone import DETECTION_NORMS, LITv2Backbone
 from litv2.pyramid import architecture
 from litv2.released import fit_released, read_released
+from paperkit.checkpoints import load_strict
+from paperkit.errors import UserError
 
 Detector = Literal["retinanet", "mask_rcnn"]
 CHANNELS = 256
@@ -43,7 +44,9 @@ class PyramidFeatures(nn.Module):
         return self.fpn(OrderedDict((str(i), y) for i, y in zip(self.body.out_indices, maps, strict=True)))
 
 
-def build_backbone(name: str, first: int, drop_path_rate: float, window: int, checkpointing: bool, **options: Any) -> LITv2Backbone:
+def build_backbone(
+    name: str, first: int, drop_path_rate: float, window: int, checkpointing: bool, **options: Any
+) -> LITv2Backbone:
     """A published size with detection's norms, stages ``first`` to 3 returned, and a window of 2 or 4 in stage 3.
 
     Raises:
@@ -91,7 +94,9 @@ def build_detector(
     ratios = ((0.5, 1.0, 2.0),) * 5
     if retina:
         scales = [2 ** (k / 3) for k in range(3)]
-        anchors = AnchorGenerator(tuple(tuple(4 * stride * s for s in scales) for stride in (8, 16, 32, 64, 128)), ratios)
+        anchors = AnchorGenerator(
+            tuple(tuple(4 * stride * s for s in scales) for stride in (8, 16, 32, 64, 128)), ratios
+        )
         features = PyramidFeatures(body, LastLevelP6P7(body.out_channels[-1], CHANNELS))
         return RetinaNet(
             features, num_classes, anchor_generator=anchors, score_thresh=0.05, nms_thresh=0.5, detections_per_img=100,

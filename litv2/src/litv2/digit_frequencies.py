@@ -52,7 +52,7 @@ def digit_network(alpha: float | None) -> GridClassifier:
 
 @torch.no_grad()
 def branch_outputs(model: GridClassifier, images: Tensor) -> dict[str, Tensor]:
-    """"block 1 Hi-Fi" and so on -> (B, 8, 8, C / 2), each branch after its projection."""
+    """ "block 1 Hi-Fi" and so on -> (B, 8, 8, C / 2), each branch after its projection."""
     found, x = {}, model.stem(images)
     for number, block in enumerate(model.blocks, 1):
         assert isinstance(block.attn, HiLo)

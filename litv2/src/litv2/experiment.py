@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from paperkit.checkpoints import load_strict, read_weights
-from paperkit.resumable import seed_generators, seed_of
 from torch import nn
 
 from litv2.digit_frequencies import digit_network, spectra, split_digits
 from litv2.experiment_config import ExperimentConfig, SeedResult, arm_name
 from litv2.stage_training import Batch, accuracy, cross_entropy, train_stage
 from litv2.two_markers import marker_network, sample_markers
+from paperkit.checkpoints import load_strict, read_weights
+from paperkit.resumable import seed_generators, seed_of
 
 Advance = Callable[[int], None]
 MARKERS, DIGITS, TEST = 1, 2, 3  # streams of random numbers

@@ -1,20 +1,20 @@
 """The classifier outside of Python: torch.export and ONNX, batch and image size free.
 
-The merging exports in its `grid_sample` form. The fused network is what is exported: BatchNorm is folded, maps that read
-the same input are stacked.
+The merging exports in its `grid_sample` form. The fused network is what is exported: BatchNorm is folded, maps that
+read the same input are stacked.
 """
 
 from pathlib import Path
 
 import torch
-from paperkit.errors import UserError
-from paperkit.runs import write_atomic
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from litv2.classifier import LITv2
 from litv2.fused import fuse
 from litv2.pyramid import SMALLEST_IMAGE
+from paperkit.errors import UserError
+from paperkit.runs import write_atomic
 
 LARGEST = 128  # times 32 pixels: the largest side of an exported program
 
@@ -85,7 +85,7 @@ def _refuse_fixed(model: LITv2) -> None:
 def load_program(path: Path) -> torch.nn.Module:
     """A saved program as a module, right from 32 px on.
 
-    Without torch's guards: some only note which memory layout was traced and would turn sides of 32 px down, at which the
-    program's results are right (tested).
+    Without torch's guards: some only note which memory layout was traced and would turn sides of 32 px down, at which
+    the program's results are right (tested).
     """
     return torch.export.load(path).module(check_guards=False)

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from paperkit.metrics import Metrics
-from paperkit.report import COLORS, figure, save_figure, style
-
 from litv2.costs import hilo_macs
 from litv2.head_split import split_heads
 from litv2.published_tables import published
+from paperkit.metrics import Metrics
+from paperkit.report import COLORS, figure, save_figure, style
 
 
 def draw(metrics: Metrics, folder: Path) -> list[Path]:
@@ -101,7 +100,9 @@ def window_over_size(metrics: Metrics) -> object:
         parts.plot(sides, high, color=COLORS[i], label=f"Hi-Fi, s {window}")
         parts.plot(sides, low, color=COLORS[i], linestyle="--", label=f"Lo-Fi, s {window}")
         best.plot(sides, [a + b for a, b in zip(low, high, strict=True)], color=COLORS[i], label=f"HiLo, s {window}")
-    parts.set(xlabel="image side (pixels)", ylabel="multiply-adds of one layer (G)", yscale="log", title="the two groups")
+    parts.set(
+        xlabel="image side (pixels)", ylabel="multiply-adds of one layer (G)", yscale="log", title="the two groups"
+    )
     best.set(xlabel="image side (pixels)", title="both: the lowest line is the window to take")
     for axes in (parts, best):
         axes.legend(ncols=2)

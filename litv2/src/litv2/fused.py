@@ -3,8 +3,8 @@
 * BatchNorm of every merging folded into the deformable convolution before it: both are affine.
 * In HiLo one matrix product for all that reads the map: l_q beside h_qkv; with window 1 l_q beside l_kv.
 
-The rest of the speed is in the network itself, in training too: maps stay channels-last, the merging gathers rows, Lo-Fi
-runs through fused attention. What remains of training is left out: drop paths, dropout, checkpointing.
+The rest of the speed is in the network itself, in training too: maps stay channels-last, the merging gathers rows,
+Lo-Fi runs through fused attention. What remains of training is left out: drop paths, dropout, checkpointing.
 """
 
 import copy
@@ -58,7 +58,9 @@ class FusedHiLo(HiLo):
 def stack(layers: list[nn.Linear]) -> nn.Linear:
     """One linear layer whose output is those of ``layers`` side by side."""
     with torch.device("meta"):
-        joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), layers[0].bias is not None)
+        joined = nn.Linear(
+            layers[0].in_features, sum(layer.out_features for layer in layers), layers[0].bias is not None
+        )
     joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
     biases = [layer.bias for layer in layers if layer.bias is not None]
     joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None

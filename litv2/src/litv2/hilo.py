@@ -9,13 +9,13 @@ K keys (s * s inside a window, one per window for Lo-Fi). "Hp, Wp" is the grid p
 
 import torch
 import torch.nn.functional as F
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.costs import hilo_macs
 from litv2.head_split import split_heads
 from litv2.token_grid import copied, on_grid, pad_to_multiple
 from litv2.window_attention import window_attention
+from paperkit.errors import UserError
 
 
 class HiLo(nn.Module):
@@ -130,7 +130,8 @@ class HiLo(nn.Module):
         return window_attention(qkv, self.h_heads, self.window_size, self.scale, real_hw)
 
     def lofi(self, q: Tensor, kv: Tensor) -> Tensor:
-        """Attention of every position to the pooled tokens: (B, Hp, Wp, l_dim), (B, K, 2 * l_dim) -> (B, Hp, Wp, l_dim).
+        """Attention of every position to the pooled tokens: (B, Hp, Wp, l_dim), (B, K, 2 * l_dim) -> (B, Hp, Wp,
+        l_dim).
 
         Always fused attention: it never holds the N x K matrix, and wins at every size that was measured.
         """

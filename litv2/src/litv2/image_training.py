@@ -1,4 +1,4 @@
-"""A classifier trained on real images by the paper's recipe: from the settings of a config file to a finished run folder."""
+"""A classifier trained on real images by the paper's recipe: from a config file to a finished run folder."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -7,6 +7,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from litv2.classifier import LITv2
+from litv2.optim_groups import OfficialSchedule, Recipe, make_optimizer
+from litv2.pyramid import architecture
+from litv2.released import fit_released, read_released
 from paperkit.atomic_checkpoint_io import AtomicCheckpointIO
 from paperkit.checkpoints import load_report, load_strict, read_checkpoint
 from paperkit.classification import accuracy_metrics, classification_loss, make_mixup
@@ -16,14 +24,6 @@ from paperkit.image_data import ImageData
 from paperkit.metrics import Metrics, Row
 from paperkit.resumable import SeedStep
 from paperkit.runs import RunFolder, process_rank
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
-
-from litv2.classifier import LITv2
-from litv2.optim_groups import OfficialSchedule, Recipe, make_optimizer
-from litv2.pyramid import architecture
-from litv2.released import fit_released, read_released
 
 
 @dataclass
@@ -92,7 +92,9 @@ def build_classifier(config: NetworkConfig, num_classes: int, input_size: int) -
 class ImageTraining(pl.LightningModule):
     """One step: mix, forward, soft-target cross entropy; AdamW in three groups under the authors' schedule."""
 
-    def __init__(self, network: LITv2, recipe: Recipe, mixing: MixingConfig, total_batch: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, network: LITv2, recipe: Recipe, mixing: MixingConfig, total_batch: int, steps_per_epoch: int
+    ) -> None:
         super().__init__()
         self.network, self.mixing = network, mixing
         self.recipe = recipe.scaled(total_batch)

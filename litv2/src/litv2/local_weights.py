@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from torch import nn
+
 from paperkit.checkpoints import load_strict, read_weights, save_weights
 from paperkit.errors import UserError
-from torch import nn
 
 WEIGHTS = "model.safetensors"
 CARD = """---
@@ -18,8 +19,8 @@ CARD = """---
 Fast pyramid vision transformer with HiLo attention (arXiv 2205.13213). Made for image classification, and as a backbone
 of detectors and segmentation networks; any image size from 32 px on.
 
-Load it with `litv2.LITv2.from_pretrained(FOLDER)`. What it was trained on, how well it does and where it fails are facts
-of the training run that wrote these weights: they stand in that run's `metrics.json`, not here.
+Load it with `litv2.LITv2.from_pretrained(FOLDER)`. What it was trained on, how well it does and where it fails are
+facts of the training run that wrote these weights: they stand in that run's `metrics.json`, not here.
 """
 
 

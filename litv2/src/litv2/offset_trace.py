@@ -1,14 +1,16 @@
 """Where one token of the last stage looks: its sampling places followed back through the merges (LITv1, figure 5).
 
-An output token of a merging samples at four places (its taps plus offsets). Each place, rounded to the nearest token, is
-an output token of the merging before; after three merges 64 places on the finest grid are left, less what fell outside.
+An output token of a merging samples at four places (its taps plus offsets). Each place, rounded to the nearest token,
+is an output token of the merging before; after three merges 64 places on the finest grid are left, less what fell
+outside.
 """
 
 from collections.abc import Sequence
 
 import torch
-from paperkit.errors import UserError
 from torch import Tensor
+
+from paperkit.errors import UserError
 
 
 def trace_offsets(offsets: Sequence[Tensor], target: tuple[int, int]) -> Tensor:

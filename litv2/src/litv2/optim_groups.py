@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from paperkit.errors import UserError
 from torch import nn
 from torch.optim import AdamW, Optimizer
+
+from paperkit.errors import UserError
 
 BATCH_OF_BASE_RATE = 512
 

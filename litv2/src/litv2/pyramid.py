@@ -6,9 +6,9 @@ the last two HiLo blocks. A deformable merging stands between stages and belongs
     ConvFFN block     x = x + ConvFFN(norm2(x))
     attention block   x = x + HiLo(norm1(x));  x = x + ConvFFN(norm2(x))
 
-Shapes: B batch, H x W tokens of the stage at hand, D embed_dim, C = D * 2^i channels of stage i. Maps stay channels-last,
-(B, H, W, C), from the patch embedding to the end: linear layers take them as they are, and a permuted view is what
-torch's convolutions call channels_last.
+Shapes: B batch, H x W tokens of the stage at hand, D embed_dim, C = D * 2^i channels of stage i. Maps stay
+channels-last, (B, H, W, C), from the patch embedding to the end: linear layers take them as they are, and a permuted
+view is what torch's convolutions call channels_last.
 """
 
 import math
@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from paperkit.errors import UserError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
@@ -27,6 +26,7 @@ from litv2.deformable_merging import DeformableMerging, DeformConv, Form
 from litv2.hilo import HiLo
 from litv2.mechanisms import MSA, RelPosAttention, SpatialReductionAttention, WindowAttention
 from litv2.token_grid import pad_to_multiple
+from paperkit.errors import UserError
 
 Attention = Literal["hilo", "msa", "sra", "window", "twins"]
 Position = Literal["conv", "rel", "conv+rel", "none"]
@@ -53,7 +53,9 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Pre-norm block; without ``attention`` it is a ConvFFN block and has no ``norm1``."""
 
-    def __init__(self, dim: int, hidden: int, attention: nn.Module | None, conv: bool, drop: float, path: float) -> None:
+    def __init__(
+        self, dim: int, hidden: int, attention: nn.Module | None, conv: bool, drop: float, path: float
+    ) -> None:
         super().__init__()
         if attention is not None:
             self.norm1 = nn.LayerNorm(dim)

@@ -10,9 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from paperkit.checkpoints import load_strict
-from paperkit.errors import UserError
-from paperkit.verify import Kind, ReferenceFile, Tolerance, check_options
 from torch import Tensor, nn
 
 from litv2 import mechanisms
@@ -26,6 +23,9 @@ from litv2.hilo import HiLo
 from litv2.offset_trace import pixel_positions, trace_offsets
 from litv2.optim_groups import OfficialSchedule, Recipe, group_names, make_optimizer, rates
 from litv2.pyramid import Block, PatchEmbed
+from paperkit.checkpoints import load_strict
+from paperkit.errors import UserError
+from paperkit.verify import Kind, ReferenceFile, Tolerance, check_options
 
 Computed = Mapping[str, Any]
 
@@ -108,7 +108,9 @@ def _block(file: ReferenceFile) -> Computed:
     c = file.config
     attention, macs = None, 0
     if file.kind == "block_hilo":
-        attention = HiLo(c["dim"], c["num_heads"], c["window_size"], c["alpha"], c.get("qkv_bias", True), c.get("qk_scale"))
+        attention = HiLo(
+            c["dim"], c["num_heads"], c["window_size"], c["alpha"], c.get("qkv_bias", True), c.get("qk_scale")
+        )
         macs = attention.flops(c["H"], c["W"])
     block = Block(c["dim"], int(c["dim"] * c["mlp_ratio"]), attention, conv=True, drop=0.0, path=0.0)
     computed = _layer(file, _TokenBlock(_load(block, file)), state=False)[1]  # type: ignore[arg-type]
@@ -224,7 +226,9 @@ def _macs(file: ReferenceFile) -> Computed:
     for c in file.config["models"]:
         check_options(c, ("img", "alpha", "local_ws", "embed_dim", "depths", "num_heads", "nc"), "a model of the list")
         options = dict(embed_dim=c["embed_dim"], depths=c["depths"], num_heads=c["num_heads"])
-        options.update(alpha=c.get("alpha", 0.9), local_ws=c.get("local_ws", (0, 0, 2, 1)), num_classes=c.get("nc", 1000))
+        options.update(
+            alpha=c.get("alpha", 0.9), local_ws=c.get("local_ws", (0, 0, 2, 1)), num_classes=c.get("nc", 1000)
+        )
         with torch.device("meta"):
             model = LITv2(**options)
         params.append(sum(p.numel() for p in model.parameters()))
@@ -284,6 +288,14 @@ def _window(c: dict[str, Any]) -> nn.Module:
     return mechanisms.WindowAttention(c["dim"], c["num_heads"], c["window_size"], shift, rel, c.get("qkv_bias", True))
 
 
+def _cross_window(c: dict[str, Any]) -> nn.Module:
+    return mechanisms.CrossWindowAttention(c["dim"], c["num_heads"], c["split_size"], c.get("qkv_bias", True))
+
+
+def _xca(c: dict[str, Any]) -> nn.Module:
+    return mechanisms.CrossCovarianceAttention(c["dim"], c["num_heads"], c.get("qkv_bias", True))
+
+
 def _tolerance(file: ReferenceFile, key: str) -> float | Tolerance:
     if file.kind == "dtm_train" and key == "grad.sd.dconv.bias":
         # BatchNorm takes the mean away, so this gradient is 0; the file holds the rounding of float32.
@@ -296,8 +308,16 @@ def _tolerance(file: ReferenceFile, key: str) -> float | Tolerance:
 LAYER = ("dim", "H", "W", "num_heads", "qkv_bias", "source")
 
 
-def _kind(compute: Callable[[ReferenceFile], Computed], options: tuple[str, ...], *results: str, x: str = "in.x") -> Kind:
-    return Kind(lambda file: compute(_in_float64(file)), _tolerance, results=results, options=(*options, "source"), requires=(x,))
+def _kind(
+    compute: Callable[[ReferenceFile], Computed], options: tuple[str, ...], *results: str, x: str = "in.x"
+) -> Kind:
+    return Kind(
+        lambda file: compute(_in_float64(file)),
+        _tolerance,
+        results=results,
+        options=(*options, "source"),
+        requires=(x,),
+    )
 
 
 _WINDOW = _kind(_mechanism(_window), (*LAYER, "window_size", "shift_size", "use_rel_pos"))
@@ -324,7 +344,8 @@ KINDS: dict[str, Kind] = {
     "macs": _kind(_macs, ("models",), x="config.models"),
     "optim_schedule": _kind(
         _optim_schedule,
-        ("base_lr_config", "world_size", "batch_per_gpu", "epochs", "warmup_epochs", "iters_per_epoch", "offset_lr_multi",
+        ("base_lr_config", "world_size", "batch_per_gpu", "epochs", "warmup_epochs", "iters_per_epoch",
+         "offset_lr_multi",
          "timm"),
         "groups", x="out.lr",
     ),
@@ -342,11 +363,11 @@ KINDS: dict[str, Kind] = {
     "cmp_window": _WINDOW,
     "cmp_shifted_window": _WINDOW,
     "cmp_cross_window": _kind(
-        _mechanism(lambda c: mechanisms.CrossWindowAttention(c["dim"], c["num_heads"], c["split_size"], c.get("qkv_bias", True))),
+        _mechanism(_cross_window),
         (*LAYER, "split_size"),
     ),
     "cmp_xca": _kind(
-        _mechanism(lambda c: mechanisms.CrossCovarianceAttention(c["dim"], c["num_heads"], c.get("qkv_bias", True))), LAYER
+        _mechanism(_xca), LAYER
     ),
     "cmp_linformer": _kind(
         _mechanism(

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paperkit.checkpoints import load_strict, read_weights
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.hilo import HiLo
 from litv2.mechanisms.global_attention import RelPosAttention, resize_bias_table
 from litv2.pyramid import ARCHITECTURES
+from paperkit.checkpoints import load_strict, read_weights
+from paperkit.errors import UserError
 
 PUBLISHED_ALPHAS = (0.9, 0.5, 0.0, 0.2, 0.4, 0.7, 1.0)  # the common ones first
 TASK_PARTS = ("neck.", "bbox_head.", "rpn_head.", "roi_head.", "decode_head.", "auxiliary_head.")
@@ -110,7 +110,7 @@ def alpha_of(state: Mapping[str, Tensor], head_dim: int) -> float:
     Layers whose heads are all Lo-Fi (window 1, or alpha 1) count only if there is no other.
     """
     splits = set()
-    for key, tensor in state.items():
+    for key in state:
         if key.endswith((".l_proj.weight", ".h_proj.weight")):
             stem = key.rsplit(".", 2)[0]
             low, high = state.get(f"{stem}.l_proj.weight"), state.get(f"{stem}.h_proj.weight")

@@ -1,8 +1,10 @@
 """LITv2 in mmsegmentation: its registries get the backbone, and what makes a run resume exactly and save whole files.
 
-A config says ``custom_imports = dict(imports=["litv2.segmentation"])`` and works with mmsegmentation's own tools as well.
+A config says ``custom_imports = dict(imports=["litv2.segmentation"])`` and works with mmsegmentation's own tools as
+well.
 Resume: the fork brings the sampler back to its place, but loses the random state of augmentation and dropout. Here both
-are functions of (seed, place in the run): each image is augmented under a seed of its own, each step runs under another.
+are functions of (seed, place in the run): each image is augmented under a seed of its own, each step runs under
+another.
 """
 
 import os
@@ -16,14 +18,14 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
 from mmseg.datasets import ADE20KDataset
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS
-from paperkit.checkpoints import load_strict
-from paperkit.errors import UserError
-from paperkit.resumable import generators_kept, seed_generators
-from paperkit.runs import write_atomic
 
 from litv2.backbone import SEGMENTATION_NORMS, LITv2Backbone
 from litv2.pyramid import architecture
 from litv2.released import fit_released, read_released
+from paperkit.checkpoints import load_strict
+from paperkit.errors import UserError
+from paperkit.resumable import generators_kept, seed_generators
+from paperkit.runs import write_atomic
 
 LAYOUT = "images/{training,validation}/*.jpg and annotations/{training,validation}/*.png"
 DATA, STEP = 1, 2  # streams of seeds

@@ -5,15 +5,16 @@ Shapes: B batch, N = side * side tokens, D channels.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from paperkit.flops import count
-from paperkit.measure import compare, saved_bytes
 from torch import nn
 
 from litv2 import mechanisms as m
 from litv2.hilo import HiLo
+from paperkit.flops import count
+from paperkit.measure import compare, saved_bytes
 
 Builder = Callable[[int, int, int], nn.Module]
 """(D, heads, side) -> layer."""
@@ -72,7 +73,9 @@ def layer_costs(
     costs = []
     for name, layer in layers.items():
         counts = count(layer, (1, side, side, dim))
-        costs.append(LayerCost(name, side, batch, dim, counts.macs, counts.params, saved_bytes(lambda: layer(x), layer)))  # noqa: B023
+        costs.append(
+            LayerCost(name, side, batch, dim, counts.macs, counts.params, saved_bytes(partial(layer, x), layer))
+        )
     if not pairs:
         return costs
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 """One network of the embedded experiment trained to the end: killed at any point, it goes on to the same bits.
 
-Nothing random is stored: batch ``i`` is a function of (seed, i). A stage's folder holds ``last.ckpt`` while it trains, then
-``weights.safetensors``, ``losses.json`` and TensorBoard's file; what is there is not done again.
+Nothing random is stored: batch ``i`` is a function of (seed, i). A stage's folder holds ``last.ckpt`` while it trains,
+then ``weights.safetensors``, ``losses.json`` and TensorBoard's file; what is there is not done again.
 """
 
 import json
@@ -13,11 +13,12 @@ from types import FrameType
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
 from paperkit.checkpoints import load_strict, read_checkpoint, read_weights, save_checkpoint, save_weights
 from paperkit.errors import Interrupted, UserError
 from paperkit.runs import write_atomic
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 SAVE_EVERY = 50  # steps; a file of 200 kB takes milliseconds
 

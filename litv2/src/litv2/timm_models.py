@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paperkit.errors import UserError
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from litv2.classifier import LITv2
 from litv2.pyramid import architecture
 from litv2.released import fit_released, read_released
+from paperkit.errors import UserError
 
 
 def _cfg(size: int = 224, crop: float = 0.875) -> dict[str, Any]:

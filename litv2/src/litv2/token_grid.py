@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from paperkit.errors import UserError
 from torch import Tensor
+
+from paperkit.errors import UserError
 
 
 def on_grid(layer: Callable[[Tensor], Tensor], x: Tensor, H: int | None, W: int | None) -> Tensor:
@@ -16,7 +17,7 @@ def on_grid(layer: Callable[[Tensor], Tensor], x: Tensor, H: int | None, W: int 
     """
     if x.ndim == 4:
         return layer(x)
-    if H is None or W is None or H * W != x.shape[1]:
+    if H is None or W is None or x.shape[1] != H * W:
         raise UserError(f"{x.shape[1]} tokens are not a grid of {H} x {W}; give H and W, or a (B, H, W, C) tensor")
     return layer(x.unflatten(1, (H, W))).flatten(1, 2)
 
@@ -32,7 +33,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def copied(x: Tensor) -> Tensor:
-    """``x`` in contiguous memory, copied in any case: `reshape` and `flatten` copy only where they must, and an exported
-    program would then be bound to grids on which they must.
+    """``x`` in contiguous memory, copied in any case: `reshape` and `flatten` copy only where they must, and an
+    exported program would then be bound to grids on which they must.
     """
     return x.clone(memory_format=torch.contiguous_format)

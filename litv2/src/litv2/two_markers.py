@@ -1,13 +1,13 @@
 """Part B's data and network: does a layer carry information across the map?
 
-Every 2x2 window of an 8 x 8 grid holds, in random order, {u, -u, u, -u} or {v, -v, v, -v} (kind 0, chosen per window) or
-{u, -u, v, -v} (kind 1), u and v the first two unit vectors. One window of the upper half and one of the lower half carry
-values s1, s2 = +-1 in the third channel of their tokens. The label is s1 == s2.
+Every 2x2 window of an 8 x 8 grid holds, in random order, {u, -u, u, -u} or {v, -v, v, -v} (kind 0, chosen per window)
+or {u, -u, v, -v} (kind 1), u and v the first two unit vectors. One window of the upper half and one of the lower half
+carry values s1, s2 = +-1 in the third channel of their tokens. The label is s1 == s2.
 
 A network whose attention stays inside windows is a sum over windows followed by a linear map: the logits of (+, +),
 (+, -), (-, -) are 2a, a + b, 2b but for a common term. No such classifier is right in more than 3 of 4 cases, and its
-cross-entropy, convex and symmetric in (a, b), is driven to chance, ln 2. At that optimum all logits are equal, so what is
-left of a - b after training decides the accuracy, anywhere from 25 to 75 %: the cross-entropy is the safe number.
+cross-entropy, convex and symmetric in (a, b), is driven to chance, ln 2. At that optimum all logits are equal, so what
+is left of a - b after training decides the accuracy, anywhere from 25 to 75 %: the cross-entropy is the safe number.
 
 Shapes: B batch, H = W = 8 tokens, 6 channels.
 """
@@ -60,7 +60,8 @@ class GridClassifier(nn.Module):
         super().__init__()
         self.stem = stem
         self.blocks = nn.ModuleList(
-            Block(self.WIDTH, self.WIDTH * self.RATIO, self._attention(alpha), conv, drop=0.0, path=0.0) for _ in range(2)
+            Block(self.WIDTH, self.WIDTH * self.RATIO, self._attention(alpha), conv, drop=0.0, path=0.0)
+            for _ in range(2)
         )
         self.norm = nn.LayerNorm(self.WIDTH)
         self.head = nn.Linear(self.WIDTH, classes)

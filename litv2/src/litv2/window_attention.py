@@ -1,11 +1,14 @@
 """Hi-Fi: self-attention inside s x s windows, in three forms with the same results.
 
-Shapes: B batch, Hp x Wp token grid (multiples of s), n heads, d head width, K = s * s keys, G = B * Hp/s * Wp/s windows.
+Shapes: B batch, Hp x Wp token grid (multiples of s), n heads, d head width, K = s * s keys, G = B * Hp/s * Wp/s
+windows.
 
 The size rule (`choose_form`), from measurements on one CPU thread and the shape of GPU kernels:
 
-    CUDA, s <= 4, d a power of two >= 16     "triton"    one kernel, no copies (fused kernels' tiles hold 64 rows or more)
-    at most 4 keys                           "explicit"  two batched products; nothing is gained by hiding a 4 x 4 matrix
+    CUDA, s <= 4, d a power of two >= 16     "triton"    one kernel, no copies (fused kernels' tiles hold 64 rows or
+    more)
+    at most 4 keys                           "explicit"  two batched products; nothing is gained by hiding a 4 x 4
+    matrix
     else                                     "sdpa"      torch's fused attention
 
 `window_attention(..., form=...)` overrides it.

@@ -21,7 +21,8 @@ def fits(head_dim: int) -> bool:
 
 @triton.jit
 def _forward(
-    qkv, out, total, rows, columns, stride_b, stride_h, stride_w, heads, scale, S: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr
+    qkv, out, total, rows, columns, stride_b, stride_h, stride_w, heads, scale,
+    S: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     window = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)

@@ -1,16 +1,16 @@
 """The window of each stage that costs least at an image size, by the paper's formulas (figure 5): the `auto` mode.
 
-Window 1 is never chosen and never changed: plain attention has weights of other shapes. The weights stay as they are; the
-outputs change, and `output_change` says by how much.
+Window 1 is never chosen and never changed: plain attention has weights of other shapes. The weights stay as they are;
+the outputs change, and `output_change` says by how much.
 """
 
 import torch
-from paperkit.errors import UserError
 from torch import Tensor
 
 from litv2.costs import hilo_macs
 from litv2.hilo import HiLo
 from litv2.pyramid import Pyramid
+from paperkit.errors import UserError
 
 
 def cheapest_window(layer: HiLo, height: int, width: int) -> int:

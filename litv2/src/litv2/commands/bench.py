@@ -1,4 +1,4 @@
-"""Speed and memory against the baselines, as ratios of one run; writes a JSON and a plot. About 8 minutes on two idle cores."""
+"""Speed and memory against the baselines, as ratios of one run; writes a JSON and a plot (10 minutes at most)."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ from typing import Any
 def add_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="runs/litv2/bench", help="folder for bench.json and bench.png")
     parser.add_argument("--quick", action="store_true", help="a minute: fewer sizes, pairs and rivals")
-    parser.add_argument("--protocol", action="store_true", help="only the paper's throughput protocol (batch 64, 224 px)")
+    parser.add_argument(
+        "--protocol", action="store_true", help="only the paper's throughput protocol (batch 64, 224 px)"
+    )
     parser.add_argument("--device", type=str, default="cuda", help="device of --protocol")
 
 
@@ -14,11 +16,10 @@ def run(arguments: Any) -> int:
     import os
     from pathlib import Path
 
-    from paperkit.measure import write_bench
-    from paperkit.report import table
-
     from litv2 import bench
     from litv2.bench_figure import draw
+    from paperkit.measure import write_bench
+    from paperkit.report import table
 
     if arguments.protocol:
         print(f"LITv2-S: {bench.throughput(device=arguments.device):.1f} images/s (batch 64, 224 px, 50 + 30 forwards)")
@@ -45,13 +46,18 @@ def run(arguments: Any) -> int:
         settings += [(512, 1, "highest", 3), (512, cores, "highest", 3)]
     rivals = [row for setting in settings for row in bench.rivals(*setting, names)]
     table(
-        [(r["size"], r["threads"], r["precision"], r["network"], r["over_litv2"], r["q25"], r["q75"], r["ms"]) for r in rivals],
+        [
+            (r["size"], r["threads"], r["precision"], r["network"], r["over_litv2"], r["q25"], r["q75"], r["ms"])
+            for r in rivals
+        ],
         ("px", "threads", "matmul", "network", "time / LITv2-S", "q25", "q75", "ms"),
         "LITv2-S (fused) against timm's networks, batch 1: above 1, LITv2-S is faster",
     )
     sizes = (224,) if quick else (224, 512)
     memory = [
-        {"size": size, "network": name, "MiB": bench.peak(name, size)} for size in sizes for name in ("fused", "plain", *names)
+        {"size": size, "network": name, "MiB": bench.peak(name, size)}
+        for size in sizes
+        for name in ("fused", "plain", *names)
     ]
     table(
         [(m["size"], m["network"], m["MiB"]) for m in memory], ("px", "network", "MiB above the weights"),

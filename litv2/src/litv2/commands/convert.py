@@ -1,6 +1,7 @@
 """Convert between the authors' checkpoint files and folders of `save_pretrained`, in both directions.
 
-FILE -> FOLDER   model.safetensors and config.json (load with litv2.LITv2.from_pretrained), and rest.safetensors with what
+FILE -> FOLDER   model.safetensors and config.json (load with litv2.LITv2.from_pretrained), and rest.safetensors with
+what
                  belongs to a detector's or segmenter's neck and heads
 FOLDER -> FILE   a .pth of the authors' form, tensor for tensor what the folder came from
 """

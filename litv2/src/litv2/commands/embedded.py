@@ -15,7 +15,11 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
     parser.add_argument(
-        "--resume", nargs="?", const="newest", default=None, help="continue a run folder; alone: the newest unfinished run"
+        "--resume",
+        nargs="?",
+        const="newest",
+        default=None,
+        help="continue a run folder; alone: the newest unfinished run",
     )
     parser.add_class_arguments(ExperimentConfig)
 
@@ -24,11 +28,10 @@ def run(arguments: Any) -> int:
     """Parts B and C seed by seed, side by side; then part A on a quiet machine."""
     from dataclasses import asdict
 
+    from litv2.commands.run_folders import finish, open_run, read_experiment
     from paperkit.errors import UserError
     from paperkit.parallel_seeds import run_seeds
     from paperkit.runs import write_atomic
-
-    from litv2.commands.run_folders import finish, open_run, read_experiment
 
     options = {k: v for k, v in vars(arguments).items() if k not in ("config", "name", "root", "resume")}
     config = check(ExperimentConfig(**options))

@@ -12,11 +12,10 @@ def run(arguments: Any) -> int:
     import json
     import time
 
-    from paperkit.errors import UserError
-    from paperkit.runs import resolve_run
-
     from litv2.commands.embedded import COSTS
     from litv2.commands.run_folders import finish, read_experiment
+    from paperkit.errors import UserError
+    from paperkit.runs import resolve_run
 
     start = time.monotonic()
     folder, _ = resolve_run(arguments.ckpt, arguments.root, "litv2")
@@ -40,11 +39,11 @@ def run(arguments: Any) -> int:
 def evaluate_images(run: Any, content: dict[str, Any]) -> int:
     """Top-1 and top-5 of an image run's last weights on its validation images."""
     import torch
-    from paperkit.image_data import ImageData
-    from paperkit.report import table
 
     from litv2.classifier import LITv2
     from litv2.image_training import evaluate, folder_of
+    from paperkit.image_data import ImageData
+    from paperkit.report import table
 
     model = LITv2.from_pretrained(folder_of(run))
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in content["data"].items()}

@@ -13,10 +13,10 @@ def run(arguments: Any) -> int:
     from pathlib import Path
 
     import torch
-    from paperkit.errors import UserError
 
     from litv2.conversion import load_classifier
     from litv2.exporting import export_onnx, export_program, load_program, onnx_difference, save_program
+    from paperkit.errors import UserError
 
     target = Path(arguments.target)
     if target.suffix not in (".onnx", ".pt2"):
@@ -33,5 +33,6 @@ def run(arguments: Any) -> int:
             difference = ((load_program(target)(image) - expected).abs().max() / expected.abs().max()).item()
     if difference > 1e-4:
         raise UserError(f"{target} differs from PyTorch by {difference:.2g} of the largest logit, above 1e-4")
-    print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, differs from PyTorch by {difference:.2g} of the largest logit")
+    size = target.stat().st_size / 2**20
+    print(f"{target}: {size:.1f} MiB, differs from PyTorch by {difference:.2g} of the largest logit")
     return 0

@@ -9,11 +9,10 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
+    from litv2.figures import draw
     from paperkit.errors import UserError
     from paperkit.metrics import Metrics
     from paperkit.runs import resolve_run
-
-    from litv2.figures import draw
 
     folder, _ = resolve_run(arguments.run, arguments.root, "litv2")
     if folder is None:

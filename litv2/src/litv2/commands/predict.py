@@ -1,4 +1,4 @@
-"""Classify images with a trained classifier; --window tries another HiLo window and says how much the outputs change."""
+"""Classify images; --window tries another HiLo window and says how much the outputs change."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ def run(arguments: Any) -> int:
     from pathlib import Path
 
     import torch
-    from paperkit.errors import UserError
     from PIL import Image
     from timm.data import create_transform
 
     from litv2.conversion import load_classifier
     from litv2.window_choice import output_change, set_window
+    from paperkit.errors import UserError
 
     window, size = arguments.window, arguments.size
     if window not in (None, "auto") and not window.isdigit():
@@ -41,9 +41,15 @@ def run(arguments: Any) -> int:
             changed = model(batch)
             relative, flipped = output_change(logits, changed)
             stages = ", ".join(f"stage {i + 1}: {s}" for i, s in chosen.items())
-            print(f"window {stages}; logits change by {relative:.2g} of the largest, top class on {flipped:.0%} of the images")
+            print(
+                f"window {stages}; logits change by {relative:.2g} of the largest, "
+                f"the top class on {flipped:.0%} of the images"
+            )
             logits = changed
     for path, shares in zip(arguments.images, logits.softmax(-1), strict=True):
         found = shares.topk(min(arguments.top, len(shares)))
-        print(f"{path}: " + ", ".join(f"class {i} {100 * p:.1f} %" for p, i in zip(*map(torch.Tensor.tolist, found), strict=True)))
+        print(
+            f"{path}: "
+            + ", ".join(f"class {i} {100 * p:.1f} %" for p, i in zip(*map(torch.Tensor.tolist, found), strict=True))
+        )
     return 0

@@ -5,10 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from litv2.experiment_config import ExperimentConfig, SeedResult
 from paperkit.errors import UserError
 from paperkit.runs import RunFolder
-
-from litv2.experiment_config import ExperimentConfig, SeedResult
 
 
 def open_run(root: str, name: str | None, resume: str | None) -> RunFolder:
@@ -52,13 +51,14 @@ def finish(
     seconds: float,
 ) -> None:
     """Write metrics.json and the figures, and print the tables."""
-    from paperkit.report import print_metrics
-
     from litv2.figures import draw
     from litv2.summary import summarise
+    from paperkit.report import print_metrics
 
     metrics = summarise(results, costs, config, command, seconds)
     metrics.write(folder.path / "metrics.json")
     figures = draw(metrics, folder.path / "figures")
-    print_metrics(metrics, f"LITv2: cost (A), two markers (B), frequency split (C); {len(results)} seeds, one thread each")
+    print_metrics(
+        metrics, f"LITv2: cost (A), two markers (B), frequency split (C); {len(results)} seeds, one thread each"
+    )
     print(f"{folder.path}: metrics.json, {', '.join(f'figures/{path.name}' for path in figures)}")

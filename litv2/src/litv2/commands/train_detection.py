@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from paperkit.checkpoints import save_weights
-from paperkit.cli import make_parser
-from paperkit.metrics import Metrics, Row
-from paperkit.runs import RunFolder, plain, process_rank
 
 from litv2.coco import CocoData
 from litv2.commands.train_images import OF_THE_RUN, TRAINER_OPTIONS, resumed
 from litv2.detection_training import DetectionConfig, DetectionTraining
 from litv2.image_training import build_trainer
+from paperkit.checkpoints import save_weights
+from paperkit.cli import make_parser
+from paperkit.metrics import Metrics, Row
+from paperkit.runs import RunFolder, plain, process_rank
 
 
 def build_parser(prog: str) -> Any:
@@ -61,14 +61,18 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def train(
-    run: RunFolder, config: DetectionConfig, data: CocoData, options: dict[str, Any], seed: int, save_every: int, resume: bool
+    run: RunFolder,
+    config: DetectionConfig,
+    data: CocoData,
+    options: dict[str, Any],
+    seed: int,
+    save_every: int,
+    resume: bool,
 ) -> DetectionTraining:
     """Train to the end, or from the last checkpoint."""
     last = run.path / "checkpoints" / "last.ckpt"
     pl.seed_everything(seed, workers=False, verbose=False)
-    trainer = build_trainer(
-        run, {**options, "max_epochs": config.epochs}, seed, save_every, best="val/box_AP"
-    )
+    trainer = build_trainer(run, {**options, "max_epochs": config.epochs}, seed, save_every, best="val/box_AP")
     data.trainer = trainer
     data.setup()
     steps = len(data.train_images) // (data.batch_size * trainer.world_size)

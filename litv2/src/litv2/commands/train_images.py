@@ -1,7 +1,8 @@
 """Train a classifier on real images by the paper's recipe.
 
-Options stand in a YAML file or on the command line: --network.* the model, --recipe.* optimiser and schedule, --mixing.*
-mixup and CutMix, --data.* the images, --trainer.* Lightning's Trainer (devices, num_nodes, strategy, precision, ...).
+Options stand in a YAML file or on the command line: --network.* the model, --recipe.* optimiser and schedule,
+--mixing.* mixup and CutMix, --data.* the images, --trainer.* Lightning's Trainer (devices, num_nodes, strategy,
+precision, ...).
 """
 
 import inspect
@@ -11,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+
+from litv2.image_training import MixingConfig, NetworkConfig, train
+from litv2.optim_groups import Recipe
 from paperkit.cli import make_parser
 from paperkit.image_data import ImageData
 from paperkit.runs import RunFolder, plain
 
-from litv2.image_training import MixingConfig, NetworkConfig, train
-from litv2.optim_groups import Recipe
-
 TRAINER_OPTIONS = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val",
-    "limit_train_batches", "limit_val_batches", "log_every_n_steps", "check_val_every_n_epoch", "max_steps", "benchmark",
+    "limit_train_batches", "limit_val_batches", "log_every_n_steps", "check_val_every_n_epoch", "max_steps",
+    "benchmark",
     "deterministic", "sync_batchnorm", "enable_progress_bar",
 )  # fmt: skip
 OF_THE_RUN = ("config", "name", "root", "resume")

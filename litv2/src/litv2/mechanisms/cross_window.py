@@ -5,11 +5,11 @@ Shapes: B batch, H x W tokens, D channels, C = D / 2 channels of a half, n heads
 
 import torch
 import torch.nn.functional as F
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.mechanisms.global_attention import merge_heads
 from litv2.token_grid import on_grid
+from paperkit.errors import UserError
 
 
 class _Stripes(nn.Module):

@@ -4,10 +4,10 @@ Shapes: B batch, H x W tokens, D channels; the convolutions see (B, D, H, W) as 
 """
 
 import torch
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.token_grid import on_grid
+from paperkit.errors import UserError
 
 
 class _SpatialGate(nn.Module):

@@ -5,10 +5,10 @@ Shapes: B batch, H x W tokens, N = H * W, D channels, n heads, d = D / n, K keys
 
 import torch
 import torch.nn.functional as F
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.token_grid import on_grid
+from paperkit.errors import UserError
 
 
 def split_projections(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

@@ -5,11 +5,11 @@ Shapes: B batch, H x W tokens, D channels, n heads, s window, K = s * s keys, G 
 
 import torch
 import torch.nn.functional as F
-from paperkit.errors import UserError
 from torch import Tensor, nn
 
 from litv2.mechanisms.global_attention import merge_heads, relative_position_index, split_projections
 from litv2.token_grid import on_grid, pad_to_multiple
+from paperkit.errors import UserError
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
