@@ -132,11 +132,19 @@ CASES: dict[str, tuple[list[int], dict[str, Any]]] = {
     "file of each validation": ([10], {"monitor": "val", "val_check_interval": 3}),
     "killed again after a last batch": ([8, 14, 16], {"every_n_train_steps": 6}),
     "killed again and again": ([5, 9, 13, 15], {"every_n_train_steps": 1}),
+    "length given in steps": ([8, 15], {"every_n_train_steps": 6, "max_steps": EPOCHS * STEPS_PER_EPOCH, "epochs": -1}),
     "two accumulated batches": ([5], {"every_n_train_steps": 2, "accumulate_grad_batches": 2}),
     "file between accumulated batches": (
         [5, 8],
         {"monitor": "val", "val_check_interval": 3, "accumulate_grad_batches": 2},
     ),
+}
+
+
+# name: options of a run that ends as it should, and is then continued without them
+SHORTER: dict[str, dict[str, Any]] = {
+    "finished and continued": {"epochs": EPOCHS - 1},
+    "ended within an epoch and continued": {"max_steps": 10},
 }
 
 
@@ -151,9 +159,9 @@ def run_all(root: Path, workers: int) -> dict[str, tuple[str | None, str | None]
             assert (folder / "last.ckpt").exists(), "nothing to resume from"
         resumed = in_child(folder, workers, **options)
         outcome[f"{name}, {workers} workers"] = (whole[options.get("accumulate_grad_batches", 1)], resumed)
-    longer = root / f"longer {workers}"
-    in_child(longer, workers, epochs=EPOCHS - 1)
-    outcome[f"finished and continued, {workers} workers"] = (whole[1], in_child(longer, workers))
+    for name, shorter in SHORTER.items():
+        in_child(root / f"{name} {workers}", workers, **shorter)
+        outcome[f"{name}, {workers} workers"] = (whole[1], in_child(root / f"{name} {workers}", workers))
     return outcome
 
 
@@ -172,7 +180,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("case", [*CASES, "finished and continued"])
+@pytest.mark.parametrize("case", [*CASES, *SHORTER])
 def test_killed_run_ends_with_the_same_weights(outcome: dict[str, Any], case: str, workers: int) -> None:
     whole, resumed = outcome["digests"][f"{case}, {workers} workers"]
     assert len(whole) == 64

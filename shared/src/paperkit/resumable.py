@@ -15,7 +15,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -193,6 +193,9 @@ class SeededDataset(Dataset[Any]):
         return self.dataset[draw.index]
 
 
+Sampled = TypeVar("Sampled", bound=SeededSampler)
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -233,33 +236,37 @@ class SeedStep(pl.Callback):
             torch.manual_seed(seed)
 
 
-class _MendCounters(pl.Callback):
-    """Corrects Lightning's (2.6) own counters of a resumed run before the first batch.
+class _PlainCounters(pl.Callback):
+    """Puts Lightning's (2.6) own counters in a checkpoint, before it reads them, where the data go on.
 
-    A file of an epoch's last batch: Lightning finishes that epoch but still takes itself to be in its middle, so the
-    next one would not be counted as begun (a second resume, from a file of that epoch, then trains the epoch twice) and
-    its ``on_train_epoch_start`` hooks would not be called.
-
-    A file from between two accumulated batches (a validation, a signal): the gradients of the batches since the last
-    update are not in it, so the run goes back to the first of them.
+    As they are written they say at which hook the file was saved; Lightning concludes from that what is to be done
+    next, not always rightly. After a file of an epoch's last batch it does not count the next epoch as begun (resumed
+    from a file of that one in turn, it trains the epoch twice); after a file from between two accumulated batches it
+    goes on with the next, although their gradients are lost; and an epoch that ``max_steps`` ended counts as finished.
 
     Args:
-        rewind: batches to go back.
+        position: what :meth:`ResumableData.state_dict` wrote.
     """
 
-    def __init__(self, rewind: int) -> None:
-        self.rewind = rewind
+    def __init__(self, position: dict[str, int]) -> None:
+        self.position = position
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loop = trainer.fit_loop
-        epochs = vars(loop.epoch_progress.current)
-        if loop.restarted_mid_epoch and epochs["processed"] == epochs["ready"]:
-            loop.reset_restart_stage()
-        progress = loop.epoch_loop.batch_progress
-        for counts in (progress.current, progress.total):
-            for name in vars(counts):  # ready, started, processed, completed
-                setattr(counts, name, getattr(counts, name) - self.rewind)
-        self.rewind = 0  # a second fit of this trainer is another matter
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loops = checkpoint["loops"]["fit_loop"]
+        epoch, batch, total = (self.position[name] for name in ("epoch", "batch", "total batches"))
+        begun = epoch + 1 if batch else epoch
+        epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
+        loops["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
+        loops["epoch_loop.batch_progress"] = _batches(batch, total)
+        loops["epoch_loop.val_loop.batch_progress"] = _batches(0, 0)
+        loops["epoch_loop.state_dict"] = {"_batches_that_stepped": checkpoint["global_step"]}
+
+
+def _batches(current: int, total: int) -> dict[str, Any]:
+    names = ("ready", "started", "processed", "completed")
+    return {"total": dict.fromkeys(names, total), "current": dict.fromkeys(names, current), "is_last_batch": False}
 
 
 class ResumableData:
@@ -275,16 +282,18 @@ class ResumableData:
     _resume: dict[str, int] | None = None
 
     def train_sampler(self, n: int, seed: int, batch_size: int, repeats: int = 1) -> SeededSampler:
-        """The sampler of this process, at the position of the loaded checkpoint or of the trainer.
+        """The sampler of this process, placed where :meth:`place` says."""
+        return self.place(SeededSampler(n, seed, *self._rank_and_world(), batch_size, repeats))
+
+    def place(self, sampler: Sampled) -> Sampled:
+        """Puts a sampler to the position of the loaded checkpoint or of the trainer; its position is saved from now on.
 
         Raises:
             UserError: if the checkpoint cannot be continued with these numbers, or if ``overfit_batches`` is set.
         """
         trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if trainer and trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError("overfit_batches replaces the sampler that makes runs resumable; use limit_train_batches")
-        sampler = SeededSampler(n, seed, rank, world, batch_size, repeats)
         epoch, start = trainer.current_epoch if trainer else 0, 0
         if self._resume and self._resume["epoch"] >= epoch:
             epoch, start = self._resume["epoch"], self._resume["batch"]
@@ -301,8 +310,10 @@ class ResumableData:
 
     def eval_sampler(self, n: int, batch_size: int) -> EvenSampler:
         """The evaluation sampler of this process."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return EvenSampler(n, rank, world, batch_size)
+        return EvenSampler(n, *self._rank_and_world(), batch_size)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and batch that come next, and the numbers that they depend on."""
@@ -310,12 +321,11 @@ class ResumableData:
             return {}
         # `ready`, not `completed`: when ModelCheckpoint writes, the step is done but not yet counted as completed.
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        epoch, batch, rewind = self._sampler.epoch, progress.current.ready, 0
-        if progress.is_last_batch:
-            epoch, batch = epoch + 1, 0
-        else:
-            rewind = batch % self.trainer.accumulate_grad_batches
-        return {"epoch": epoch, "batch": batch - rewind, "rewind": rewind, **_settings(self._sampler)}
+        epoch, batch = self._sampler.epoch, progress.current.ready
+        # The gradients of an unfinished accumulation are in no file: its batches have to be drawn again.
+        lost = 0 if progress.is_last_batch else batch % self.trainer.accumulate_grad_batches
+        place = {"epoch": epoch + 1, "batch": 0} if progress.is_last_batch else {"epoch": epoch, "batch": batch - lost}
+        return {**place, "total batches": progress.total.ready - lost, **_settings(self._sampler)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called by Lightning before the training loader is built; also before an evaluation, where it does nothing."""
@@ -324,8 +334,7 @@ class ResumableData:
         warnings.filterwarnings("ignore", message=_NOT_RESUMABLE, category=PossibleUserWarning)
         self._resume = dict(state_dict)
         if self.trainer is not None:
-            mend = _MendCounters(state_dict["rewind"])
-            self.trainer.callbacks.append(mend)  # type: ignore[attr-defined]
+            self.trainer.callbacks.append(_PlainCounters(state_dict))  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
         """A later ``fit`` without a checkpoint starts from the beginning."""
