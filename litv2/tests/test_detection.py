@@ -44,7 +44,7 @@ def make_coco(root: Path, count: int = 4) -> Path:
 
 
 @pytest.mark.parametrize("name", ["retinanet_litv2_s_ws2", "mask_rcnn_litv2_b_ws4"])
-def test_one_step_and_validation(name: str, tmp_path: Path) -> None:
+def test_one_step_and_validation(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = yaml.safe_load((CONFIGS[0].parent / f"{name}.yaml").read_text())
     shape = {key: list(value) if isinstance(value, tuple) else value for key, value in SHRINK.items()}
     content["detection"].update(weights=None, min_size=96, max_size=128, epochs=1, options=shape)
@@ -59,7 +59,11 @@ def test_one_step_and_validation(name: str, tmp_path: Path) -> None:
     assert training.trainer.global_step == 1
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert any(row["metric"] == "val/box_AP" for row in metrics["rows"])
-    assert (run.path / "detector.safetensors").is_file()
+    run.write_config({key: vars(getattr(arguments, key)) for key in ("detection", "data")})
+    from litv2.commands.eval import evaluate_detection
+
+    assert evaluate_detection(run.path, run.read_config()) == 0
+    assert "box AP" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -11,6 +11,7 @@ from mmseg.utils import register_all_modules
 from PIL import Image
 
 from litv2.backbone import LITv2Backbone
+from litv2.commands.eval import evaluate_segmentation
 from litv2.commands.train_segmentation import main as train_main
 from litv2.commands.train_segmentation import newest_whole, read_config, train
 from paperkit.errors import UserError
@@ -55,7 +56,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)["state_dict"]
 
 
-def test_trains_validates_and_resumes_exactly(tmp_path: Path) -> None:
+def test_trains_validates_and_resumes_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_ade20k(tmp_path / "ade")
     whole = RunFolder.create(tmp_path / "runs", "litv2", "whole")
     runner = train(small("semantic_fpn_litv2_s.py", root), whole, resume=False)
@@ -64,6 +65,8 @@ def test_trains_validates_and_resumes_exactly(tmp_path: Path) -> None:
     shutil.copy(whole.path / "iter_2.pth", cut.path / "iter_2.pth")
     (cut.path / "iter_4.pth").write_bytes((whole.path / "iter_4.pth").read_bytes()[:1000])  # torn: must be passed over
     assert newest_whole(cut.path).name == "iter_2.pth"
+    small("semantic_fpn_litv2_s.py", root).dump(str(whole.path / "segmentation.py"))
+    assert evaluate_segmentation(whole.path) == 0 and "mIoU" in capsys.readouterr().out
     torch.rand(7)  # another random state
     train(small("semantic_fpn_litv2_s.py", root), cut, resume=True)
     first, second = weights(whole.path / "iter_4.pth"), weights(cut.path / "iter_4.pth")

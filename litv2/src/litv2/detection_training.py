@@ -126,3 +126,21 @@ class DetectionTraining(pl.LightningModule):
         )
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, self.steps_per_epoch, self.config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def average_precisions(detector: nn.Module, data: CocoData, device: str = "cpu") -> dict[str, float]:
+    """Box (and, for Mask R-CNN, mask) average precision of a detector in eval mode on the validation split."""
+    detector = detector.to(device)
+    first = 0 if type(detector).__name__ == "RetinaNet" else 1
+    boxes: list[dict] = []
+    masks: list[dict] = []
+    for batch in data.val_dataloader():
+        for (_, target), output in zip(batch, detector([image.to(device) for image, _ in batch]), strict=True):
+            found = as_results(output, int(target["image_id"]), data.val_images, first)
+            boxes += found[0]
+            masks += found[1]
+    results = {f"box {name}": value for name, value in average_precision(data.val_images, boxes).items()}
+    if first:
+        results |= {f"mask {name}": v for name, v in average_precision(data.val_images, masks, "segm").items()}
+    return results

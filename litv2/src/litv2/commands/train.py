@@ -19,6 +19,8 @@ ENGINES = {"images": "train_images", "detection": "train_detection", "segmentati
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse by what is asked for; an engine's parser imports its library, the embedded experiment's nothing heavy."""
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = ["--config", *argv]
     engine = engine_of(argv)
     if engine is not None:
         import importlib
