@@ -107,7 +107,7 @@ class Arms:
             distillation="soft" if teacher else "none",
             tau=3.0,
         )
-        training = JointTraining(network, settings, optim, data.num_classes, self.seed, ids, teacher)
+        training = JointTraining(network, settings, optim, data.num_classes, self.seed, ids, teacher=teacher)
         curve = MeasureCurve(self, folder / "curve.json") if len(ids) > 1 else None
         fit(training, data, folder, epochs, self.advance, [curve] if curve else [], log)
         save_weights(done, network.state_dict())

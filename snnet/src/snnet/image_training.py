@@ -22,8 +22,9 @@ from paperkit.optim import OptimConfig
 from paperkit.resumable import SeedStep
 from paperkit.runs import RunFolder, process_rank, write_atomic
 from snnet.anchors import SNNet, create_anchor, stitch
+from snnet.counting import configuration_macs
 from snnet.enumeration import LayerAssignment
-from snnet.least_squares import initialise
+from snnet.least_squares import cut_residuals, initialise
 from snnet.training import JointTraining, TrainingConfig
 
 
@@ -133,7 +134,11 @@ def train(
         images = data.training_sample(network_config.init_images)
         initialise(network, images.split(20), network_config.initialisation)
     teacher = build_teacher(teacher_config, data.num_classes) if training_config.distillation != "none" else None
-    training = JointTraining(network, training_config, optim, data.num_classes, seed, teacher=teacher)
+    macs = None
+    if training_config.sampling != "uniform":
+        macs = configuration_macs(network, (3, data.input_size, data.input_size))
+    ids = chosen_ids(run, network, data, training_config.best_cuts)
+    training = JointTraining(network, training_config, optim, data.num_classes, seed, ids, macs, teacher)
     trainer = build_trainer(run, trainer_options, seed, save_every)
     trainer.fit(training, datamodule=data, ckpt_path=last if resuming else None)
     if process_rank() == 0:
@@ -141,6 +146,19 @@ def train(
         network.save_pretrained(run.path / "network")
         save_best(network, run.path)
     return training
+
+
+def chosen_ids(run: RunFolder, network: SNNet, data: ImageData, best_cuts: int) -> list[int] | None:
+    """The anchors and the `best_cuts` stitches of smallest residual; kept in the run, for a resumed one."""
+    if not best_cuts:
+        return None
+    path = run.path / "chosen_ids.json"
+    if not path.exists():
+        residuals = cut_residuals(network, data.training_sample(50))
+        best = sorted(residuals, key=lambda config_id: residuals[config_id])[:best_cuts]
+        write_atomic(path, json.dumps([*range(len(network.anchors)), *sorted(best)]) + "\n")
+    ids: list[int] = json.loads(path.read_text())
+    return ids
 
 
 def build_teacher(config: TeacherConfig, num_classes: int) -> nn.Module:

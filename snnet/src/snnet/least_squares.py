@@ -9,7 +9,7 @@ Shapes: n rows (images x tokens), D_i and D_j widths; a solution has D_i + 1 row
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -108,6 +108,31 @@ def initialise(
         return fits
     finally:
         network.train(training)
+
+
+@torch.no_grad()
+def cut_residuals(network: StitchedNetwork, images: Tensor) -> dict[int, float]:
+    """How far each stitch's layer is from what its end anchor expects: ||S(x) - y|| / ||y|| by configuration id.
+
+    An extension: the cuts that fit best can be chosen before any training. For configurations of one cut.
+
+    Args:
+        images: (B, 3, H, W), others than those of the fit if there are any.
+    """
+    training = network.training
+    network.eval()
+    found, residuals = activations(network, images), {}
+    for config_id, configuration in enumerate(network.configurations):
+        if len(configuration.cuts) == 1:
+            front, end = configuration.anchors
+            step = Step("stitch", front, configuration.stage or 0, configuration.layers[0], end)
+            at, to = ends(step, configuration.cuts[0])
+            transform = network.stitching_layer(step).transform
+            weight, bias = (cast(Tensor, getattr(transform, name)) for name in ("weight", "bias"))
+            fitted = torch.nn.functional.linear(found[at], weight.flatten(1), bias)
+            residuals[config_id] = ((fitted - found[to]).norm() / found[to].norm()).item()
+    network.train(training)
+    return residuals
 
 
 def set_affine(layer: StitchingLayer, solution: Tensor) -> None:

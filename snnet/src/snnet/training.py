@@ -13,7 +13,7 @@ from paperkit.classification import Distillation, accuracy_metrics, make_mixup
 from paperkit.optim import OptimConfig, build, clip_gradients, lightning_dict, step_schedule
 from snnet.evaluation import mean_logits
 from snnet.losses import StitchLoss
-from snnet.sampling import IdStream
+from snnet.sampling import IdStream, Sampling
 from snnet.stitching import StitchedNetwork
 
 
@@ -25,6 +25,9 @@ class TrainingConfig:
         stitches_per_step: configurations a step runs, each on an equal share of the batch. The authors' eight
             processes with
             an id each are 8 here.
+        sampling: how ids are drawn, see `sampling.IdStream`.
+        best_cuts: train the anchors and only so many stitches, those whose activations least squares fits best (an
+            extension; 0 trains all).
         full_tuning: tune anchors and stitching layers; False tunes stitching layers and class tokens only.
         distillation: none, hard or soft, from the teacher.
         alpha: weight of the distillation term.
@@ -37,6 +40,8 @@ class TrainingConfig:
     """
 
     stitches_per_step: int = 1
+    sampling: Sampling = "uniform"
+    best_cuts: int = 0
     full_tuning: bool = True
     distillation: Distillation = "none"
     alpha: float = 0.5
@@ -61,6 +66,7 @@ class JointTraining(pl.LightningModule):
         num_classes: K.
         seed: run seed; rank r draws its ids from the stream of `seed + r`, so every process runs stitches of its own.
         ids: the configurations to train (None: all). One id alone is ordinary training of that anchor or stitch.
+        macs: multiply-adds of every configuration, for the sampling extensions.
         teacher: a frozen model that gives logits (B, K) for the mixed images.
     """
 
@@ -72,18 +78,20 @@ class JointTraining(pl.LightningModule):
         num_classes: int,
         seed: int = 0,
         ids: Sequence[int] | None = None,
+        macs: Sequence[int] | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network, self.config, self.optim, self.seed = network, config, optim, seed
         self.ids = list(range(network.num_configurations)) if ids is None else [network.check_id(i) for i in ids]
+        self.macs = None if macs is None else [macs[i] for i in self.ids]
         self.loss = StitchLoss(config.smoothing, config.distillation, config.alpha, config.tau)
         self.mix = make_mixup(config.mixup, config.cutmix, config.switch_prob, config.smoothing, num_classes)
         # In a list, so that the teacher's weights do not enter checkpoints or the optimiser.
         self._teacher = (
             [] if teacher is None or config.distillation == "none" else [teacher.eval().requires_grad_(False)]
         )
-        self.validated = validated_ids(network, config.validated) if ids is None else self.ids
+        self.validated = validated_ids(network, config.validated) if ids is None else self.ids[:8]
         self.accuracy = nn.ModuleDict({str(i): accuracy_metrics(num_classes) for i in self.validated})
         if not config.full_tuning:
             for name, parameter in network.named_parameters():
@@ -92,7 +100,7 @@ class JointTraining(pl.LightningModule):
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
             teacher.to(self.device)
-        self.stream = IdStream(self.ids, self.seed + self.global_rank)
+        self.stream = IdStream(self.ids, self.seed + self.global_rank, self.config.sampling, self.macs)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """One step on images (B, 3, H, W) and labels (B,)."""

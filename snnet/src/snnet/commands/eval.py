@@ -24,13 +24,20 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--data.num_workers", type=int | None, default=None, help="processes that decode")
     parser.add_argument("--ids", type=list[int] | None, default=None, help="only these configurations: [0,1,24]")
     parser.add_argument("--best", action="store_true", help="the run's best weights instead of its last")
+    parser.add_argument(
+        "--recalibrate",
+        type=int,
+        default=0,
+        help="estimate BatchNorm statistics for each configuration on this many training batches (an extension)",
+    )
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
 
 
 def run(arguments: Any) -> int:
     from paperkit.runs import resolve_run
 
-    if not (arguments.released or arguments.anchors or arguments.config):
+    saved = arguments.ckpt is not None and (Path(arguments.ckpt) / "config.json").is_file()
+    if not (saved or arguments.released or arguments.anchors or arguments.config):
         folder, file = resolve_run(arguments.ckpt, arguments.root, "snnet")
         if folder is not None and file is None:
             config = folder.read_config()
@@ -83,14 +90,13 @@ def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | N
         raise UserError("no data to evaluate on: give --data.root, or --config with a data section")
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     data = ImageData(**options)
-    ids = (
-        range(source.network.num_configurations)
-        if arguments.ids is None
-        else map(source.network.check_id, arguments.ids)
-    )
+    every = range(source.network.num_configurations)
+    ids = [source.network.check_id(i) for i in (every if arguments.ids is None else arguments.ids)]
     start = time.monotonic()
+    recalibrated = recalibrate_on(source.network, data, ids, arguments.recalibrate)
     lines = target / ("stitches_best.jsonl" if arguments.best else "stitches.jsonl")
-    results = evaluate_images(source, data, list(ids), lines, fingerprint(source.network))
+    subject = fingerprint(source.network) + recalibrated
+    results = evaluate_images(source, data, ids, lines, subject)
     metrics = summarise_images(source, results, data, 0, time.monotonic() - start)
     metrics.write(target / "metrics.json")
     figures = draw(metrics, target / "figures")
@@ -104,6 +110,19 @@ def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | N
     )
     print(f"{target}: metrics.json, {lines.name}, {', '.join(f'figures/{path.name}' for path in figures)}")
     return 0
+
+
+def recalibrate_on(network: Any, data: Any, ids: list[int], batches: int) -> str:
+    """Give each configuration BatchNorm statistics of its own, if asked to; returns how to name the result."""
+    from itertools import islice
+
+    from snnet.bn_recalibration import recalibrate
+
+    if not batches:
+        return ""
+    data.setup()
+    network.statistics = recalibrate(network, [images for images, _ in islice(data.train_dataloader(), batches)], ids)
+    return f", BatchNorm recalibrated on {batches} batches"
 
 
 def fingerprint(network: Any) -> str:
