@@ -1,4 +1,4 @@
-"""One module, one integer: switching, shared prefixes, heads, checkpointing, extraction, saving, models of one's own."""
+"""One module, one integer: switching, prefixes, heads, checkpointing, extraction, saving, models of one's own."""
 
 import copy
 from itertools import pairwise
@@ -76,7 +76,7 @@ def test_new_classes_keep_blocks_and_stitches(name: str) -> None:
     network.reset_classifier(7)
     after = network.state_dict()
     changed = {key for key in before if key not in after or not torch.equal(before[key], after[key])}
-    heads = {key for key in before if "head" in key.split(".")[2] or ".fc." in key and "mlp" not in key}
+    heads = {key for key in before if "head" in key.split(".")[2] or (".fc." in key and "mlp" not in key)}
     assert changed and changed <= heads
     with torch.no_grad():
         for i in range(network.num_configurations):
