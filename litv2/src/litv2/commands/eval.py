@@ -1,4 +1,4 @@
-"""Evaluate a run from its saved weights (the newest finished one, or a run folder), or a weight file on a config's data.
+"""Evaluate a run from its saved weights (the newest finished one, or a run folder), or weights on a config's data.
 
 Embedded runs give their tables and figures again; image runs top-1 and top-5; detection runs average precision;
 segmentation runs mIoU. A released file or a folder of save_pretrained: litv2 eval --ckpt FILE --config FILE.yaml
