@@ -17,7 +17,7 @@ from paperkit.image_data import ImageData
 from paperkit.optim import OptimConfig
 from paperkit.run_options import RUN_OPTIONS, add_run_options, open_run
 from paperkit.runs import plain
-from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, train
+from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, strategy_for, train
 from snnet.training import TrainingConfig
 
 
@@ -32,7 +32,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         words = ["--config", str(run.path / "config.yaml"), *words]
     arguments = parser.parse_args(words)
     options = parser.instantiate_classes(arguments)
-    options.data.setup()  # before there is a run folder: missing data leaves nothing behind
+    options.data.setup()  # before there is a run folder: missing data leaves nothing behind,
+    strategy_for(vars(arguments.trainer))  # nor does a strategy that is refused
     run = run or open_run(arguments.root, "snnet", arguments.name, None)
     with run.lock():
         if resuming and run.finished:
