@@ -87,6 +87,7 @@ def summarise_images(
         )
     extra = {
         "data": f"{data.dataset}, {results[0].images if results else 0} validation images",
+        "anchors": names,
         "staged": any(c.stage is not None for c in network.configurations),
         "configurations": configurations,
     }

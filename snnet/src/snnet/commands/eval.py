@@ -94,12 +94,13 @@ def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | N
     ids = [source.network.check_id(i) for i in (every if arguments.ids is None else arguments.ids)]
     start = time.monotonic()
     recalibrated = recalibrate_on(source.network, data, ids, arguments.recalibrate)
-    lines = target / ("stitches_best.jsonl" if arguments.best else "stitches.jsonl")
+    kind = "_best" if arguments.best else ""  # apart: metrics.json is what is known of the last weights
+    lines = target / f"stitches{kind}.jsonl"
     subject = fingerprint(source.network) + recalibrated
     results = evaluate_images(source, data, ids, lines, subject)
     metrics = summarise_images(source, results, data, 0, time.monotonic() - start)
-    metrics.write(target / "metrics.json")
-    figures = draw(metrics, target / "figures")
+    metrics.write(target / f"metrics{kind}.json")
+    figures = draw(metrics, target / f"figures{kind}")
     table(
         [
             (c["id"], c["name"], c["macs"] / 1e9, c["params"] / 1e6, c["acc1"], "*" if c["pareto"] else "")
@@ -108,7 +109,8 @@ def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | N
         ("id", "configuration", "GMAC", "params [M]", "top-1 [%]", "Pareto"),
         metrics.extra["data"],
     )
-    print(f"{target}: metrics.json, {lines.name}, {', '.join(f'figures/{path.name}' for path in figures)}")
+    drawn = ", ".join(f"{path.parent.name}/{path.name}" for path in figures)
+    print(f"{target}: metrics{kind}.json, {lines.name}, {drawn}")
     return 0
 
 
