@@ -190,13 +190,16 @@ def test_foreign_files_read_or_are_refused(tmp_path: Path, files: dict[str, byte
 def test_every_bit_of_the_seal_itself(
     tmp_path: Path, files: dict[str, bytes], name: str, marks: tuple[bytes, bytes]
 ) -> None:
-    """A flipped bit in the marks must not turn a sealed file into one that seems to come from elsewhere."""
+    """Neither a flipped bit in the marks nor a missing end makes it seem a file from elsewhere."""
     data, path = files[name], tmp_path / name
     first, last = data.rindex(marks[0]) - 10, data.rindex(marks[1]) + len(marks[1])
     for bit in range(8 * max(0, first), 8 * last):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
+        refusal(path)
+    for length in range(len(data) - 150, len(data)):
+        path.write_bytes(data[:length])
         refusal(path)
 
 

@@ -6,6 +6,7 @@ Real trainings in forked children of one helper process (this file as a script),
 import fcntl
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from paperkit import checkpoints
 from paperkit.atomic_checkpoint_io import AtomicCheckpointIO
 from paperkit.checkpoints import read_checkpoint
 from paperkit.cli import guarded
+from paperkit.errors import UserError
 from paperkit.guard import SaveOnSignal, StopOnNaN
 from paperkit.resumable import ResumableData, SeededDataset, SeedStep, seeded_loader
 from paperkit.runs import RunFolder
@@ -166,6 +169,7 @@ def fork(run: RunFolder, name: str, work: Callable[[], None], **environment: str
         code = 99
         try:
             os.setsid()
+            signal.alarm(200)  # a child that hangs must not outlive the test
             os.environ.update(environment)
             log = os.open(run.path / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1), os.dup2(log, 2)
@@ -244,12 +248,13 @@ def run_all(root: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of every scenario, run once for all processes of pytest-xdist."""
-    root = tmp_path_factory.getbasetemp().parent / "guard"
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "guard"
     root.mkdir(exist_ok=True)
     with (root / "log").open("a") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         if not (root / "outcome.json").exists():
-            subprocess.run([sys.executable, __file__, str(root)], stdout=log, stderr=log, timeout=200)
+            subprocess.run([sys.executable, __file__, str(root)], stdout=log, stderr=log, timeout=500)
     assert (root / "outcome.json").exists(), (root / "log").read_text()[-2000:]
     return json.loads((root / "outcome.json").read_text())
 
@@ -332,6 +337,25 @@ def test_uninterrupted_run(outcome: dict[str, Any]) -> None:
     assert (none["code"], none["step"]) == (0, 16)
     assert len(none["digest"]) == 64
     assert none["digest"] != accumulating["digest"]
+
+
+@pytest.mark.parametrize(("loss", "stops"), [(1.0, False), (math.inf, False), (math.nan, True)])
+def test_loss_scaling_may_overflow(loss: float, stops: bool) -> None:
+    """With a gradient scaler (16-mixed, GPU only) infinite gradients are steps that it skips; a NaN loss is the end."""
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.tensor([math.inf])
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda tensor, reduce_op: tensor)
+    trainer: Any = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=object()),
+        **{"strategy": strategy, "global_step": 3, "current_epoch": 0, "checkpoint_callbacks": []},
+    )
+    guard, optimizer = StopOnNaN(), torch.optim.SGD([weight], lr=0.1)
+    guard.on_before_backward(trainer, Net(None, None), torch.tensor(loss))
+    if stops:
+        with pytest.raises(UserError, match=r"the loss is not finite at step 3 "):
+            guard.on_before_optimizer_step(trainer, Net(None, None), optimizer)
+    else:
+        guard.on_before_optimizer_step(trainer, Net(None, None), optimizer)
 
 
 def test_signals_are_given_back(tmp_path: Path) -> None:
