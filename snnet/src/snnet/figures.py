@@ -33,16 +33,24 @@ def draw(metrics: Metrics, folder: Path) -> list[Path]:
     """The figures of a run: of the embedded experiment, or of an evaluation on real data."""
     if "curves" in metrics.extra:
         return draw_experiment(metrics, folder)
-    points = [point(c, [c["acc1"]]) for c in metrics.extra["configurations"]]
-    names = [p.name for p in points if not p.cut]
+    points = points_of(metrics)
+    names = metrics.extra["anchors"]  # of all, also where only some configurations were evaluated
     paths = [draw_curve(points, folder / "stitches.png", f"Every stitch of one network ({metrics.extra['data']})")]
     return paths + (draw_cut_maps(points, folder, names) if not metrics.extra["staged"] else [])
+
+
+def points_of(metrics: Metrics) -> list[Point]:
+    """Every configuration of a run, accuracy averaged over its seeds."""
+    configurations, arms = metrics.extra["configurations"], metrics.extra.get("arms")
+    if arms is None:
+        return [point(c, [c["acc1"]]) for c in configurations]
+    return [point(c, [found[METHOD][key(found[METHOD], c["id"])] for found in arms]) for c in configurations]
 
 
 def draw_experiment(metrics: Metrics, folder: Path) -> list[Path]:
     """All figures of the embedded experiment."""
     configurations, arms = metrics.extra["configurations"], metrics.extra["arms"]
-    points = [point(c, [found[METHOD][key(found[METHOD], c["id"])] for found in arms]) for c in configurations]
+    points = points_of(metrics)
     baselines = {
         "anchor tuned alone": [
             (configurations[i]["macs"], mean(metrics.row(f"{name} tuned alone", "accuracy").values))
@@ -199,6 +207,65 @@ def draw_cut_maps(points: Sequence[Point], folder: Path, names: Sequence[str]) -
             save_figure(drawn, path)
         paths.append(path)
     return paths
+
+
+def draw_latency(points: Sequence[Point], milliseconds: Mapping[int, float], folder: Path) -> list[Path]:
+    """Measured time against accuracy, and what a controller would run as the allowed time goes down and up again."""
+    times = [milliseconds[p.config_id] for p in points]
+    with style():
+        drawn, axes = figure()
+        for label, marker, chosen in (("stitch", "o", True), ("anchor", "*", False)):
+            found = [(t, p.acc1) for t, p in zip(times, points, strict=True) if bool(p.cut) == chosen]
+            axes.scatter(
+                [t for t, _ in found], [a for _, a in found], marker=marker, s=40 if chosen else 150, label=label
+            )
+        axes.set(
+            xlabel="measured time per image [ms], batch of 1",
+            ylabel="top-1 accuracy [%]",
+            title="What each configuration costs on the clock",
+        )
+        axes.legend(loc="lower right")
+        save_figure(drawn, folder / "latency.png")
+        drawn, (above, below) = figure(2, 1, height=5.0, sharex=True)
+        steps = np.linspace(0, 2 * np.pi, 120)
+        budget = min(times) + (max(times) - min(times)) * (1 + np.cos(steps)) / 2
+        runs = [
+            max((p for p, t in zip(points, times, strict=True) if t <= b + 1e-12), key=lambda p: p.acc1) for b in budget
+        ]
+        above.plot(budget, color="black", label="allowed")
+        above.step(
+            range(len(runs)), [milliseconds[p.config_id] for p in runs], where="post", label="chosen configuration"
+        )
+        above.set(ylabel="time [ms]", title="Following a budget: the best configuration that it allows")
+        above.legend(loc="lower right")
+        below.step(range(len(runs)), [p.acc1 for p in runs], where="post", color=COLORS[2])
+        below.set(xlabel="step", ylabel="top-1 accuracy [%]")
+        save_figure(drawn, folder / "budget_trace.png")
+    return [folder / "latency.png", folder / "budget_trace.png"]
+
+
+def draw_zoo(points: Sequence[Point], zoo: Sequence[tuple[str, float, float]], path: Path) -> Path:
+    """One network's stitches beside other models (name, multiply-adds, accuracy), as in the paper's figure 1."""
+    unit, label = _unit(max(p.macs for p in points))
+    with style():
+        drawn, axes = figure(width=7.2, height=4.6)
+        axes.scatter(
+            [macs / unit for _, macs, _ in zoo], [acc for _, _, acc in zoo], color="#888888", label="single models"
+        )
+        for name, macs, accuracy in zoo:
+            axes.annotate(name, (macs / unit, accuracy), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        front = _pareto(points)
+        axes.plot(
+            [p.macs / unit for p in front], [p.acc1 for p in front], marker="o", label="one SN-Net (Pareto front)"
+        )
+        axes.set(
+            xlabel=f"multiply-adds per image [{label}]",
+            ylabel="top-1 accuracy [%]",
+            title="One network for the whole curve",
+        )
+        axes.legend(loc="lower right")
+        save_figure(drawn, path)
+    return path
 
 
 def _errors(axes: Axes, points: Sequence[Point], unit: float) -> None:
