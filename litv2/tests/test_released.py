@@ -80,7 +80,7 @@ def test_window_changes_freely_but_not_from_1(tmp_path: Path) -> None:
 def test_cheapest_window_grows_with_the_grid() -> None:
     layer = LITv2(**architecture("litv2_s")).layers[2].blocks[0].attn
     chosen = [cheapest_window(layer, side, side) for side in (14, 32, 64)]
-    assert chosen == sorted(chosen) and chosen[0] == 2 and chosen[-1] > 2
+    assert chosen == [7, 8, 16]  # by the formulas of section 3.2; the two Hi-Fi heads of alpha .9 cost little
 
 
 def test_litv1_table_is_resized(tmp_path: Path) -> None:
