@@ -36,7 +36,7 @@ def main(argv: Sequence[str], prog: str) -> None:
 
 def wants_real_data(argv: Sequence[str]) -> bool:
     """True when an option, the config file or the resumed run belongs to real data."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):  # also for no word at all
         name, _, value = word.partition("=")
         if name.split(".")[0] in REAL_DATA:
             return True
