@@ -62,7 +62,7 @@ def open_source(arguments: Any) -> Source:
     """
     if arguments.released:
         return _released(arguments.released, arguments.ckpt, arguments.trust_pickle)
-    if arguments.anchors:
+    if arguments.anchors is not None:
         return _named(arguments.anchors, arguments.num_classes, arguments.ckpt, arguments.trust_pickle)
     if arguments.ckpt is None:
         run = RunFolder.newest(arguments.root, "snnet", finished=True)
