@@ -1,4 +1,6 @@
-"""The embedded experiment through the real command: one shortened run, killed, resumed, evaluated, and its stored trace."""
+"""The embedded experiment through the real command: one shortened run, killed, resumed, evaluated, and its stored
+trace.
+"""
 
 import json
 import os
@@ -69,12 +71,16 @@ def test_train_and_eval(whole: Path) -> None:
 
 @pytest.mark.xdist_group("experiment")
 def test_kill_and_resume_is_bit_identical(whole: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of an epoch of an anchor, and later between stages; the final weights are the same bytes."""
+    """kill -9 in the middle of an epoch of an anchor, and later between stages; the final weights are the same
+    bytes.
+    """
     program = Path(sys.executable).parent / "snnet"
     words = [str(program), "train", "--name", "run", *SHORT]
     run = tmp_path / "runs" / "snnet" / "run"
     for marker in ("seed-10/anchor small/weights.safetensors", "seed-11/least squares/curve.json"):
-        process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while not (run / marker).exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
@@ -93,7 +99,9 @@ def test_kill_and_resume_is_bit_identical(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.xdist_group("experiment")
 def test_signal_leaves_a_resumable_run(tmp_path: Path) -> None:
-    """SIGTERM ends with 143 and one line; the run is there, unfinished, and eval does not take it for a finished one."""
+    """SIGTERM ends with 143 and one line; the run is there, unfinished, and eval does not take it for a finished
+    one.
+    """
     program = Path(sys.executable).parent / "snnet"
     run = tmp_path / "runs" / "snnet" / "run"
     process = subprocess.Popen(

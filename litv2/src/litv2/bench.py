@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def rivals(
         fast, image = fuse(litv2_s()), torch.randn(1, 3, size, size)
         networks = {name: rival(name, size) for name in names}
         with torch.inference_mode():
-            steps: dict[str, Callable[[], object]] = {n: (lambda net=net: net(image)) for n, net in networks.items()}
+            steps: dict[str, Callable[[], object]] = {n: partial(net, image) for n, net in networks.items()}
             ratios = compare(lambda: fast(image), steps, pairs=pairs, warmup=1, name="LITv2-S")
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -53,7 +53,7 @@ def to_folder(source: Path, target: Path, window: int | None, alpha: float | Non
             wanted = type(model)(**{**options, "alpha": alpha})
         for name, module in wanted.named_modules():
             if hasattr(module, "l_heads"):
-                check_heads(own, name, module)  # type: ignore[arg-type]
+                check_heads(own, name, module)
         options["alpha"] = alpha
     model = type(model)(**options)
     load_strict(model, own, str(source))

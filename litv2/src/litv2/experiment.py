@@ -5,6 +5,7 @@ Every network is a stage with a folder of its own: it can be resumed at any step
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,8 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
         markers[arm], losses[arm] = accuracy(model, grids, labels), cross_entropy(model, grids, labels)
         model = _trained(digit_network(alpha), folder / f"digits {arm}")
         accuracies[arm] = accuracy(model, digits.test_images, digits.test_labels)
-    shares, over_dc, profiles = {}, {}, {}
+    shares, over_dc = {}, {}
+    profiles: dict[str, Any] = {}
     for state in ("initial", "trained"):
         model = seeded(digit_network, 0.5, seed).eval()
         if state == "trained":

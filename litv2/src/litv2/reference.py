@@ -197,7 +197,8 @@ def _litv2_train(file: ReferenceFile) -> Computed:
 
 def _litv1(file: ReferenceFile) -> Computed:
     c = file.config
-    model = _load(LITv2(attention="msa", pos="rel", img_size=c["img_size"], **_network_options(file)), file)
+    model = LITv2(attention="msa", pos="rel", img_size=c["img_size"], **_network_options(file))
+    _load(model, file)
     features = model.forward_head(model.forward_features(file.inputs["image"]), pre_logits=True)
     return {
         "out.features": features,

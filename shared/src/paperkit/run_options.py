@@ -1,10 +1,13 @@
 """The options by which every `train` command names its run folder, and what they mean."""
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from paperkit.errors import UserError
-from paperkit.runs import RunFolder
+from paperkit.runs import RunFolder, plain
 
 RUN_OPTIONS = ("config", "name", "root", "resume")
 """Their names, which are no settings of the run itself."""
@@ -41,3 +44,54 @@ def open_run(root: str, paper: str, name: str | None, resume: str | None) -> Run
     if newest is None:
         raise UserError(f"no unfinished run in {Path(root) / paper}")
     return newest
+
+
+def parse_run(parser: Any, paper: str, argv: Sequence[str]) -> tuple[Any, RunFolder | None]:
+    """The options of a run and, with `--resume`, the folder that it continues.
+
+    A continued run has the settings of its folder's config.yaml, and those of the command line over them; so they need
+    not be given again, not even the required ones.
+
+    Raises:
+        UserError: if there is nothing to continue, or the run is finished.
+    """
+    words, rest, resume = list(argv), [], None
+    while words:
+        word = words.pop(0)
+        if word == "--resume":
+            resume = words.pop(0) if words and not words[0].startswith("-") else "newest"
+        elif word.startswith("--resume="):
+            resume = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if resume is None:
+        return parser.parse_args(rest), None
+    root = rest[rest.index("--root") + 1] if "--root" in rest[:-1] else "runs"
+    run = open_run(root, paper, None, resume)
+    if run.finished:
+        raise UserError(f"{run.path} is finished; `{paper} eval --ckpt {run.path}` shows it")
+    return parser.parse_args(["--config", str(run.path / "config.yaml"), *rest]), run
+
+
+def write_settings(run: RunFolder, parser: Any, arguments: Any) -> None:
+    """Write the resolved options and the environment into a new run folder."""
+    content = json.loads(parser.dump(arguments, skip_none=False, format="json"))
+    run.write_config(plain({key: value for key, value in content.items() if key not in RUN_OPTIONS}))
+    run.write_environment()
+
+
+@contextmanager
+def run_in_folder(parser: Any, paper: str, argv: Sequence[str]) -> Iterator[tuple[RunFolder, Any, bool]]:
+    """Parse, open and lock the run folder, and mark the run finished if the block ends well.
+
+    Yields:
+        The folder, the options, and whether the run is continued.
+    """
+    arguments, continued = parse_run(parser, paper, argv)
+    run = continued or open_run(arguments.root, paper, arguments.name, None)
+    with run.lock():
+        if continued is None:
+            write_settings(run, parser, arguments)
+        print(f"run folder {run.path}", flush=True)
+        yield run, arguments, continued is not None
+        run.mark_finished()

@@ -3,7 +3,6 @@
 Everything runs on random weights and made images or activations: costs do not depend on them.
 """
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,85 +15,103 @@ from torch import Tensor, nn
 
 from paperkit.checkpoints import load_strict, read_weights, save_weights
 from paperkit.measure import Ratio, compare
+from paperkit.resumable import seed_of
 from snnet.anchors import SNNet
-from snnet.least_squares import KeptActivations, Position, StreamedProducts, ends, solve_pinv
+from snnet.least_squares import Position, StreamedProducts, ends, solve_pinv, with_bias
 from snnet.losses import StitchLoss
 
 DEIT = [f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")]
 TOKENS = 197
+RELEASED_WAY = "pinv, one per cut (as released)"
 
 
-def least_squares(images: int) -> dict[str, Any]:
+def least_squares(images: int, per_cut: int = 6) -> dict[str, Any]:
     """All 11 layers (34 cuts) from DeiT-S to DeiT-B on made activations: seconds, residuals and memory of each way.
 
-    The activations are low-rank signals in noise, made anew batch by batch from a seed, so the streaming ways never
-    hold more than one batch of 100 images. The pseudo-inverse holds all of them.
+    The activations are low-rank signals in noise, a function of position and batch, so that no way holds more of them
+    than it needs: the streamed ways one batch of 100 images, a pseudo-inverse all images at two positions. Making them
+    is not timed.
+
+    Args:
+        images: how many images' worth of activations.
+        per_cut: cuts on which the way of the released code, a pseudo-inverse for every cut, is measured.
     """
     network = SNNet(DEIT[1:])
     steps = network.stitch_steps()
+    positions: list[Position] = [(anchor, 0, block) for anchor in (0, 1) for block in range(-1, 12)]
     cuts = [(step, cut) for step, found in steps.items() for cut in found]
     batches = max(images // 100, 1)
     seconds: dict[str, float] = {}
     residuals: dict[str, float] = {}
-    memory: dict[str, float] = {}
-
+    exact: StreamedProducts | None = None
     for label, products, precision in (
         ("streamed, float64", torch.float64, "highest"),
         ("streamed, float32 products", torch.float32, "highest"),
         ("streamed, float32 products, medium", torch.float32, "medium"),
     ):
         torch.set_float32_matmul_precision(precision)
-        streamed, spent, start = StreamedProducts(network, products), 0.0, _resident()
+        streamed, spent = StreamedProducts(network, products), 0.0
         for batch in range(batches):
-            made = made_activations(network, batch)
+            made = {position: made_rows(position, batch) for position in positions}
             before = time.perf_counter()
             streamed.add(made)
             spent += time.perf_counter() - before
-            memory[label] = max(memory.get(label, 0.0), _resident() - start)
         before = time.perf_counter()
         solutions = {step: streamed.solve(step, found, joint=False) for step, found in steps.items()}
         seconds[label] = spent + time.perf_counter() - before
-        if label == "streamed, float64":
-            exact = streamed
+        exact = exact or streamed
         residuals[label] = _rms([exact.residual(step, steps[step], solutions[step]) for step in steps])
     torch.set_float32_matmul_precision("highest")
+    assert exact is not None
 
-    kept, start = KeptActivations(network), _resident()
-    for batch in range(batches):
-        kept.add(made_activations(network, batch))
-    for position in kept.needed:
-        kept.rows(position)
-    before = time.perf_counter()
-    solutions = {step: kept.solve(step, found, joint=False) for step, found in steps.items()}
     shared = "pinv, one per front block"
-    seconds[shared] = time.perf_counter() - before
-    memory[shared] = _resident() - start
-    residuals[shared] = _rms([exact.residual(step, steps[step], solutions[step].double()) for step in steps])
+    sums = {step: torch.zeros(385, 768, dtype=torch.float64) for step in steps}
+    spent = 0.0
+    for front in sorted({ends(step, cut)[0] for step, cut in cuts}):
+        x = all_rows(front, batches)
+        before = time.perf_counter()
+        inverse = torch.linalg.pinv(with_bias(x))
+        spent += time.perf_counter() - before
+        for step, cut in cuts:
+            if ends(step, cut)[0] == front:
+                y = all_rows(ends(step, cut)[1], batches)
+                before = time.perf_counter()
+                sums[step] += inverse @ y / len(steps[step])
+                spent += time.perf_counter() - before
+    seconds[shared] = spent
+    residuals[shared] = _rms([exact.residual(step, steps[step], sums[step]) for step in steps])
 
-    before = time.perf_counter()
-    for step, cut in cuts:
-        front, end = ends(step, cut)
-        solve_pinv(kept.rows(front), kept.rows(end))
-    seconds["pinv, one per cut (as released)"] = time.perf_counter() - before
+    spent = 0.0
+    for step, cut in cuts[:per_cut]:
+        x, y = (all_rows(position, batches) for position in ends(step, cut))
+        before = time.perf_counter()
+        solve_pinv(x, y)
+        spent += time.perf_counter() - before
     return {
         "images": 100 * batches,
         "cuts": len(cuts),
-        "seconds": seconds,
+        "seconds_per_cut": {
+            **{name: value / len(cuts) for name, value in seconds.items()},
+            RELEASED_WAY: spent / per_cut,
+        },
+        "measured_cuts": {name: len(cuts) for name in seconds} | {RELEASED_WAY: per_cut},
         "residual": residuals,
-        "memory_bytes": memory,
     }
 
 
-def made_activations(network: SNNet, batch: int) -> dict[Position, Tensor]:
-    """100 images' worth of rows at every position of two DeiTs: 64 common directions through fixed maps, plus noise."""
-    generator = torch.Generator().manual_seed(batch)
-    common = torch.randn(100 * TOKENS, 64, generator=generator)
-    made = {}
-    for anchor, width in enumerate((384, 768)):
-        for block in range(-1, 12):
-            mix = torch.randn(64, width, generator=torch.Generator().manual_seed(1000 * anchor + block + 1))
-            made[anchor, 0, block] = torch.randn(100 * TOKENS, width, generator=generator).add_(common @ mix)
-    return made
+def made_rows(position: Position, batch: int) -> Tensor:
+    """100 images' worth of rows at one position of two DeiTs: 64 directions common to all positions, plus noise."""
+    anchor, _, block = position
+    common = torch.randn(100 * TOKENS, 64, generator=torch.Generator().manual_seed(batch))
+    own = torch.Generator().manual_seed(seed_of(anchor, block, batch))
+    width = (384, 768)[anchor]
+    mix = torch.randn(64, width, generator=torch.Generator().manual_seed(seed_of(anchor, block)))
+    return torch.randn(100 * TOKENS, width, generator=own).add_(common @ mix)
+
+
+def all_rows(position: Position, batches: int) -> Tensor:
+    """The rows of every batch at one position."""
+    return torch.cat([made_rows(position, batch) for batch in range(batches)])
 
 
 def evaluation(batch: int, pairs: int) -> list[Ratio]:
@@ -185,9 +202,3 @@ def _median(work: Callable[[], object], times: int) -> float:
 
 def _rms(values: list[float]) -> float:
     return (sum(value * value for value in values) / len(values)) ** 0.5
-
-
-def _resident() -> int:
-    """Bytes of this process in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()

@@ -5,22 +5,14 @@ import time
 from typing import Any
 
 from litv2.experiment_config import ExperimentConfig
+from paperkit.run_options import RUN_OPTIONS, add_run_options
 
 COSTS = "costs.json"
 
 
 def add_arguments(parser: Any) -> None:
     """Options of the embedded experiment."""
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
-    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="newest",
-        default=None,
-        help="continue a run folder; alone: the newest unfinished run",
-    )
+    add_run_options(parser)
     parser.add_class_arguments(ExperimentConfig)
 
 
@@ -33,7 +25,7 @@ def run(arguments: Any) -> int:
     from paperkit.parallel_seeds import run_seeds
     from paperkit.runs import write_atomic
 
-    options = {k: v for k, v in vars(arguments).items() if k not in ("config", "name", "root", "resume")}
+    options = {k: v for k, v in vars(arguments).items() if k not in RUN_OPTIONS}
     config = check(ExperimentConfig(**options))
     folder = open_run(arguments.root, arguments.name, arguments.resume)
     start = time.monotonic()

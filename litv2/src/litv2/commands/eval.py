@@ -86,7 +86,7 @@ def print_accuracy(model: Any, data: dict[str, Any], title: str) -> int:
     from paperkit.image_data import ImageData
     from paperkit.report import table
 
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     found = evaluate(model, ImageData(**options), "cuda" if torch.cuda.is_available() else "cpu")
     table([(name, value) for name, value in found.items()], ("metric", "%"), title)
     return 0

@@ -4,7 +4,6 @@ Options: --detection.* detector and recipe, --data.* the COCO folder, --trainer.
 """
 
 import inspect
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,22 +11,20 @@ from typing import Any
 import pytorch_lightning as pl
 
 from litv2.coco import CocoData
-from litv2.commands.train_images import OF_THE_RUN, TRAINER_OPTIONS, resumed
+from litv2.commands.train_images import TRAINER_OPTIONS
 from litv2.detection_training import DetectionConfig, DetectionTraining
 from litv2.image_training import build_trainer
 from paperkit.checkpoints import save_weights
 from paperkit.cli import make_parser
 from paperkit.metrics import Metrics, Row
-from paperkit.runs import RunFolder, plain, process_rank
+from paperkit.run_options import add_run_options, run_in_folder
+from paperkit.runs import RunFolder, process_rank
 
 
 def build_parser(prog: str) -> Any:
     """Every option of a detection run."""
     parser = make_parser(prog, __doc__)
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    parser.add_argument("--name", type=str | None, default=None, help="name of the run folder (default: the time)")
-    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
-    parser.add_argument("--resume", nargs="?", const="newest", default=None, help="continue a run; alone: the newest")
+    add_run_options(parser)
     parser.add_argument("--training_seed", type=int, default=0, help="initial weights and drop path")
     parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
     parser.add_class_arguments(DetectionConfig, "detection")
@@ -39,23 +36,11 @@ def build_parser(prog: str) -> Any:
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse, open the run folder, train, write the weights and the average precision."""
-    from litv2.commands.run_folders import open_run
-
     parser = build_parser(prog)
-    arguments = parser.parse_args(list(argv))
-    run = open_run(arguments.root, arguments.name, arguments.resume)
-    with run.lock():
-        if arguments.resume:
-            arguments = resumed(parser, run, argv)
-        else:
-            content = json.loads(parser.dump(arguments, skip_none=False, format="json"))
-            run.write_config(plain({key: value for key, value in content.items() if key not in OF_THE_RUN}))
-            run.write_environment()
-        print(f"run folder {run.path}", flush=True)
+    with run_in_folder(parser, "litv2", argv) as (run, arguments, resuming):
         made = parser.instantiate_classes(arguments)
         train(run, made.detection, made.data, vars(arguments.trainer), arguments.training_seed, arguments.save_every,
-              resume=arguments.resume is not None)  # fmt: skip
-        run.mark_finished()
+              resume=resuming)  # fmt: skip
     print(f"{run.path}: detector.safetensors, metrics.json")
     return 0
 

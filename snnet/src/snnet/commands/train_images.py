@@ -12,11 +12,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from paperkit.cli import make_parser
-from paperkit.errors import UserError
 from paperkit.image_data import ImageData
 from paperkit.optim import OptimConfig
-from paperkit.run_options import RUN_OPTIONS, add_run_options, open_run
-from paperkit.runs import plain
+from paperkit.run_options import add_run_options, open_run, parse_run, write_settings
 from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, strategy_for, train
 from snnet.training import TrainingConfig
 
@@ -24,23 +22,15 @@ from snnet.training import TrainingConfig
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse, open the run folder, train, evaluate."""
     parser = build_parser(prog)
-    resume, words = take_resume(argv)
-    resuming, run = resume is not None, None
-    if resuming:
-        root = words[words.index("--root") + 1] if "--root" in words[:-1] else "runs"
-        run = open_run(root, "snnet", None, resume)
-        words = ["--config", str(run.path / "config.yaml"), *words]
-    arguments = parser.parse_args(words)
+    arguments, run = parse_run(parser, "snnet", argv)
+    resuming = run is not None
     options = parser.instantiate_classes(arguments)
     options.data.setup()  # before there is a run folder: missing data leaves nothing behind,
     strategy_for(vars(arguments.trainer))  # nor does a strategy that is refused
     run = run or open_run(arguments.root, "snnet", arguments.name, None)
     with run.lock():
-        if resuming and run.finished:
-            raise UserError(f"{run.path} is finished; `snnet eval --ckpt {run.path}` shows it")
         if not resuming:
-            run.write_config(_without_run_options(parser.dump(arguments, skip_none=False, format="json")))
-            run.write_environment()
+            write_settings(run, parser, arguments)
         print(f"run folder {run.path}", flush=True)
         train(
             run,
@@ -82,24 +72,3 @@ def parser_names(function: Any) -> set[str]:
     import inspect
 
     return set(inspect.signature(function).parameters)
-
-
-def take_resume(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What `--resume` names, and the other words: a run folder's config must be known before the rest is parsed."""
-    words, rest, resume = list(argv), [], None
-    while words:
-        word = words.pop(0)
-        if word == "--resume":
-            resume = words.pop(0) if words and not words[0].startswith("-") else "newest"
-        elif word.startswith("--resume="):
-            resume = word.partition("=")[2]
-        else:
-            rest.append(word)
-    return resume, rest
-
-
-def _without_run_options(dumped: str) -> dict[str, Any]:
-    import json
-
-    content = json.loads(dumped)
-    return plain({key: value for key, value in content.items() if key not in RUN_OPTIONS})
