@@ -162,7 +162,8 @@ def _network_options(file: ReferenceFile, *without: str) -> dict[str, Any]:
 
 
 def _litv2(file: ReferenceFile) -> Computed:
-    model = _load(LITv2(**_network_options(file)), file)
+    model = LITv2(**_network_options(file))
+    _load(model, file)
     computed: dict[str, Any] = {}
     for side in file.config["img_sizes"]:
         image = file.inputs[f"image_{side}"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from snnet.steps import Step
 from snnet.stitching import StitchedNetwork, StitchingLayer
 
+ROWS = 4096  # rows of a slice of activations in the streamed products
 Solver = Literal["pinv", "gram"]
 Position = tuple[int, int, int]
 """(anchor, stage, block): the activation after that block; block -1 is what enters block 0 of the stage."""
@@ -217,6 +218,12 @@ class StreamedProducts:
 
     def add(self, found: Mapping[Position, Tensor]) -> None:
         """Take in the rows of one batch: (anchor, stage, block) -> (B * tokens, D)."""
+        rows = max(map(len, found.values()), default=0)  # the stages of a hierarchical family have different numbers
+        # In slices that stay in the caches; large temporaries would cost more than the products.
+        for start in range(0, rows, ROWS):
+            self._add_rows({position: value[start : start + ROWS] for position, value in found.items()})
+
+    def _add_rows(self, found: Mapping[Position, Tensor]) -> None:
         fronts = {front: with_bias(found[front].to(self.products)) for front in {front for _, front in self.meets}}
         tops = {end: found[end].to(self.products) for end in {end for met in self.meets.values() for end in met}}
         for front, x in fronts.items():
@@ -224,7 +231,9 @@ class StreamedProducts:
         for end, y in tops.items():
             self.squares[end] = self.squares.get(end, 0.0) + y.square().sum(dtype=torch.float64).item()
         for (step, front), met in self.meets.items():
-            y = tops[met[0]] if len(met) == 1 else torch.stack([tops[end] for end in met]).sum(0)
+            y = tops[met[0]] if len(met) == 1 else tops[met[0]] + tops[met[1]]
+            for end in met[2:]:
+                y = y + tops[end]
             _add(self.crosses, (step, front), fronts[front].T @ y)
 
     def solve(self, step: Step, cuts: list[tuple[int, int]], joint: bool) -> Tensor:
@@ -254,4 +263,7 @@ class StreamedProducts:
 
 
 def _add(sums: dict[Any, Tensor], key: Any, product: Tensor) -> None:
-    sums[key] = sums[key] + product.double() if key in sums else product.double()
+    if key in sums:
+        sums[key] += product
+    else:
+        sums[key] = product.double()
