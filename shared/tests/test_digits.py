@@ -1,7 +1,11 @@
 """The split, the two noises and the speed of the embedded data."""
 
+import os
+import subprocess
+import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -9,8 +13,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from paperkit.classification import accuracy_metrics
 from paperkit.digits import DigitsData, load_digits_split, seeded_noise
 from paperkit.errors import UserError
+
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
 
 def test_split_holds_every_scan_once() -> None:
@@ -118,19 +125,20 @@ def test_impossible_validation_size_is_refused() -> None:
 class Learner(pl.LightningModule):
     """Logistic regression: enough to see that images and labels belong together."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW) -> None:
         super().__init__()
-        self.net = torch.nn.Linear(64, 10)
-        self.hits: list[Tensor] = []
+        self.net, self.optimizer = torch.nn.Linear(64, 10), optimizer
+        self.accuracy = accuracy_metrics(10)["acc1"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return torch.nn.functional.cross_entropy(self.net(batch[0].flatten(1)), batch[1])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.hits.append(self.net(batch[0].flatten(1)).argmax(1) == batch[1])
+        self.accuracy(self.net(batch[0].flatten(1)), batch[1])
+        self.log("hits", self.accuracy)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), 1e-2)
+        return self.optimizer(self.parameters(), lr=1e-2 if self.optimizer is torch.optim.AdamW else 0.2)
 
 
 def test_trainer_learns_from_it() -> None:
@@ -141,10 +149,48 @@ def test_trainer_learns_from_it() -> None:
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    trainer, model = pl.Trainer(max_epochs=3, accelerator="cpu", **quiet), Learner()  # type: ignore[arg-type]
+    trainer, model = pl.Trainer(max_epochs=3, accelerator="cpu", **QUIET), Learner()  # type: ignore[arg-type]
     trainer.fit(model, datamodule=DigitsData())
     trainer.test(model, datamodule=DigitsData(), verbose=False)
-    assert torch.cat(model.hits).float().mean() > 0.85
+    assert trainer.callback_metrics["hits"] > 0.85
+
+
+def fit_digits(folder: Path, processes: int) -> None:
+    """One epoch of plain gradient descent on 32 images a step; rank 0 writes the weights and the share of test hits."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        **QUIET,  # type: ignore[arg-type]
+    )
+    model, data = Learner(torch.optim.SGD), DigitsData(batch_size=32 // processes, eval_batch_size=64)
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        hits = trainer.callback_metrics["hits"].item()
+        torch.save({"hits": hits, **model.net.state_dict()}, folder / f"{processes}.pt")
+
+
+def test_two_processes_train_and_count_like_one(tmp_path: Path) -> None:
+    """The samplers stay in place under DDP, share each batch out, and show each of the 600 test images once."""
+    environment = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
+    for processes in (1, 2):
+        command = [sys.executable, __file__, str(tmp_path), str(processes)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    assert one["hits"] == two["hits"] > 0.5
+    torch.testing.assert_close(two["weight"], one["weight"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(two["bias"], one["bias"], rtol=0, atol=1e-6)
 
 
 def test_a_batch_takes_far_less_than_a_step() -> None:
@@ -156,3 +202,7 @@ def test_a_batch_takes_far_less_than_a_step() -> None:
     torch.set_num_threads(threads)
     gaps = sorted(later - earlier for earlier, later in pairwise(marks))
     assert gaps[len(gaps) // 2] < 0.5e-3
+
+
+if __name__ == "__main__":
+    fit_digits(Path(sys.argv[1]), int(sys.argv[2]))

@@ -274,7 +274,8 @@ class ResumableData:
 
     ``train_dataloader`` takes its sampler from :meth:`train_sampler`; the rest is here. A checkpoint from the middle of
     an epoch is refused when the seed, the batch size, the number of images, of copies or of processes has changed:
-    batch 17 would hold other images. At the end of an epoch all of them may change.
+    batch 17 would hold other images. At the end of an epoch all of them may change. A validation that the kill cut off
+    is not made up for; training does not depend on it.
     """
 
     trainer: pl.Trainer | None
