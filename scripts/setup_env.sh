@@ -11,8 +11,10 @@ venv=$project/.venv
 . scripts/find_uv.sh
 supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 version() { "$1" -c 'import sys; print(sys.version)' 2>/dev/null; }
+candidates=("$venv/bin/python" python3 python3.13 python3.12 python3.11 python3.10)
+[ -n "$named" ] && candidates=("$named")
 python=
-for candidate in ${named:-"$venv/bin/python" python3 python3.13 python3.12 python3.11 python3.10}; do
+for candidate in "${candidates[@]}"; do
   supported "$candidate" && { python=$candidate; break; }
 done
 if [ -z "$python" ]; then
