@@ -23,9 +23,10 @@ def vit(width: int) -> dict[str, Any]:
 
 
 def write_recipe(path: Path, images: Path) -> Path:
-    """Two anchors, nine configurations."""
+    """Two anchors, nine configurations; mixing and drop path, so that a step draws random numbers of its own."""
     content = {
-        "network": {"anchors": [vit(16), vit(32)], "weights": None, "init_images": 20},
+        "network": {"anchors": [vit(16), vit(32)], "weights": None, "init_images": 20, "drop_path_rate": 0.1},
+        "training": {"mixup": 0.8, "cutmix": 1.0},
         "optim": {"lr": 1e-3, "warmup_epochs": 1},
         "data": {"root": str(images), "num_classes": 3, "batch_size": 4, "num_workers": 0, "input_size": 32},
         "trainer": {"max_epochs": 3, "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1},

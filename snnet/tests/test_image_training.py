@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from torch import Tensor
@@ -203,8 +204,9 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
     """
     options = ["--optim.name", "momentum", "--optim.lr", "0.05", "--optim.momentum", "0", "--optim.weight_decay", "0"]
     processes = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", "2"]
-    words = ["--config", folder / "recipe.yaml", "--name", "run", "--trainer.max_epochs", "2", *options, *processes]
-    command("train", *words, cwd=tmp_path)
+    plain = ["--network.drop_path_rate", "0", "--training.mixup", "0", "--training.cutmix", "0"]
+    words = ["--config", folder / "recipe.yaml", "--name", "run", "--trainer.max_epochs", "2"]
+    command("train", *words, *plain, *options, *processes, cwd=tmp_path)
     run = tmp_path / "runs" / "snnet" / "run"
     own, other = (np.random.RandomState(seed).randint(0, 9, size=6).tolist() for seed in (0, 1))
     assert logged_ids(run) == [own[i] for i in (1, 2, 4, 5)]  # logged with every update
@@ -219,13 +221,8 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
 
 def by_hand(folder: Path, seeds: tuple[int, int]) -> dict[str, Tensor]:
     """The weights after the two-process run, in one process; `seeds` of the ranks' id streams."""
-    torch.manual_seed(0)
-    config = NetworkConfig(anchors=[vit(16), vit(32)], weights=None)
-    # The run seeds all generators with 0 before it builds the network.
-    import pytorch_lightning as pl
-
-    pl.seed_everything(0, verbose=False)
-    network = build_network(config, 3)
+    pl.seed_everything(0, verbose=False)  # as the run does before it builds its network
+    network = build_network(NetworkConfig(anchors=[vit(16), vit(32)], weights=None), 3)
     data = [
         ImageData(str(folder / "images"), num_classes=3, batch_size=4, num_workers=0, input_size=32) for _ in range(2)
     ]
