@@ -7,7 +7,7 @@ whole network with random offsets lie up to 1.5e-5 apart, which is more than the
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,10 @@ from paperkit.verify import Kind, ReferenceFile, Tolerance, check_options
 
 Computed = Mapping[str, Any]
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-def _load(module: nn.Module, file: ReferenceFile) -> nn.Module:
+
+def _load(module: ModuleT, file: ReferenceFile) -> ModuleT:
     load_strict(module.double(), file.state, "the file's sd.*")
     return module.eval()
 
@@ -171,7 +173,8 @@ def _litv2(file: ReferenceFile) -> Computed:
         computed[f"out.patch_embed_{side}"] = x.flatten(1, 2)
         for i, stage in enumerate(model.layers):
             x = stage(x)
-            x = stage.downsample(x) if stage.downsample is not None else x
+            if (downsample := cast(Any, stage).downsample) is not None:
+                x = downsample(x)
             computed[f"out.stage{i}_{side}"] = x.flatten(1, 2)
         computed[f"out.features_{side}"] = model.forward_head(model.norm(x), pre_logits=True)
         computed[f"out.logits_{side}"] = model(image)

@@ -8,7 +8,7 @@ repository says.
 """
 
 import re
-from collections import UserDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,17 @@ PUBLISHED_ALPHAS = (0.9, 0.5, 0.0, 0.2, 0.4, 0.7, 1.0)  # the common ones first
 TASK_PARTS = ("neck.", "bbox_head.", "rpn_head.", "roi_head.", "decode_head.", "auxiliary_head.")
 
 
-class _OptionsNode(dict):
-    """Stands in for yacs' CfgNode, which is a dict with a few flags; holds the options and does nothing."""
+class _OptionsNode:
+    """Stands in for yacs' CfgNode and mmcv's ConfigDict: both are dicts with a few flags.
 
-    def __setstate__(self, state: Any) -> None:
-        self.__dict__.update(state if isinstance(state, Mapping) else {})
+    It makes plain ordered dicts, since the safe unpickler fills no other kind of dict.
+    """
+
+    def __new__(cls, *content: Any) -> "_OptionsNode":
+        return OrderedDict(*content)  # type: ignore[return-value]
 
 
-class _NoLogger(UserDict):
-    """Stands in for mmcv's ConfigDict in ``meta``."""
-
-
-SAFE_STAND_INS = ((_OptionsNode, "yacs.config.CfgNode"), (_NoLogger, "mmcv.utils.config.ConfigDict"))
+SAFE_STAND_INS = ((_OptionsNode, "yacs.config.CfgNode"), (_OptionsNode, "mmcv.utils.config.ConfigDict"))
 
 
 def read_released(path: str | Path, trust_pickle: bool = False) -> dict[str, Tensor]:
