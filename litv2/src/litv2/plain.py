@@ -7,6 +7,9 @@ BatchNorm as a layer of its own.
 Shapes: B batch, N = H * W tokens, C channels, s window, K keys, n heads.
 """
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +28,7 @@ def plain_logits(model: LITv2, image: Tensor) -> Tensor:
     x = embed.proj(image)
     height, width = x.shape[2:]
     x = embed.norm(x.flatten(2).transpose(1, 2))
-    for stage in model.layers:
+    for stage in cast(Iterable[Any], model.layers):
         for block in stage.blocks:
             x = plain_block(block, x, height, width)
         if stage.downsample is not None:

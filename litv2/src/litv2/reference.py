@@ -115,7 +115,7 @@ def _block(file: ReferenceFile) -> Computed:
         )
         macs = attention.flops(c["H"], c["W"])
     block = Block(c["dim"], int(c["dim"] * c["mlp_ratio"]), attention, conv=True, drop=0.0, path=0.0)
-    computed = _layer(file, _TokenBlock(_load(block, file)), state=False)[1]  # type: ignore[arg-type]
+    computed = _layer(file, _TokenBlock(_load(block, file)), state=False)[1]
     return {**computed, "config.flops": block_macs(c["H"], c["W"], c["dim"], c["mlp_ratio"], True, macs)}
 
 
