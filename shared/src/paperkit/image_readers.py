@@ -171,7 +171,9 @@ def open_hugging_face(name: str, root: Path, splits: tuple[str, str]) -> tuple[I
             reader = ReaderHfds(name.removeprefix("hfds/"), root=str(root), split=split)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"cannot read split {split} of {name} from {root} without the network: {error}") from None
-        images.append(_ReaderImages(reader, [int(label) for label in reader.iter_targets()], f"{name} ({split})"))
+        images.append(
+            _ReaderImages(reader, [int(label) for label in reader.dataset[reader.label_key]], f"{name} ({split})")
+        )
     return images[0], images[1]
 
 

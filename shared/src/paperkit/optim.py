@@ -152,7 +152,8 @@ def build(
     curve_epochs = epochs - cfg.warmup_epochs if cfg.warmup_prefix else float(epochs)
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=cfg.schedule,
+        sched="cosine" if cfg.schedule == "cosine" else "step",
+        decay_rate=1.0,  # steps that change nothing: constant
         num_epochs=curve_epochs,  # type: ignore[arg-type]  # fractions are fine, whatever timm's annotation says
         warmup_epochs=cfg.warmup_epochs,  # type: ignore[arg-type]
         warmup_lr=cfg.warmup_lr * bounds,
