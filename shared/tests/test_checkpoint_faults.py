@@ -27,6 +27,7 @@ from paperkit.errors import UserError
 from paperkit.last_good import describe_newest_good
 from paperkit.metrics import Metrics, Row
 from paperkit.runs import RunFolder, remove_stale_temporaries
+from paperkit.sealed_files import Piece
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -217,8 +218,8 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dying_in_mid_write(seal: Callable[[bytes], list[bytes]]) -> Callable[[bytes], Iterator[bytes]]:
-    def pieces(data: bytes) -> Iterator[bytes]:
+def dying_in_mid_write(seal: Callable[..., list[Piece]]) -> Callable[..., Iterator[Piece]]:
+    def pieces(data: bytes) -> Iterator[Piece]:
         whole = b"".join(seal(data))
         yield whole[: len(whole) // 2]
         die()

@@ -34,6 +34,7 @@ from paperkit.errors import UserError
 from paperkit.guard import SaveOnSignal, StopOnNaN
 from paperkit.resumable import ResumableData, SeededDataset, SeedStep, seeded_loader
 from paperkit.runs import RunFolder
+from paperkit.sealed_files import Piece
 
 STEPS_PER_EPOCH, STEPS, SEED = 6, 18, 3
 
@@ -147,7 +148,7 @@ def kill_in_third_save() -> None:
     """From now on, the third save dies between the pieces of the temporary file."""
     seal, count = checkpoints.seal_zip, 0
 
-    def dying(archive: bytes) -> Iterator[bytes]:
+    def dying(archive: Piece) -> Iterator[Piece]:
         nonlocal count
         count += 1
         for piece in seal(archive):

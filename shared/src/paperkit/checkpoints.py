@@ -24,7 +24,7 @@ from torch import Tensor
 from paperkit.atomic_files import atomic_file
 from paperkit.errors import UserError, one_line
 from paperkit.pickle_scan import named_classes
-from paperkit.sealed_files import SEAL_KEYS, check_seal, seal_safetensors, seal_zip
+from paperkit.sealed_files import SEAL_KEYS, Piece, check_seal, seal_safetensors, seal_zip
 from paperkit.state_keys import KeyReport, first_few, load_report, load_strict
 
 __all__ = [
@@ -206,10 +206,10 @@ def save_checkpoint(path: PathLike, content: Any) -> None:
             f"cannot write {path}: it would hold {first_few(sorted(refused))}, which is not safe to read back; "
             "keep plain values (text, numbers, lists, dicts, tensors) in it"
         )
-    _write(path, seal_zip(buffer.getvalue()))
+    _write(path, seal_zip(buffer.getbuffer()))
 
 
-def _write(path: PathLike, pieces: list[bytes]) -> None:
+def _write(path: PathLike, pieces: Iterable[Piece]) -> None:
     with atomic_file(path) as file:
         for piece in pieces:
             file.write(piece)
