@@ -112,8 +112,8 @@ def alpha_of(state: Mapping[str, Tensor], head_dim: int) -> float:
     for key in state:
         if key.endswith((".l_proj.weight", ".h_proj.weight")):
             stem = key.rsplit(".", 2)[0]
-            low, high = state.get(f"{stem}.l_proj.weight"), state.get(f"{stem}.h_proj.weight")
-            splits.add(tuple(0 if t is None else t.shape[0] // head_dim for t in (low, high)))
+            parts = state.get(f"{stem}.l_proj.weight"), state.get(f"{stem}.h_proj.weight")
+            splits.add(tuple(0 if part is None else part.shape[0] // head_dim for part in parts))
     mixed = {split for split in splits if split[1]} or splits
     for alpha in PUBLISHED_ALPHAS:
         if all(int((low + high) * alpha) == low for low, high in mixed):
