@@ -36,8 +36,8 @@ def test_one_step(path: Path, tmp_path: Path) -> None:
         start = LITv2(**{**architecture("litv2_b"), **SHRINK, "num_classes": 2})
         torch.save({"model": start.state_dict()}, tmp_path / "litv2_b.pth")
         content["network"]["weights"] = str(tmp_path / "litv2_b.pth")
-    content["data"].update(root=str(tmp_path / "data"), batch_size=4, num_workers=0, num_classes=2, input_size=64)
-    content["trainer"].update(precision="32-true", accelerator="cpu", devices=1, limit_train_batches=1)
+    content["data"].update(root=str(tmp_path / "data"), batch_size=8, num_workers=0, num_classes=2, input_size=64)
+    content["trainer"].update(precision="32-true", accelerator="cpu", devices=1)
     content["trainer"].update(enable_progress_bar=False, log_every_n_steps=1)
     content["recipe"]["epochs"], content["recipe"]["warmup_epochs"] = 1, 0
     small = tmp_path / "small.yaml"

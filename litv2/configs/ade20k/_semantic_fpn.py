@@ -1,5 +1,5 @@
-# What the three Semantic FPN configs share (specification of the paper's section 4.3): ADE20K, 80k iterations, batch
-# 16. custom_imports = dict(imports=["litv2.segmentation"], allow_failed_imports=False)
+# What the three Semantic FPN configs share (section 4.3 of the paper): ADE20K, 80k iterations, batch 16.
+custom_imports = dict(imports=["litv2.segmentation"], allow_failed_imports=False)
 default_scope = "mmseg"
 seed = 0
 data_root = "data/ade/ADEChallengeData2016"
