@@ -49,8 +49,8 @@ def rival(name: str, size: int) -> nn.Module:
 def single_layers(quick: bool = False) -> list[dict[str, Any]]:
     """Layers at four grids, D 384, batch 1, one thread."""
     torch.set_num_threads(1)
-    sides = (14, 28) if quick else (14, 28, 56, 64)
-    return [asdict(cost) for side in sides for cost in layer_costs(side, 1, 384, pairs=3 if quick else 7, names=PART_A)]
+    pairs = {14: 3, 28: 3} if quick else {14: 9, 28: 7, 56: 5, 64: 5}
+    return [asdict(cost) for side, n in pairs.items() for cost in layer_costs(side, 1, 384, pairs=n, names=PART_A)]
 
 
 def forms(quick: bool = False) -> list[dict[str, Any]]:

@@ -76,9 +76,11 @@ def fold_norm(merging: DeformableMerging) -> DeformableMerging:
     assert isinstance(norm, nn.BatchNorm2d) and isinstance(conv, DeformConv)
     assert norm.running_mean is not None and norm.running_var is not None and conv.bias is not None
     gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    weight = conv.weight.detach() * gain[:, None, None, None].detach()
+    # channels-last memory: the product's (2C, 4C) matrix is then a view instead of a copy at every call
+    conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
     with torch.no_grad():
         conv.bias.copy_((conv.bias - norm.running_mean) * gain + norm.bias)
-        conv.weight.mul_(gain[:, None, None, None])
     merging.norm_layer = nn.Identity()
     return merging
 
