@@ -39,8 +39,15 @@ def _layers(bench: Any, quick: bool) -> list[dict[str, Any]]:
     rows = bench.single_layers(quick)
     table(
         [
-            [f"{r['side']}x{r['side']}", r["name"], r["over_hilo"], *r["spread"]]
-            + [1e3 * r["seconds"], r["macs"] / 1e6, r["kept"] / 2**20]
+            [
+                f"{r['side']}x{r['side']}",
+                r["name"],
+                r["over_hilo"],
+                *r["spread"],
+                1000.0 * r["seconds"],
+                r["macs"] / 1000000.0,
+                r["kept"] / 2**20,
+            ]
             for r in rows
         ],
         ("tokens", "layer", "time / HiLo .9", "q25", "q75", "ms", "M multiply-adds", "MiB kept"),
