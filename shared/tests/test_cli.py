@@ -59,6 +59,11 @@ def run(arguments):
         raise Interrupted("interrupted at step 3", 143)
     elif do == "lightning":
         raise SIGTERMException
+    elif do == "lightning ctrl-c":
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
     elif do == "exit":
         sys.exit(5)
     elif do == "wait":
@@ -137,6 +142,7 @@ def test_the_help_of_a_verb_does_not_import_torch(folder: Path) -> None:
         (["--do", "empty"], 1, "error: Odd"),
         (["--do", "interrupted"], 143, "error: interrupted at step 3"),
         (["--do", "lightning"], 143, "error: terminated"),
+        (["--do", "lightning ctrl-c"], 130, "error: interrupted"),
         (["--cuont", "3"], 2, "error: unrecognized arguments: --cuont 3"),
     ],
 )

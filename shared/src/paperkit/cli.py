@@ -82,6 +82,8 @@ def guarded(work: Callable[[], int | None]) -> int:
     except SystemExit as error:
         if type(error).__name__ == "SIGTERMException":  # Lightning's: a SystemExit without a code, which would be a 0
             return _fail("terminated", 128 + signal.SIGTERM, error)
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C is an exit with 1
+            return _fail("interrupted", 128 + signal.SIGINT, error)
         raise
     except BrokenPipeError:
         _drop_output()  # the reader left, as `head` does
