@@ -88,7 +88,7 @@ class LITv2(SavedInFolder, Pyramid):
         wanted = stage_indices(len(self.layers), indices)
         last = max(wanted)
         self.layers = self.layers[: last + 1]
-        self.layers[-1].downsample = None
+        self.each_stage()[-1].downsample = None
         if prune_norm or last < self.num_stages - 1:
             self.norm = nn.Identity()  # type: ignore[assignment]
         if prune_head:
@@ -124,8 +124,9 @@ class LITv2(SavedInFolder, Pyramid):
             from paperkit.flops import count
 
             return count(self, (1, self.in_chans, *size)).macs
-        attention = [getattr(stage.blocks[0], "attn", None) for stage in self.layers]
-        first = self.layers[0].blocks[0].mlp.fc1
+        blocks = [stage.each_block()[0] for stage in self.each_stage()]
+        attention = [getattr(block, "attn", None) for block in blocks]
+        first = blocks[0].mlp.fc1
         return official_macs(
             size[0],
             first.in_features,

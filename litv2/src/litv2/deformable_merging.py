@@ -134,7 +134,7 @@ class DeformableMerging(nn.Module):
         super().__init__()
         self.form: Form = form
         self.dconv = DeformConv(dim)
-        self.norm_layer = nn.BatchNorm2d(2 * dim)
+        self.norm_layer: nn.Module = nn.BatchNorm2d(2 * dim)
         self.act = nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from litv2.frequency import EPSILON, high_frequency_share, radial_profile, radius
 from litv2.hilo import HiLo
+from litv2.pyramid import Block
 from litv2.two_markers import GridClassifier
 
 TEST_IMAGES, BAND = 450, 0.25
@@ -55,7 +56,7 @@ def branch_outputs(model: GridClassifier, images: Tensor) -> dict[str, Tensor]:
     """ "block 1 Hi-Fi" and so on -> (B, 8, 8, C / 2), each branch after its projection."""
     found, x = {}, model.stem(images)
     for number, block in enumerate(model.blocks, 1):
-        assert isinstance(block.attn, HiLo)
+        assert isinstance(block, Block) and isinstance(block.attn, HiLo)
         for name, y in zip(("Hi-Fi", "Lo-Fi"), block.attn.branches(block.norm1(x)), strict=True):
             if y is not None:
                 found[f"block {number} {name}"] = y

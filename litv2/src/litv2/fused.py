@@ -62,8 +62,9 @@ def stack(layers: list[nn.Linear]) -> nn.Linear:
             layers[0].in_features, sum(layer.out_features for layer in layers), layers[0].bias is not None
         )
     joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    if biases:
+        joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return joined
 
 
@@ -91,14 +92,15 @@ def fuse(model: Network) -> Network:
     The copy's state dict has other keys: save the original.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    for stage in model.layers:
+    for stage in model.each_stage():
         stage.grad_checkpointing = False
         if stage.downsample is not None:
             fold_norm(stage.downsample)
-        for block in stage.blocks:
+        for block in stage.each_block():
             block.drop_path = nn.Identity()
-            if isinstance(getattr(block, "attn", None), HiLo):
-                block.attn = FusedHiLo(block.attn)
+            attention = getattr(block, "attn", None)
+            if isinstance(attention, HiLo):
+                block.attn = FusedHiLo(attention)
     return model
 
 

@@ -53,7 +53,8 @@ class Recipe:
 def group_names(model: nn.Module) -> dict[str, list[str]]:
     """Names of the trainable parameters by group: "decay", "no_decay", "offset"."""
     groups: dict[str, list[str]] = {"decay": [], "no_decay": [], "offset": []}
-    never = model.no_weight_decay() if callable(getattr(model, "no_weight_decay", None)) else ()
+    rule = getattr(model, "no_weight_decay", None)
+    never = rule() if callable(rule) else ()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

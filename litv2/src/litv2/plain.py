@@ -7,9 +7,6 @@ BatchNorm as a layer of its own.
 Shapes: B batch, N = H * W tokens, C channels, s window, K keys, n heads.
 """
 
-from collections.abc import Iterable
-from typing import Any, cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,8 +25,8 @@ def plain_logits(model: LITv2, image: Tensor) -> Tensor:
     x = embed.proj(image)
     height, width = x.shape[2:]
     x = embed.norm(x.flatten(2).transpose(1, 2))
-    for stage in cast(Iterable[Any], model.layers):
-        for block in stage.blocks:
+    for stage in model.each_stage():
+        for block in stage.each_block():
             x = plain_block(block, x, height, width)
         if stage.downsample is not None:
             x, height, width = plain_merging(stage.downsample, x, height, width)

@@ -13,7 +13,7 @@ view is what torch's convolutions call channels_last.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,10 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
         self.grad_checkpointing = False
+
+    def each_block(self) -> list[Block]:
+        """The blocks by their own type, which `nn.ModuleList` forgets."""
+        return [cast(Block, block) for block in self.blocks]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), before the merging."""
@@ -163,8 +167,10 @@ class Pyramid(nn.Module):
             for j in range(depth):
                 mixer = None
                 if has_msa[i]:
-                    options = dict(window=local_ws[i], alpha=alpha, qkv_bias=qkv_bias, pos=pos, mask=mask_padding)
-                    mixer = build_attention(attention, dim, num_heads[i], i, j, grid, **options)
+                    mixer = build_attention(
+                        attention, dim, num_heads[i], i, j, grid,
+                        window=local_ws[i], alpha=alpha, qkv_bias=qkv_bias, pos=pos, mask=mask_padding,
+                    )  # fmt: skip
                 path = paths[sum(depths[:i]) + j]
                 blocks.append(Block(dim, int(dim * mlp_ratio), mixer, "conv" in pos, drop_rate, path))
             last = i == len(depths) - 1
@@ -175,11 +181,15 @@ class Pyramid(nn.Module):
         """(B, 3, H, W) -> the map of each stage in turn, (B, H_i, W_i, C_i), before its merging."""
         self._check_image(image)
         x = self.patch_embed(image)
-        for stage in self.layers:
+        for stage in self.each_stage():
             x = stage(x)
             yield x
             if stage.downsample is not None:
                 x = stage.downsample(x)
+
+    def each_stage(self) -> list[Stage]:
+        """The stages by their own type, which `nn.ModuleList` forgets."""
+        return [cast(Stage, stage) for stage in self.layers]
 
     def _check_image(self, image: Tensor) -> None:
         if torch.compiler.is_exporting() or torch.compiler.is_compiling():
@@ -192,7 +202,7 @@ class Pyramid(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.layers:
+        for stage in self.each_stage():
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:

@@ -4,7 +4,7 @@ Shapes: B batch, N = side * side tokens, D channels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -84,7 +84,11 @@ def layer_costs(
         again, *ratios = compare(baseline, steps, pairs=pairs, warmup=1)
     clocks = {HILO: (again.baseline_seconds, 1.0, (again.q25, again.q75))}
     clocks.update({r.name: (r.seconds, r.median, (r.q25, r.q75)) for r in ratios})
-    return [LayerCost(*list(asdict(cost).values())[:7], *clocks[cost.name]) for cost in costs]
+    timed = []
+    for cost in costs:
+        seconds, over_hilo, spread = clocks[cost.name]
+        timed.append(replace(cost, seconds=seconds, over_hilo=over_hilo, spread=spread))
+    return timed
 
 
 def part_a(pairs: int = 7) -> list[dict[str, Any]]:

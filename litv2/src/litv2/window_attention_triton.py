@@ -19,8 +19,8 @@ def fits(head_dim: int) -> bool:
     return head_dim >= 16 and head_dim & (head_dim - 1) == 0
 
 
-@triton.jit
-def _forward(
+@triton.jit  # arguments without types: what Triton is given are pointers and numbers of its own
+def _forward(  # type: ignore[no-untyped-def]
     qkv, out, total, rows, columns, stride_b, stride_h, stride_w, heads, scale,
     S: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,8 @@ class _WindowAttention(torch.autograd.Function):
         (qkv,) = ctx.saved_tensors
         with torch.enable_grad():
             leaf = qkv.detach().requires_grad_()
-            out = window_attention(leaf, *ctx.options, form="explicit")
+            heads, window, scale = ctx.options
+            out = window_attention(leaf, heads, window, scale, form="explicit")
         return torch.autograd.grad(out, leaf, grad)[0], None, None, None
 
 

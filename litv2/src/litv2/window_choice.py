@@ -30,7 +30,7 @@ def set_window(model: Pyramid, window: int | str, height: int, width: int) -> di
     """
     chosen: dict[int, int] = {}
     patch = model.patch_embed.patch_size
-    for i, stage in enumerate(model.layers):
+    for i, stage in enumerate(model.each_stage()):
         rows, columns = (-(-side // patch) // 2**i for side in (height, width))
         for block in stage.blocks:
             layer = getattr(block, "attn", None)

@@ -28,7 +28,7 @@ def run(arguments: Any) -> int:
     found = {part: measures[part](bench, arguments.quick) for part in arguments.parts}
     out = Path(arguments.out)
     write_bench(out / "bench.json", "litv2", **found)
-    draw(*(found.get(part, []) for part in PARTS[:3]), out / "bench.png")
+    draw(found.get("layers", []), found.get("forms", []), found.get("rivals", []), out / "bench.png")
     print(f"{out / 'bench.json'}, {out / 'bench.png'}")
     return 0
 

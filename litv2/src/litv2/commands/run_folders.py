@@ -39,7 +39,8 @@ def read_experiment(folder: RunFolder) -> ExperimentConfig:
     known = {field.name for field in fields(ExperimentConfig)}
     if strange := sorted(set(content) - known):
         raise UserError(f"{folder.path} is no run of the embedded experiment: option {strange[0]!r}")
-    return ExperimentConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+    settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    return ExperimentConfig(**settings)
 
 
 def finish(

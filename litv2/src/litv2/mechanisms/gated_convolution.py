@@ -66,7 +66,7 @@ class GatedConvolution(nn.Module):
         return on_grid(self._grid, x, H, W)
 
     def _grid(self, x: Tensor) -> Tensor:
-        first, rest = torch.split(self.proj_in(x.permute(0, 3, 1, 2)), (self.dims[0], sum(self.dims)), dim=1)
+        first, rest = torch.split(self.proj_in(x.permute(0, 3, 1, 2)), [self.dims[0], sum(self.dims)], dim=1)
         gates = torch.split(self.dwconv(rest) * self.scale, self.dims, dim=1)
         mixed = first * gates[0]
         for widen, gate in zip(self.pws, gates[1:], strict=True):
