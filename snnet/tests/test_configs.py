@@ -297,7 +297,11 @@ def test_one_step(name: str, images: Path, tmp_path: Path) -> None:
     limits = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "max_steps": 1, "limit_val_batches": 0}
     run = RunFolder.create(tmp_path, "snnet", "run")
     trainer = build_trainer(
-        run, {**vars(arguments.trainer), **limits, "enable_progress_bar": False}, arguments.training_seed, save_every=1
+        run,
+        {**vars(arguments.trainer), **limits, "enable_progress_bar": False},
+        arguments.training_seed,
+        save_every=1,
+        ema=options.ema,
     )
     watch = Watch()
     trainer.callbacks.append(watch)

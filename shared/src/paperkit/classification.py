@@ -19,9 +19,10 @@ Distillation = Literal["none", "hard", "soft"]
 def make_mixup(mixup: float, cutmix: float, switch_prob: float, smoothing: float, num_classes: int) -> Mixup | None:
     """timm's batch-wise mixup and CutMix, or None when both are 0 (Zhang et al., ICLR 2018; Yun et al., ICCV 2019).
 
-    The result is called as ``images, targets = mix(images, labels)``: images (B, C, H, W) are changed IN PLACE, targets
-    are (B, K) with the labels smoothed by ``smoothing``. It draws from numpy's global generator, which
-    :class:`paperkit.resumable.SeedStep` seeds. B must be even.
+    The result is called as ``images, targets = mix(images, labels)``: images (B, C, H, W) are left as they are, so that
+    a step may run twice on a batch (:class:`paperkit.sharpness.SAM`); targets are (B, K) with the labels smoothed by
+    ``smoothing``. It draws from numpy's global generator, which :class:`paperkit.resumable.SeedStep` seeds. B must be
+    even.
 
     Args:
         mixup, cutmix: parameters alpha of the two Beta distributions, 0 switches one off; DeiT: 0.8 and 1.0.
@@ -33,7 +34,14 @@ def make_mixup(mixup: float, cutmix: float, switch_prob: float, smoothing: float
         raise UserError(f"mixup {mixup} and cutmix {cutmix} must not be negative")
     if mixup == 0 and cutmix == 0:
         return None
-    return Mixup(mixup, cutmix, switch_prob=switch_prob, label_smoothing=smoothing, num_classes=num_classes)
+    return _Mixup(mixup, cutmix, switch_prob=switch_prob, label_smoothing=smoothing, num_classes=num_classes)
+
+
+class _Mixup(Mixup):
+    """timm's, which mixes in place, on a copy."""
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return super().__call__(x.clone(), target)
 
 
 def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:

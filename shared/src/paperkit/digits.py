@@ -8,7 +8,7 @@ Shapes: N images, S size in pixels.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from paperkit.errors import UserError
 from paperkit.resumable import Draw, ResumableData, seed_of, seeded_loader
+from paperkit.size_schedule import SizeSchedule
 
 Split = tuple[Tensor, Tensor]
 TEST_IMAGES = 600
@@ -86,9 +87,9 @@ class _Batches(Dataset[Split]):
     The fresh noise of an epoch is drawn at once, row i for image i: what image i gets depends on (seed, epoch, i) only.
     """
 
-    def __init__(self, part: Split, fresh_noise: float = 0.0, seed: int = 0, size: int = 8) -> None:
+    def __init__(self, part: Split, sizes: SizeSchedule, fresh_noise: float = 0.0, seed: int = 0) -> None:
         self.images, self.labels = part
-        self.fresh_noise, self.seed, self.size = fresh_noise, seed, size
+        self.sizes, self.fresh_noise, self.seed = sizes, fresh_noise, seed
         self._noise: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class _Batches(Dataset[Split]):
         images = self.images[chosen]
         if self.fresh_noise:
             images = images + self._epoch_noise(draws[0].epoch)[chosen]
-        return resized(images, self.size), self.labels[chosen]
+        return resized(images, self.sizes.at(draws[0].epoch)), self.labels[chosen]
 
     def _epoch_noise(self, epoch: int) -> Tensor:
         if self._noise is None or self._noise[0] != epoch:
@@ -117,6 +118,7 @@ class DigitsData(ResumableData, pl.LightningDataModule):
         fresh_noise: standard deviation of the noise that each epoch draws anew for the training images.
         val_images: validation images taken from the training part; 0 trains on all 1197 and validates on none.
         eval_batch_size: images of an evaluation step.
+        size_schedule: first epoch of a stage -> size of its training images; the last must be ``size``.
     """
 
     num_classes = 10
@@ -132,12 +134,14 @@ class DigitsData(ResumableData, pl.LightningDataModule):
         size: int = 8,
         shift: float = 0.3,
         eval_batch_size: int = 600,
+        size_schedule: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         # Lightning would have every loader use worker processes; these batches take less time than a message to one.
         warnings.filterwarnings("ignore", message=".*does not have many workers", category=PossibleUserWarning)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.fresh_noise, self.input_size = fresh_noise, size
+        self.sizes = SizeSchedule(size_schedule, size)
         # Kept as 8 x 8 scans: a batch is enlarged after its fresh noise, which belongs to the scan as well.
         self.split = load_digits_split(val=val_images, noise=noise, shift=shift)
 
@@ -148,7 +152,7 @@ class DigitsData(ResumableData, pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Split]:
         sampler = self.train_sampler(len(self.split.train[1]), self.seed, self.batch_size)
-        return seeded_loader(_Batches(self.split.train, self.fresh_noise, self.seed, self.input_size), sampler)
+        return seeded_loader(_Batches(self.split.train, self.sizes, self.fresh_noise, self.seed), sampler)
 
     def val_dataloader(self) -> DataLoader[Split] | list[DataLoader[Split]]:
         return [] if self.split.val is None else self._eval_loader(self.split.val)
@@ -158,4 +162,4 @@ class DigitsData(ResumableData, pl.LightningDataModule):
 
     def _eval_loader(self, part: Split) -> DataLoader[Split]:
         sampler = self.eval_sampler(len(part[1]), self.eval_batch_size)
-        return seeded_loader(_Batches(part, size=self.input_size), sampler)
+        return seeded_loader(_Batches(part, SizeSchedule(None, self.input_size)), sampler)

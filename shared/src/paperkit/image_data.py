@@ -4,7 +4,7 @@ Shapes: B batch, C = 3 channels, S input size; labels are class numbers, mixing 
 (:func:`paperkit.classification.make_mixup`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from paperkit.resumable import (
     seed_of,
     seeded_loader,
 )
+from paperkit.size_schedule import SizeSchedule
 
 Batch = tuple[Tensor, Tensor]
 
@@ -81,6 +82,9 @@ class ImageData(ResumableData, pl.LightningDataModule):
         val_fraction: share of the training images, class by class, that validates instead of the official split, which
             then is the test split alone.
         subset: file with the numbers of the training images to keep, separated by white space (data pruning).
+        size_schedule: first epoch of a stage -> size of its training images (progressive resizing), as in `{0: 128,
+            100: 176, 200: 224}`; the last is ``input_size``, at which every evaluation is, and has the last quarter of
+            the run.
         train_split, val_split: names of the splits of ``wds/`` and ``hfds/``.
     """
 
@@ -113,6 +117,7 @@ class ImageData(ResumableData, pl.LightningDataModule):
         repeats: int = 1,
         val_fraction: float = 0.0,
         subset: str | None = None,
+        size_schedule: dict[int, int] | None = None,
         train_split: str = "train",
         val_split: str = "validation",
     ) -> None:
@@ -123,8 +128,10 @@ class ImageData(ResumableData, pl.LightningDataModule):
             raise UserError(f"data set {dataset!r} is unknown; choose {', '.join(CLASSES)}, wds/NAME or hfds/NAME")
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction {val_fraction} must be at least 0 and below 1")
-        if self.stream and (repeats > 1 or val_fraction or subset):
-            raise UserError(f"{dataset} is a stream: repeats, val_fraction and subset need random access")
+        if self.stream and (repeats > 1 or val_fraction or subset or size_schedule):
+            raise UserError(
+                f"{dataset} is a stream: repeats, val_fraction, subset and size_schedule need random access"
+            )
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.repeats = num_workers, repeats
         self.val_fraction, self.subset, self.splits = val_fraction, subset, (train_split, val_split)
@@ -139,19 +146,26 @@ class ImageData(ResumableData, pl.LightningDataModule):
             "re_mode": re_mode,
             "re_count": re_count,
         }
-        self.train_transform = create_transform(
-            **common,
-            **erasing,
-            is_training=True,
-            scale=scale,
-            ratio=ratio,
-            hflip=hflip,
-            auto_augment=auto_augment,
-            color_jitter=color_jitter,
-            interpolation=interpolation,
-        )
+        self.sizes = SizeSchedule(size_schedule, input_size)
+        self.train_transforms = {
+            size: create_transform(
+                **{**common, "input_size": size},
+                **erasing,
+                is_training=True,
+                scale=scale,
+                ratio=ratio,
+                hflip=hflip,
+                auto_augment=auto_augment,
+                color_jitter=color_jitter,
+                interpolation=interpolation,
+            )
+            for size in self.sizes.sizes
+        }
         if train_crop == "padded":
-            self.train_transform.transforms[0] = RandomCrop(input_size, padding=4)
+            if len(self.train_transforms) > 1:
+                raise UserError("size_schedule and train_crop padded: a padded crop cannot make an image smaller")
+            self.train_transforms[input_size].transforms[0] = RandomCrop(input_size, padding=4)
+        self.train_transform = self.train_transforms[input_size]
         # timm's erasing knows the halves of a batch only when it is given the batch.
         self.erase_batch = (
             RandomErasing(re_prob, mode=re_mode, max_count=re_count, num_splits=re_splits, device="cpu")
@@ -179,7 +193,8 @@ class ImageData(ResumableData, pl.LightningDataModule):
         else:
             train, official = self._open()
             kept, held_out = self._choose(train)
-            self._train = _View(train, kept, self.train_transform)
+            self._train_views = {size: _View(train, kept, made) for size, made in self.train_transforms.items()}
+            self._train = self._train_views[self.input_size]
             self._test = _View(official, np.arange(len(official)), self.eval_transform)
             self._val = _View(train, held_out, self.eval_transform) if self.val_fraction else self._test
         self._ready = True
@@ -195,9 +210,8 @@ class ImageData(ResumableData, pl.LightningDataModule):
             position = EpochSampler(self._train_stream.images, self.seed, *self._rank_and_world(), self.batch_size)
             return StreamLoader(self._train_stream, self.place(position), self.num_workers)
         sampler = self.train_sampler(len(self._train), self.seed, self.batch_size, self.repeats)
-        return seeded_loader(
-            _Batches(self._train, self.seed, self.erase_batch), sampler, self.num_workers, torch.cuda.is_available()
-        )
+        batches = _Batches(self._train_views, self.sizes, self.seed, self.erase_batch)
+        return seeded_loader(batches, sampler, self.num_workers, torch.cuda.is_available())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("_val")
@@ -223,7 +237,8 @@ class ImageData(ResumableData, pl.LightningDataModule):
             return DataLoader(self._eval_stream, self.eval_batch_size, num_workers=self.num_workers)
         view: _View = getattr(self, part)
         sampler = self.eval_sampler(len(view), self.eval_batch_size)
-        return seeded_loader(_Batches(view, self.seed), sampler, self.num_workers, torch.cuda.is_available())
+        batches = SeededDataset(view, self.seed)
+        return seeded_loader(batches, sampler, self.num_workers, torch.cuda.is_available())
 
     def _open(self) -> tuple[Images, Images]:
         if self.dataset == "imagenet":
@@ -267,11 +282,17 @@ class _View(Dataset[tuple[Tensor, int]]):
 
 
 class _Batches(SeededDataset):
-    """Seeded samples, collated, and then erased in a part of the batch if asked for."""
+    """Seeded samples of the epoch's size, collated, and then erased in a part of the batch if asked for."""
 
-    def __init__(self, dataset: _View, seed: int, erase: RandomErasing | None = None) -> None:
-        super().__init__(dataset, seed)
-        self.erase = erase
+    def __init__(
+        self, views: Mapping[int, _View], sizes: SizeSchedule, seed: int, erase: RandomErasing | None = None
+    ) -> None:
+        super().__init__(views[sizes.at(0)], seed)
+        self.views, self.sizes, self.erase = views, sizes, erase
+
+    def _sample(self, draw: Draw) -> Any:
+        seed_generators(self.seed, draw.epoch, draw.index, draw.copy)
+        return self.views[self.sizes.at(draw.epoch)][draw.index]
 
     def __getitem__(self, draw: Draw | Sequence[Draw]) -> Any:
         batch = super().__getitem__(draw)

@@ -7,6 +7,7 @@
 * ``lr_scale`` of a parameter group multiplies every scheduled value, during warm-up and at the minimum as well.
 """
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,8 +31,9 @@ class OptimConfig:
     """Optimiser and schedule of a run.
 
     Args:
-        name: any name of ``timm.optim.list_optimizers()``; adamw, sgd, lamb, lars, lion, adafactorbv and muon are
-            common.
+        name: any name of ``timm.optim.list_optimizers()``. adamw is the usual one; sgd and lars for convolutions, lamb
+            and lars for batches of thousands, lion and adafactorbv keep half the state or less, muon learns more per
+            step and costs more, bnbadamw8bit keeps its state in 8 bits (needs bitsandbytes).
         lr: learning rate at the top of the schedule.
         lr_per_512: multiply ``lr`` by global batch / 512 (global batch = batch x processes x accumulation).
         bounds_per_512: multiply ``warmup_lr`` and ``min_lr`` by it as well (Swin does, DeiT does not).
@@ -202,6 +204,8 @@ def _check(
     if cfg.name.lower().removeprefix("lookahead_") not in known:
         close = get_close_matches(cfg.name, known, n=3) or ["adamw", "sgd", "lamb"]
         raise UserError(f"optimizer {cfg.name!r} is unknown to timm; did you mean {', '.join(close)}?")
+    if cfg.name.lower().startswith("bnb") and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"optimizer {cfg.name} is bitsandbytes', which is not installed: pip install bitsandbytes")
     if cfg.lr <= 0 or min(cfg.weight_decay, cfg.warmup_lr, cfg.min_lr, cfg.warmup_epochs, cfg.lag) < 0:
         raise UserError(f"lr {cfg.lr} must be positive, and weight decay, warm-up, min_lr and lag must not be negative")
     if steps_per_epoch < 1 or epochs < 1:

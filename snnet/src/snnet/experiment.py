@@ -21,6 +21,7 @@ from paperkit.digits import DigitsData
 from paperkit.optim import OptimConfig
 from paperkit.resumable import seed_generators
 from paperkit.runs import write_atomic
+from paperkit.switches import apply, callbacks
 from snnet.anchors import SNNet
 from snnet.counting import configuration_macs, parameters
 from snnet.evaluation import evaluate
@@ -107,9 +108,12 @@ class Arms:
             distillation="soft" if teacher else "none",
             tau=3.0,
         )
-        training = JointTraining(network, settings, optim, data.num_classes, self.seed, ids, teacher=teacher)
+        training = JointTraining(
+            network, settings, optim, data.num_classes, self.seed, ids, teacher=teacher, savings=config.savings
+        )
         curve = MeasureCurve(self, folder / "curve.json") if len(ids) > 1 else None
-        fit(training, data, folder, epochs, self.advance, [curve] if curve else [], log)
+        extra = [*callbacks(config.ema), *([curve] if curve else [])]
+        fit(training, data, folder, epochs, self.advance, extra, log, config.trainer)
         save_weights(done, network.state_dict())
         for leftover in folder.glob("*.ckpt"):
             leftover.unlink()  # the stage is done; what resume would need is no longer needed
@@ -144,7 +148,9 @@ class MeasureCurve(Callback):
 def build(config: ExperimentConfig, seed: int) -> SNNet:
     """The three anchors and their stitching layers, initialised from the seed."""
     seed_generators(seed)
-    return SNNet(config.anchors(), num_classes=10, in_chans=1)
+    network = SNNet(config.anchors(), num_classes=10, in_chans=1)
+    apply(network, config.savings)
+    return network
 
 
 def measure(network: SNNet, config: ExperimentConfig, ids: Sequence[int]) -> dict[int, float]:

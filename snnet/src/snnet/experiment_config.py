@@ -12,7 +12,9 @@ The arms (specification of the experiment; all with the same data, order and bat
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from paperkit.savings import EMA, Savings
 
 TRAINING_IMAGES = 1197
 METHOD, DEFAULT = "least squares", "default initialisation"
@@ -64,6 +66,11 @@ class ExperimentConfig:
         val_images: hold this many training images out and evaluate on them instead of the test images (to choose
             settings).
         processes: seeds that run side by side; 0 is one per core.
+        precision: of all trainings: 32-true or bf16-mixed.
+        accumulate_grad_batches: batches of one optimiser step.
+        gradient_clip_val: largest norm of the gradients; None does not clip.
+        savings: switches of every training step that save time or memory.
+        ema: averaged weights; the curves along the way are those of the weights that are trained.
     """
 
     seeds: int = 2
@@ -83,8 +90,23 @@ class ExperimentConfig:
     scratch_every: int = 4
     val_images: int = 0
     processes: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    savings: Savings = field(default_factory=Savings)
+    ema: EMA = field(default_factory=EMA)
 
     anchor_names: tuple[str, ...] = field(default=("small", "middle", "large"), init=False)
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """What the settings change of Lightning's Trainer."""
+        return {
+            "accelerator": "cpu",
+            "precision": self.precision,
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "gradient_clip_val": self.gradient_clip_val,
+        }
 
     @property
     def seed_list(self) -> list[int]:

@@ -2,8 +2,9 @@
 twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -24,7 +25,7 @@ class CountSteps(Callback):
         self.advance = advance
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.advance(trainer.global_step)  # what an interrupted run had done already
+        self.advance(trainer.global_step * trainer.accumulate_grad_batches)  # what an interrupted run had done already
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
         self.advance(1)
@@ -38,15 +39,17 @@ def fit(
     advance: Callable[[int], None],
     callbacks: Sequence[Callback] = (),
     log: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Train to the end on one CPU thread, from `folder`/last.ckpt if that is there.
 
     Args:
+        options: of Lightning's Trainer.
         log: write TensorBoard files into the folder.
     """
     last = folder / "last.ckpt"
     trainer = pl.Trainer(
-        accelerator="cpu",
+        **{"accelerator": "cpu", **(options or {})},
         devices=1,
         max_epochs=epochs,
         logger=TensorBoardLogger(folder, name="", version="tensorboard") if log else False,

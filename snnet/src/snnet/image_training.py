@@ -21,6 +21,9 @@ from paperkit.image_data import ImageData
 from paperkit.optim import OptimConfig
 from paperkit.resumable import SeedStep
 from paperkit.runs import RunFolder, process_rank, write_atomic
+from paperkit.savings import EMA, Savings
+from paperkit.size_schedule import check_sizes
+from paperkit.switches import apply, callbacks
 from snnet.anchors import SNNet, create_anchor, stitch
 from snnet.counting import configuration_macs
 from snnet.enumeration import LayerAssignment
@@ -43,7 +46,6 @@ class NetworkConfig:
         split_bn: BatchNorms that keep this many sets of statistics, one per part of the batch (AdvProp's trick, timm's
             `SplitBatchNorm2d`); 0 and 1 leave them alone. Evaluation uses the first.
         drop_path_rate: stochastic depth of every anchor.
-        checkpointing: recompute block activations in the backward pass.
     """
 
     anchors: list[str | dict[str, Any]] = field(
@@ -61,7 +63,6 @@ class NetworkConfig:
     any_order: bool = False
     split_bn: int = 0
     drop_path_rate: float = 0.0
-    checkpointing: bool = False
 
 
 @dataclass
@@ -100,7 +101,6 @@ def build_network(config: NetworkConfig, num_classes: int) -> SNNet:
     if config.split_bn > 1:
         for i, anchor in enumerate(network.anchors):
             network.anchors[i] = convert_splitbn_model(anchor, config.split_bn)
-    network.set_grad_checkpointing(config.checkpointing)
     return network
 
 
@@ -115,6 +115,8 @@ def train(
     training_config: TrainingConfig,
     teacher_config: TeacherConfig,
     optim: OptimConfig,
+    savings: Savings,
+    ema: EMA,
     data: ImageData,
     trainer_options: dict[str, Any],
     seed: int,
@@ -133,13 +135,16 @@ def train(
     if not resuming and network_config.initialisation != "default" and not network_config.start:
         images = data.training_sample(network_config.init_images)
         initialise(network, images.split(20), network_config.initialisation)
+    for anchor in network.anchors if len(data.sizes.sizes) > 1 else ():
+        check_sizes(anchor, data.sizes.sizes)
+    apply(network, savings)
     teacher = build_teacher(teacher_config, data.num_classes) if training_config.distillation != "none" else None
     macs = None
     if training_config.sampling != "uniform":
         macs = configuration_macs(network, (3, data.input_size, data.input_size))
     ids = chosen_ids(run, network, data, training_config.best_cuts)
-    training = JointTraining(network, training_config, optim, data.num_classes, seed, ids, macs, teacher)
-    trainer = build_trainer(run, trainer_options, seed, save_every)
+    training = JointTraining(network, training_config, optim, data.num_classes, seed, ids, macs, teacher, savings)
+    trainer = build_trainer(run, trainer_options, seed, save_every, ema)
     trainer.fit(training, datamodule=data, ckpt_path=last if resuming else None)
     if process_rank() == 0:
         write_class_names(data, run.path / "classes.json")
@@ -168,22 +173,23 @@ def build_teacher(config: TeacherConfig, num_classes: int) -> nn.Module:
     return teacher
 
 
-def build_trainer(run: RunFolder, options: dict[str, Any], seed: int, save_every: int) -> pl.Trainer:
+def build_trainer(run: RunFolder, options: dict[str, Any], seed: int, save_every: int, ema: EMA) -> pl.Trainer:
     """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end."""
     folder = run.path / "checkpoints"
-    callbacks: list[Callback] = [
+    used: list[Callback] = [
         SeedStep(seed),
         StopOnNaN(),
         SaveOnSignal(f"snnet train --resume {run.path}"),
         ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
         ModelCheckpoint(folder, filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
         LearningRateMonitor(logging_interval="step"),
+        *callbacks(ema),
     ]
     return pl.Trainer(
         **{**options, "strategy": strategy_for(options)},
         default_root_dir=run.path,
         logger=[TensorBoardLogger(run.path, "", "tensorboard"), CSVLogger(run.path, "", "csv")],
-        callbacks=callbacks,
+        callbacks=used,
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from timm.utils import distribute_bn
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from paperkit.classification import Distillation, accuracy_metrics, make_mixup
 from paperkit.optim import OptimConfig, build, clip_gradients, lightning_dict, step_schedule
+from paperkit.savings import Savings
+from paperkit.switches import hardest, sharpened
 from snnet.evaluation import mean_logits
 from snnet.losses import StitchLoss
 from snnet.sampling import IdStream, Sampling
@@ -56,6 +60,13 @@ class TrainingConfig:
     validated: int = 5
 
 
+class Apart(list[nn.Module]):
+    """Models that are not part of the trained one: in no checkpoint, in no optimiser, shared by its copies (EMA)."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Apart":
+        return self
+
+
 class JointTraining(pl.LightningModule):
     """Trains a stitched network.
 
@@ -68,6 +79,7 @@ class JointTraining(pl.LightningModule):
         ids: the configurations to train (None: all). One id alone is ordinary training of that anchor or stitch.
         macs: multiply-adds of every configuration, for the sampling extensions.
         teacher: a frozen model that gives logits (B, K) for the mixed images.
+        savings: switches that act in a step; those of the network are the caller's to apply.
     """
 
     def __init__(
@@ -80,17 +92,18 @@ class JointTraining(pl.LightningModule):
         ids: Sequence[int] | None = None,
         macs: Sequence[int] | None = None,
         teacher: nn.Module | None = None,
+        savings: Savings | None = None,
     ) -> None:
         super().__init__()
         self.network, self.config, self.optim, self.seed = network, config, optim, seed
+        self.savings = savings or Savings()
         self.ids = list(range(network.num_configurations)) if ids is None else [network.check_id(i) for i in ids]
         self.macs = None if macs is None else [macs[i] for i in self.ids]
         self.loss = StitchLoss(config.smoothing, config.distillation, config.alpha, config.tau)
         self.mix = make_mixup(config.mixup, config.cutmix, config.switch_prob, config.smoothing, num_classes)
-        # In a list, so that the teacher's weights do not enter checkpoints or the optimiser.
-        self._teacher = (
-            [] if teacher is None or config.distillation == "none" else [teacher.eval().requires_grad_(False)]
-        )
+        self._teacher = Apart()
+        if teacher is not None and config.distillation != "none":
+            self._teacher.append(teacher.eval().requires_grad_(False))
         self.validated = validated_ids(network, config.validated) if ids is None else self.ids[:8]
         self.accuracy = nn.ModuleDict({str(i): accuracy_metrics(num_classes) for i in self.validated})
         if not config.full_tuning:
@@ -107,17 +120,22 @@ class JointTraining(pl.LightningModule):
         images, target = batch
         if self.mix is not None:
             images, target = self.mix(images, target)
+        config_ids = self.step_ids(batch_idx)
+        images, target = hardest(self.network, partial(self.losses, config_ids[0]), images, target, self.savings)
         teacher = None
         if self._teacher:
             with torch.no_grad():
                 teacher = self._teacher[0](images)
-        config_ids = self.step_ids(batch_idx)
         loss = self.loss(self.network, images, target, config_ids, teacher)
         # Only where somebody looks: logging costs a third of a step on tiny networks.
         if self.trainer.loggers or self.trainer.progress_bar_callback:
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/config_id", float(config_ids[0]))
         return loss
+
+    def losses(self, config_id: int, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each image (B,) under one stitch, by which `keep_hardest` chooses."""
+        return cross_entropy(mean_logits(self.network(images, config_id)), labels, reduction="none")
 
     def step_ids(self, batch_idx: int) -> list[int]:
         """The ids of a batch: a function of the position in the run, so that a resumed run goes on with the same
@@ -154,7 +172,8 @@ class JointTraining(pl.LightningModule):
         batch = getattr(self.trainer.datamodule, "batch_size", 1)  # type: ignore[attr-defined]
         global_batch = batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
         groups = parameter_groups(self.network, self.config, self.optim.weight_decay)
-        return lightning_dict(*build(groups, self.optim, updates, epochs, global_batch))
+        optimizer, schedule = build(groups, self.optim, updates, epochs, global_batch)
+        return lightning_dict(sharpened(optimizer, self.savings), schedule)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         step_schedule(scheduler, self.trainer)

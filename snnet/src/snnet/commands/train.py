@@ -10,7 +10,7 @@ from paperkit.cli import make_parser
 from paperkit.errors import UserError
 from paperkit.run_options import RUN_OPTIONS, add_run_options, open_run
 
-REAL_DATA = ("--data", "--network", "--training", "--optim", "--trainer", "--teacher")
+REAL_DATA = ("--data", "--network", "--training", "--optim", "--trainer", "--teacher")  # --savings and --ema: both
 HELP = """Without data: the embedded experiment on handwritten digits (anchors, stitched network, baselines).
 With a config that has a `data` section, or options --data.*: a stitched network on real data
 (`snnet train --config snnet/configs/imagenet/deit.yaml --data.root DIR`; all of its options: --help-all)."""
@@ -73,9 +73,10 @@ def run(arguments: Any) -> int:
     import time
 
     from paperkit.parallel_seeds import run_seeds
-    from snnet.experiment_config import ExperimentConfig
+    from snnet.refusals import check_experiment
 
-    options = {k: v for k, v in vars(arguments).items() if k not in RUN_OPTIONS}
+    asked = from_plain({k: v for k, v in arguments.as_dict().items() if k not in RUN_OPTIONS})
+    check_experiment(asked)
     folder = open_run(arguments.root, "snnet", arguments.name, arguments.resume)
     start = time.monotonic()
     with folder.lock():
@@ -84,7 +85,7 @@ def run(arguments: Any) -> int:
             if folder.finished:
                 raise UserError(f"{folder.path} is finished; `snnet eval --ckpt {folder.path}` shows it")
         else:
-            config = ExperimentConfig(**options)
+            config = asked
             folder.write_config(to_plain(config))
             folder.write_environment()
         print(f"run folder {folder.path}: {config.seeds} seeds of {config.total_steps:,} steps", flush=True)
@@ -108,12 +109,14 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(content: dict[str, Any]) -> Any:
-    """The settings of a run folder; YAML has no tuples."""
+    """The settings of a run folder; YAML has neither tuples nor dataclasses."""
+    from paperkit.savings import EMA, Savings
     from snnet.experiment_config import ExperimentConfig
 
     try:
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return ExperimentConfig(**settings)
+        savings, ema = Savings(**settings.pop("savings", {})), EMA(**settings.pop("ema", {}))
+        return ExperimentConfig(**settings, savings=savings, ema=ema)
     except TypeError as error:
         raise UserError(f"this is not a run of the embedded experiment: {error}") from None
 

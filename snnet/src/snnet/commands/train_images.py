@@ -1,9 +1,9 @@
 """Train a stitched network on real images.
 
 Options stand in a YAML file or on the command line: --network.* which anchors and how they are stitched, --training.*
-    what a
-step does, --optim.* optimiser and schedule, --teacher.* the distillation teacher, --data.* the images, --trainer.*
-Lightning's Trainer (devices, num_nodes, strategy, precision, max_epochs, ...).
+what a step does, --optim.* optimiser and schedule, --savings.* and --ema.* what saves time or memory, --teacher.* the
+distillation teacher, --data.* the images, --trainer.* Lightning's Trainer (devices, num_nodes, strategy, precision,
+max_epochs, ...).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,9 @@ from paperkit.cli import make_parser
 from paperkit.image_data import ImageData
 from paperkit.optim import OptimConfig
 from paperkit.run_options import add_run_options, open_run, parse_run, write_settings
+from paperkit.savings import EMA, Savings
 from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, strategy_for, train
+from snnet.refusals import check_images
 from snnet.training import TrainingConfig
 
 
@@ -25,8 +27,10 @@ def main(argv: Sequence[str], prog: str) -> int:
     arguments, run = parse_run(parser, "snnet", argv)
     resuming = run is not None
     options = parser.instantiate_classes(arguments)
-    options.data.setup()  # before there is a run folder: missing data leaves nothing behind,
-    strategy_for(vars(arguments.trainer))  # nor does a strategy that is refused
+    # Before there is a run folder: neither switches that are refused nor missing data leave anything behind.
+    strategy_for(vars(arguments.trainer))
+    check_images(options.training, options.savings, options.ema, options.data.sizes, vars(arguments.trainer))
+    options.data.setup()
     run = run or open_run(arguments.root, "snnet", arguments.name, None)
     with run.lock():
         if not resuming:
@@ -38,6 +42,8 @@ def main(argv: Sequence[str], prog: str) -> int:
             options.training,
             options.teacher,
             options.optim,
+            options.savings,
+            options.ema,
             options.data,
             vars(arguments.trainer),
             arguments.training_seed,
@@ -60,6 +66,8 @@ def build_parser(prog: str) -> Any:
     parser.add_class_arguments(TrainingConfig, "training")
     parser.add_class_arguments(TeacherConfig, "teacher")
     parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(Savings, "savings")
+    parser.add_class_arguments(EMA, "ema")
     parser.add_class_arguments(ImageData, "data")
     every = parser_names(pl.Trainer)
     parser.add_class_arguments(pl.Trainer, "trainer", skip=every - set(TRAINER_OPTIONS), instantiate=False)

@@ -1,0 +1,50 @@
+"""Which of the survey's savings joint training cannot take, and which it cannot take together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from paperkit.errors import UserError
+from paperkit.savings import EMA, Savings, check
+
+if TYPE_CHECKING:  # the options of a command are parsed without torch
+    from paperkit.size_schedule import SizeSchedule
+    from snnet.experiment_config import ExperimentConfig
+    from snnet.training import TrainingConfig
+
+REFUSED = {"compile": "every stitch is a graph of its own, and each step draws another one"}
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """For the embedded experiment, whose arms hold a distilled one.
+
+    Raises:
+        UserError: naming what does not go together.
+    """
+    check(config.savings, config.trainer, ema=config.ema, distillation=True, refused=REFUSED)
+
+
+def check_images(
+    training: TrainingConfig, savings: Savings, ema: EMA, sizes: SizeSchedule, trainer: Mapping[str, Any]
+) -> None:
+    """For training on real images.
+
+    Raises:
+        UserError: naming what does not go together.
+    """
+    check(
+        savings,
+        trainer,
+        ema=ema,
+        mixing=training.mixup > 0 or training.cutmix > 0,
+        distillation=training.distillation != "none",
+        sizes=sizes.sizes,
+        refused=REFUSED,
+    )
+    sizes.check_length(trainer.get("max_epochs") or 1)
+    if savings.keep_hardest < 1 and training.stitches_per_step > 1:
+        raise UserError(
+            f"keep_hardest {savings.keep_hardest} and stitches_per_step {training.stitches_per_step}: which images are "
+            "hard depends on the stitch; train one per step"
+        )
