@@ -38,6 +38,14 @@ def test_on_the_border() -> None:
         torch.testing.assert_close(layer(x, "gather"), layer(x, "deform_conv2d"))
 
 
+def test_offsets_that_are_no_numbers_give_none() -> None:
+    """A diverged network must reach the check of its loss, not fail on an index."""
+    layer = DeformConv(3)
+    with torch.no_grad():
+        layer.conv_offset.bias.fill_(float("nan"))
+    assert layer(torch.randn(2, 4, 4, 3), "gather").isnan().all()
+
+
 def test_starts_as_a_plain_convolution() -> None:
     layer, x = DeformConv(5), torch.randn(2, 6, 8, 5)
     plain = F.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, stride=2).permute(0, 2, 3, 1)

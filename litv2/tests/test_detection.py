@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from litv2.backbone import LITv2Backbone
 from litv2.coco import CocoData, CocoImages, as_results, average_precision
@@ -17,30 +15,11 @@ from litv2.detectors import build_detector, load_backbone
 from paperkit.errors import UserError
 from paperkit.runs import RunFolder
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "coco").glob("*.yaml"))
+from . import made_runs
+from .made_runs import make_coco
+
+CONFIGS = sorted((made_runs.CONFIGS / "coco").glob("*.yaml"))
 SHRINK = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
-
-
-def make_coco(root: Path, count: int = 4) -> Path:
-    """Images with one bright box each, of category cat or dog."""
-    generator = np.random.default_rng(0)
-    (root / "annotations").mkdir(parents=True)
-    for split in ("train2017", "val2017"):
-        (root / split).mkdir()
-        images, objects = [], []
-        for i in range(count):
-            pixels = generator.integers(0, 90, (80, 100, 3), dtype=np.uint8)
-            left, top, width, height = 10 + 5 * i, 20, 30, 25
-            pixels[top : top + height, left : left + width, i % 2] = 255
-            Image.fromarray(pixels).save(root / split / f"{i}.jpg")
-            images.append(dict(id=i + 1, file_name=f"{i}.jpg", height=80, width=100))
-            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
-            objects.append(dict(id=i + 1, image_id=i + 1, category_id=[17, 18][i % 2], bbox=[left, top, width, height],
-                                area=width * height, iscrowd=0, segmentation=[corners]))  # fmt: skip
-        categories = [dict(id=17, name="cat"), dict(id=18, name="dog")]
-        content = dict(images=images, annotations=objects, categories=categories)
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
 
 
 @pytest.mark.parametrize("name", ["retinanet_litv2_s_ws2", "mask_rcnn_litv2_b_ws4"])

@@ -2,6 +2,7 @@
 custom_imports = dict(imports=["litv2.segmentation"], allow_failed_imports=False)
 default_scope = "mmseg"
 seed = 0
+randomness = dict(seed=seed)  # the initial weights; without it mmengine draws a seed of its own
 data_root = "data/ade/ADEChallengeData2016"
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(

@@ -88,7 +88,7 @@ def gather_taps(x: Tensor, positions: Tensor) -> Tensor:
     four rows. A corner outside the map has weight 0; clamping its index only keeps the read legal.
     """
     batch, height, width, channels = x.shape
-    low = positions.detach().floor()
+    low = positions.detach().floor().nan_to_num(0.0)  # of a diverged network: the share below stays NaN
     high_share = positions - low  # carries the gradient to the offsets
     # clamped before the cast: a wild offset must not overflow the integer
     y0 = low[..., 0].clamp(-2, height + 1)

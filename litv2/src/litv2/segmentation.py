@@ -109,7 +109,10 @@ class SeededADE20K(ADE20KDataset):
 
 @HOOKS.register_module()
 class SeedIteration(Hook):
-    """Seeds dropout and drop path of each step from (seed, iteration, rank); stops at a loss that is not finite."""
+    """Seeds dropout and drop path of each step from (seed, iteration, rank); stops when loss or weights are not finite.
+
+    So every checkpoint file that is there holds finite weights.
+    """
 
     priority = "VERY_HIGH"
 
@@ -122,8 +125,20 @@ class SeedIteration(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         loss = (outputs or {}).get("loss")
         if loss is not None and not torch.isfinite(loss).all():
-            last = max(Path(runner.work_dir).glob("iter_*.pth"), key=lambda p: p.stat().st_mtime, default="none yet")
-            raise UserError(f"the loss is not finite at iteration {runner.iter}; last good checkpoint: {last}")
+            self._stop(runner, "the loss is")
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """A gradient may break the weights while the loss before it was finite: such weights become no file."""
+        floats = [t for t in checkpoint["state_dict"].values() if t.is_floating_point()]
+        if not all(torch.isfinite(t).all() for t in floats):
+            self._stop(runner, "the weights are")
+
+    def _stop(self, runner: Any, what: str) -> None:
+        last = max(Path(runner.work_dir).glob("iter_*.pth"), key=lambda p: p.stat().st_mtime, default="none yet")
+        raise UserError(
+            f"{what} not finite at iteration {runner.iter}; last good checkpoint: {last}; "
+            "try a lower rate: --cfg-options optim_wrapper.optimizer.lr=5e-5"
+        )
 
 
 @register_backend("whole_files")

@@ -116,13 +116,14 @@ def evaluate_segmentation(run: Path) -> int:
     """mIoU of a segmentation run's newest checkpoint, by mmengine's own test loop."""
     from mmengine.runner import Runner
 
-    from litv2.commands.train_segmentation import KEPT, newest_whole, read_config
+    from litv2.commands.train_segmentation import KEPT, newest_whole, read_config, refuse_code
     from paperkit.errors import UserError
     from paperkit.report import table
 
     checkpoint = newest_whole(run)
     if checkpoint is None:
         raise UserError(f"{run} has no whole iter_*.pth")
+    refuse_code(str(checkpoint))
     config = read_config(str(run / KEPT), [])
     config.work_dir, config.load_from, config.resume = str(run), str(checkpoint), False
     config.model.backbone.pretrained = None

@@ -62,22 +62,35 @@ def read_config(path: str, changes: Sequence[str], launcher: str = "none", amp: 
         raise UserError(f"no config at {path}") from None
     except Exception as error:
         raise UserError(f"{path} is no mmengine config: {error}") from error
-    import yaml
-
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise UserError(f"--cfg-options {change}: give key=value")
-        config.merge_from_dict({key: yaml.safe_load(value)})
-        if key == "data_root":
-            for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-                config[loader].dataset.data_root = value
+    changed = parse_changes(changes)
+    config.merge_from_dict(changed)
+    if "data_root" in changed:
+        for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            config[loader].dataset.data_root = changed["data_root"]
     config.launcher = launcher
     if launcher == "none" and config.model.decode_head.get("norm_cfg", {}).get("type") == "SyncBN":
         config.model.decode_head.norm_cfg.type = "BN"  # one process: the same statistics, and it runs on a CPU
     if amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
     return config
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` words as mmengine's own tools read them: 1e-4, true, None, [1,2], "text".
+
+    Raises:
+        UserError: a word without its equals sign.
+    """
+    import argparse
+
+    from mmengine.config import DictAction
+
+    for change in changes:
+        if "=" not in change:
+            raise UserError(f"--cfg-options {change}: give key=value")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="*", action=DictAction, default={})
+    return parser.parse_args(["--cfg-options", *changes]).cfg_options
 
 
 def train(config: Any, run: RunFolder, resume: bool) -> Any:
@@ -88,9 +101,27 @@ def train(config: Any, run: RunFolder, resume: bool) -> Any:
     if resume:
         found = newest_whole(run.path)
         config.load_from, config.resume = (str(found), True) if found else (None, False)
+    if config.get("load_from"):
+        refuse_code(config.load_from)
     runner = Runner.from_cfg(config)
     runner.train()
     return runner
+
+
+def refuse_code(path: str) -> None:
+    """mmengine opens a checkpoint that its safe reader refuses with the unsafe one; here such a file ends the command.
+
+    Raises:
+        UserError: a missing or damaged file, or a pickle that could run code.
+    """
+    from mmengine.runner.checkpoint import get_torch_safe_globals
+
+    from paperkit.checkpoints import read_checkpoint
+
+    try:
+        read_checkpoint(path, allow=get_torch_safe_globals())
+    except UserError as error:
+        raise UserError(str(error).split("; if you trust")[0]) from error  # this verb has no --trust-pickle
 
 
 def newest_whole(folder: Path) -> Path | None:
