@@ -17,7 +17,9 @@ from spt.tuning_module import TuningModule
 
 from .made_data import make_domains, make_few_shot, make_fgvc, make_vtab
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    p for p in (Path(__file__).parent.parent / "configs").rglob("*.yaml") if p.parent.name != "segmentation"
+)
 SHRUNK = {
     "vit_base_patch16_224": {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8},
     "swin_base_patch4_window7_224": {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4},

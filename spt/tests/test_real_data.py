@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from spt.backbones import create_backbone
+from spt.hub_model import SPTClassifier
 from spt.image_lists import VTAB
 from spt.sweep import group_means, published
 from spt.task_model import open_task, read_image
@@ -151,6 +152,9 @@ def test_predict_serve_and_export_agree(
     with torch.no_grad():
         logits = tuned(batch)
         torch.testing.assert_close(plain.eval()(batch), logits, rtol=1e-5, atol=1e-5)
+    spt("export", str(delta), str(tmp_path / "hub"), "--to", "hub", *common)
+    with torch.no_grad():
+        assert torch.equal(SPTClassifier.from_pretrained(str(tmp_path / "hub")).eval()(batch), logits)
     spt("export", str(delta), str(tmp_path / "m.onnx"), "--to", "onnx", *common)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     onnx = session.run(None, {"images": batch.numpy()})[0]

@@ -35,7 +35,9 @@ def bench_allocation() -> dict[str, Any]:
     with torch.device("meta"):
         shapes = find_candidates(bench_arms.vit_b()).shapes()
     draw = torch.Generator().manual_seed(0)
-    values = {name: torch.rand(shape, generator=draw).log_().neg_().pow_(3) for name, shape in shapes.items()}
+    values = {
+        name: torch.rand(shape, generator=draw).clamp_(min=1e-7).log_().neg_().pow_(3) for name, shape in shapes.items()
+    }
     rule = Rule("lora")
     times: dict[str, list[float]] = {"exact budget, one ranking": [], "released sweep from one ranking": []}
     for _ in range(5):

@@ -39,7 +39,7 @@ class Delta:
     Attributes:
         modules: released key of a module's tensor -> value.
         entries: parameter name -> (flat int32 index, float32 values).
-        tensors: name -> tuned vectors, class token and head, whole.
+        tensors: name -> tuned vectors, class token and head (its running statistics too), whole.
         rule: type, rank and the rest of the allocation.
         placement: where modules stand and how they are dropped in training.
         head: substring of the classifier's names.
@@ -105,7 +105,13 @@ def take_delta(
             delta.modules[released_key(name)] = parameter.detach().clone()
         elif parameter.requires_grad and not name.endswith((".sparse_weight", ".sparse_bias")):
             delta.tensors[separate_name(name)] = parameter.detach().clone()
+    delta.tensors |= {name: value.detach().clone() for name, value in head_buffers(model, head).items()}
     return delta
+
+
+def head_buffers(model: nn.Module, head: str = "head") -> dict[str, Tensor]:
+    """Running statistics of the classifier's BatchNorms: no optimiser trains them, and the head needs them."""
+    return {name: value for name, value in model.named_buffers() if head in name}
 
 
 def selection_of(delta: Delta, model: nn.Module) -> Selection:
@@ -116,7 +122,7 @@ def selection_of(delta: Delta, model: nn.Module) -> Selection:
     """
     candidates = find_candidates(model, delta.head, delta.fixed)
     shapes = candidates.shapes()
-    own = {separate_name(name): value for name, value in model.named_parameters()}
+    own = {separate_name(name): value for name, value in model.named_parameters()} | head_buffers(model, delta.head)
     vectors = []
     for name, value in delta.tensors.items():
         if name in shapes:
@@ -128,7 +134,8 @@ def selection_of(delta: Delta, model: nn.Module) -> Selection:
         if (wanted := shapes.get(name, own[name].shape if name in own else None)) != value.shape:
             what = "class counts differ" if delta.head in name else "the delta is of another architecture"
             raise UserError(f"{what}: {name} is {list(value.shape)} in the delta, {list(wanted or [])} in the model")
-    lost = [name for name in candidates.always if separate_name(name) not in delta.tensors]
+    always = [separate_name(name) for name in candidates.always] + list(head_buffers(model, delta.head))
+    lost = [name for name in always if name not in delta.tensors]
     if lost:
         raise UserError(f"the delta lacks {', '.join(lost)}; a delta without its head is not complete")
     entries = {name: index.long() for name, (index, _) in delta.entries.items()}
@@ -142,7 +149,8 @@ def put_delta(model: nn.Module, delta: Delta) -> None:
     Raises:
         UserError: naming keys that either side lacks.
     """
-    own = {released_key(name): parameter for name, parameter in model.named_parameters()}
+    own: dict[str, Tensor] = {released_key(name): parameter for name, parameter in model.named_parameters()}
+    own |= head_buffers(model, delta.head)
     values: dict[str, Tensor] = {**delta.modules, **delta.tensors}
     for name, (_, entries) in delta.entries.items():
         stem, _, leaf = name.rpartition(".")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from paperkit.errors import UserError
 
 from .candidates import Candidate, find_candidates
-from .delta import Delta
+from .delta import Delta, head_buffers
 from .sensitivity import model_identity
 from .structured import StructuredModule
 
@@ -85,11 +85,12 @@ class HotSwap:
         self._hooks, self._undo, self._heads = [], [], []
 
     def _wear(self, delta: Delta) -> None:
-        own = dict(self.model.named_parameters())
+        own: dict[str, Any] = dict(self.model.named_parameters())
+        buffers = head_buffers(self.model, delta.head)
         if not self._candidates:
             self._candidates = {item.name: item for item in find_candidates(self.model, delta.head, delta.fixed)}
         for name, value in delta.tensors.items():
-            if delta.head in name:  # replaced as a whole: tasks have different class counts
+            if delta.head in name and name in own:  # replaced as a whole: tasks have different class counts
                 self._heads.append((name, own[name]))
                 owner, _, leaf = name.rpartition(".")
                 setattr(self.model.get_submodule(owner), leaf, nn.Parameter(value.to(own[name]), requires_grad=False))
@@ -97,7 +98,7 @@ class HotSwap:
                 item = self._candidates[name]
                 self._write(item.view(own[item.holder]), None, value)
             else:
-                self._write(own[name], None, value)
+                self._write(buffers[name] if name in buffers else own[name], None, value)
         for name, (flat, values) in delta.entries.items():
             item = self._candidates[name]
             view = item.view(own[item.holder])

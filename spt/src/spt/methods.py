@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from paperkit.errors import UserError
 
@@ -16,7 +15,7 @@ from .candidates import find_candidates
 from .peft_style import SPTConfig, choose
 from .recipe import MethodOptions
 from .selection_file import read_selection
-from .sensitivity import Sensitivities, measure_sensitivities
+from .sensitivity import Sensitivities
 from .sensitivity_file import load_sensitivities
 from .tuning import Placement, apply_selection
 
@@ -31,13 +30,11 @@ class Tuned:
         model: frozen but for what the method trains.
         selection: None for full fine-tuning, VPT and AdaptFormer.
         placement: of modules.
-        sensitivities: when they were measured here.
     """
 
     model: nn.Module
     selection: Selection | None
     placement: Placement
-    sensitivities: Sensitivities | None = None
 
 
 def config_of(options: MethodOptions, fixed: tuple[str, ...]) -> SPTConfig:
@@ -52,13 +49,11 @@ def fixed_parameters(model: nn.Module) -> tuple[str, ...]:
     return ("cls_token",) if any("cls_token" in name for name, _ in model.named_parameters()) else ()
 
 
-def prepare_method(
-    model: nn.Module, options: MethodOptions, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0
-) -> Tuned:
+def prepare_method(model: nn.Module, options: MethodOptions, measured: Sensitivities | None = None) -> Tuned:
     """Applies the method to a pre-trained backbone with a fresh head, in place.
 
     Args:
-        batches: the task's first training images in fixed order; only read when sensitivities must be measured.
+        measured: sensitivities of this model, needed for ``spt`` without a selection or a file of sensitivities.
 
     Raises:
         UserError: for options that do not fit the model.
@@ -73,32 +68,18 @@ def prepare_method(
             raise UserError(f"{options.name} needs a ViT with a class token, not {type(model).__name__}")
         add = add_prompts if options.name == "vpt" else add_bottlenecks
         return Tuned(add(model, options.rank), None, placement)
-    measured = None
     if options.name == "spt":
         if options.selection:
             shapes = find_candidates(model, HEAD, fixed).shapes()
             selection = read_selection(options.selection, config.rule(model), shapes)
         else:
-            measured = _sensitivities(model, options, batches, seed, fixed)
+            measured = load_sensitivities(Path(options.sensitivities)) if options.sensitivities else measured
+            assert measured is not None, "spt needs sensitivities"
             selection = choose(model, config, measured)
     else:
         selection = uniform_selection(model, options, config.rule(model), fixed)
     apply_selection(model, selection, placement, HEAD, fixed)
-    return Tuned(model, selection, placement, measured)
-
-
-def _sensitivities(
-    model: nn.Module,
-    options: MethodOptions,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    seed: int,
-    fixed: tuple[str, ...],
-) -> Sensitivities:
-    if options.sensitivities:
-        return load_sensitivities(Path(options.sensitivities))
-    return measure_sensitivities(
-        model, batches, max_batches=options.sensitivity_batches, heads=options.heads, seed=seed, head=HEAD, fixed=fixed
-    )
+    return Tuned(model, selection, placement)
 
 
 def uniform_selection(model: nn.Module, options: MethodOptions, rule: Rule, fixed: tuple[str, ...]) -> Selection:

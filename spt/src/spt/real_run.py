@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperkit.atomic_checkpoint_io import AtomicCheckpointIO
 from paperkit.checkpoints import save_weights
@@ -23,11 +24,11 @@ from paperkit.resumable import SeedStep, seed_generators
 from paperkit.runs import RunFolder, process_rank
 
 from .backbones import create_backbone, load_backbone
-from .delta import save_delta, take_delta
+from .delta import head_buffers, save_delta, take_delta
 from .list_data import ListData
 from .methods import HEAD, Tuned, fixed_parameters, prepare_method
 from .recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
-from .sensitivity import model_identity, reset_head
+from .sensitivity import Sensitivities, measure_sensitivities, model_identity, reset_head
 from .sensitivity_file import load_sensitivities, save_sensitivities
 from .tuning import count_trained
 from .tuning_module import TuningModule
@@ -75,41 +76,47 @@ def build(options: RealOptions, folder: Path | None = None) -> tuple[ListData, T
         seed_generators(options.recipe.seed)
         reset_head(model)
     identity = model_identity(model, HEAD)
-    kept = folder / "sensitivities.safetensors" if folder else None
-    if kept and options.method.name == "spt" and not options.method.selection and not options.method.sensitivities:
+
+    def measure(device: str) -> Sensitivities:
+        return measure_sensitivities(
+            model.to(device),
+            data.sensitivity_batches(options.method.sensitivity_batches),
+            max_batches=options.method.sensitivity_batches,
+            heads=options.method.heads,
+            seed=options.recipe.seed,
+            head=HEAD,
+            fixed=fixed_parameters(model),
+        )
+
+    return data, prepare_in(folder, model, options.method, measure, options.trainer), identity
+
+
+def prepare_in(
+    folder: Path | None,
+    model: nn.Module,
+    method: MethodOptions,
+    measure: Callable[[str], Sensitivities],
+    trainer: dict[str, Any],
+) -> Tuned:
+    """Applies the method; sensitivities that must be measured are measured once in a run folder, by its first process.
+
+    Args:
+        measure: the pass on a device (``cpu`` or ``cuda``).
+        trainer: options of the Trainer, which say whether a GPU may be used.
+    """
+    if method.name != "spt" or method.selection or method.sensitivities:
+        return prepare_method(model, method)
+    cuda = torch.cuda.is_available() and trainer.get("accelerator", "auto") != "cpu"
+    if folder is None:
+        measured = measure("cpu")
+    else:
+        kept = folder / "sensitivities.safetensors"
         if process_rank() == 0 and not kept.is_file():
-            device = (
-                "cuda" if torch.cuda.is_available() and options.trainer.get("accelerator", "auto") != "cpu" else "cpu"
-            )
-            save_sensitivities(kept, _measure(model.to(device), options, data))
+            save_sensitivities(kept, measure("cuda" if cuda else "cpu"))
             model.to("cpu")
         _wait_for(kept)
         measured = load_sensitivities(kept)
-        tuned = prepare_method(model, _with_file(options.method, kept), [], options.recipe.seed)
-        tuned.sensitivities = measured
-        return data, tuned, identity
-    batches = data.sensitivity_batches(options.method.sensitivity_batches)
-    return data, prepare_method(model, options.method, batches, options.recipe.seed), identity
-
-
-def _measure(model: torch.nn.Module, options: RealOptions, data: ListData) -> Any:
-    from .sensitivity import measure_sensitivities
-
-    return measure_sensitivities(
-        model,
-        data.sensitivity_batches(options.method.sensitivity_batches),
-        max_batches=options.method.sensitivity_batches,
-        heads=options.method.heads,
-        seed=options.recipe.seed,
-        head=HEAD,
-        fixed=fixed_parameters(model),
-    )
-
-
-def _with_file(method: MethodOptions, file: Path) -> MethodOptions:
-    from dataclasses import replace
-
-    return replace(method, sensitivities=str(file))
+    return prepare_method(model, method, measured)
 
 
 def _wait_for(file: Path, seconds: float = 3600) -> None:
@@ -121,48 +128,61 @@ def _wait_for(file: Path, seconds: float = 3600) -> None:
         time.sleep(0.2)
 
 
-def make_trainer(options: RealOptions, folder: Path, **more: Any) -> pl.Trainer:
-    """Lightning's Trainer with this project's saves, guards and evaluation."""
-    chosen = {**options.trainer, **more}
-    callbacks: list[Any] = [
-        ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True),
-        StopOnNaN(),
-        SaveOnSignal(resume=f"spt train --resume {folder}"),
-        SeedStep(options.recipe.seed),
-        ReleasedEvaluation(options.recipe),
-    ]
-    if chosen.pop("enable_progress_bar", True):
-        callbacks.append(TQDMProgressBar())
+def make_trainer(
+    chosen: dict[str, Any], folder: Path, seed: int, callbacks: Sequence[pl.Callback], **more: Any
+) -> pl.Trainer:
+    """Lightning's Trainer with this project's saves and guards.
+
+    Args:
+        chosen: the user's options of the Trainer.
+        callbacks: of the experiment, its checkpoints among them.
+        more: the experiment's own options.
+    """
+    chosen = {**more, **chosen}
+    bar = [TQDMProgressBar()] if chosen.pop("enable_progress_bar", True) else []
+    guards = [StopOnNaN(), SaveOnSignal(resume=f"spt train --resume {folder}"), SeedStep(seed)]
     return pl.Trainer(
-        max_epochs=options.recipe.epochs,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *guards, *bar],
         plugins=[AtomicCheckpointIO()],
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=chosen.pop("log_every_n_steps", 5),
         use_distributed_sampler=False,
-        enable_progress_bar=any(isinstance(callback, TQDMProgressBar) for callback in callbacks),
+        enable_progress_bar=bool(bar),
         default_root_dir=folder,
         **chosen,
     )
+
+
+def epoch_trainer(options: RealOptions, folder: Path, **more: Any) -> pl.Trainer:
+    """The Trainer of a recipe by epochs, checkpoint and evaluation as released."""
+    keeper = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    callbacks = [keeper, ReleasedEvaluation(options.recipe)]
+    epochs = options.recipe.epochs
+    return make_trainer({**options.trainer, **more}, folder, options.recipe.seed, callbacks, max_epochs=epochs)
+
+
+def say_what_is_trained(folder: Path, tuned: Tuned) -> None:
+    """One line: counted, really trained, head, of how many."""
+    spent = count_trained(tuned.model, HEAD)
+    counted = f"{tuned.selection.describe()}; " if tuned.selection else ""
+    print(f"{folder}: {counted}{spent.trained:,} trained, head {spent.head:,}, of {spent.total:,}", flush=True)
 
 
 def train_run(options: RealOptions, run: RunFolder, resume: bool, command: str = "spt train") -> Metrics:
     """Tunes and writes delta, metrics.json and the last checkpoint; see the module's first line."""
     start = time.monotonic()
     data, tuned, identity = build(options, run.path)
-    spent = count_trained(tuned.model, HEAD)
     if process_rank() == 0:
-        counted = f"{tuned.selection.describe()}; " if tuned.selection else ""
-        print(f"{run.path}: {counted}{spent.trained:,} trained, head {spent.head:,}, of {spent.total:,}", flush=True)
+        say_what_is_trained(run.path, tuned)
     module = TuningModule(tuned.model, options.recipe, data.classes, list(data.tests))
-    trainer = make_trainer(options, run.path)
+    trainer = epoch_trainer(options, run.path)
     last = run.path / "checkpoints" / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume and last.is_file() else None)
     metrics = result(options, tuned, module, command, time.monotonic() - start)
     if trainer.is_global_zero:
-        save_tuned(run.path / "delta", tuned, options, identity, data.classes)
+        save_tuned(run.path / "delta", tuned, options, identity, data.classes, options.data.name, options.data.size)
         metrics.write(run.path / "metrics.json")
         print_metrics(metrics, f"{options.method.name} on {options.data.name}")
         run.mark_finished()
@@ -191,18 +211,17 @@ def result(options: RealOptions, tuned: Tuned, module: TuningModule, command: st
     return Metrics("spt", command, [options.recipe.seed], seconds, rows, [], extra)
 
 
-def save_tuned(folder: Path, tuned: Tuned, options: RealOptions, identity: dict[str, Any], classes: int) -> None:
-    """The delta in peft's layout; methods without a selection save their trained tensors alone."""
+def save_tuned(
+    folder: Path, tuned: Tuned, options: Any, identity: dict[str, Any], classes: int, task: str, size: int
+) -> None:
+    """The delta in peft's layout; methods without a selection save their trained tensors and the head's statistics."""
     if tuned.selection is None:
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Tensor] = {n: p for n, p in tuned.model.named_parameters() if p.requires_grad}
-        save_weights(folder / "trained.safetensors", state)
+        save_weights(folder / "trained.safetensors", {**state, **head_buffers(tuned.model)})
         return
     fixed = fixed_parameters(tuned.model)
     delta = take_delta(tuned.model, tuned.selection.rule, tuned.placement, HEAD, fixed, dict(identity))
-    delta.extra = {
-        "backbone": {"arch": options.backbone.arch, "sizes": options.backbone.sizes, "img_size": options.data.size}
-    }
-    delta.extra["classes"] = classes
-    delta.extra["task"] = options.data.name
+    backbone = {"arch": options.backbone.arch, "sizes": options.backbone.sizes, "img_size": size}
+    delta.extra = {"backbone": backbone, "classes": classes, "task": task}
     save_delta(folder, delta)

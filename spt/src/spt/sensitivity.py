@@ -75,9 +75,9 @@ def squared_gradients(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str,
             parameter.requires_grad_(before[name])
 
 
-def head_layers(model: nn.Module, head: str) -> list[nn.Linear]:
-    """The Linears of the classifier, found by the substring ``head`` in their names."""
-    return [m for name, m in model.named_modules() if head in name and isinstance(m, nn.Linear)]
+def head_layers(model: nn.Module, head: str) -> list[nn.Linear | nn.Conv2d]:
+    """The Linears and convolutions of the classifier, found by the substring ``head`` in their names."""
+    return [m for name, m in model.named_modules() if head in name and isinstance(m, nn.Linear | nn.Conv2d)]
 
 
 def reset_head(model: nn.Module, head: str = "head", std: float = 0.02) -> None:
@@ -131,6 +131,7 @@ def measure_sensitivities(
     owners = dict(model.named_parameters())
     held = {item.holder: owners[item.holder] for item in candidates}
     own_heads = [[p.detach().clone() for p in layer.parameters()] for layer in layers]
+    statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]  # BatchNorms of a segmentation head move
     mode, device = model.training, next(model.parameters()).device
     images = used = 0
     with (
@@ -157,6 +158,8 @@ def measure_sensitivities(
                 for layer, kept in zip(layers, own_heads, strict=True):
                     for parameter, value in zip(layer.parameters(), kept, strict=True):
                         parameter.copy_(value)
+                for buffer, before in statistics:
+                    buffer.copy_(before)
     if not used:
         raise UserError("no batch to measure sensitivities on: the task's training list is empty")
     values = {item.name: item.view(sums[item.holder]) for item in candidates}

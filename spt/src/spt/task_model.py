@@ -17,6 +17,25 @@ from .image_lists import make_transform
 from .peft_style import SPTModel
 
 
+def described_backbone(extra: dict[str, Any], folder: str | Path, arch: str | None) -> tuple[str, dict[str, Any]]:
+    """timm architecture and further constructor arguments of the backbone that a delta was made on.
+
+    Args:
+        extra: of the delta.
+        arch: for deltas that do not name theirs.
+
+    Raises:
+        UserError: when neither names the architecture.
+    """
+    saved: dict[str, Any] = extra.get("backbone") or {}
+    if not (arch := arch or saved.get("arch")):
+        raise UserError(f"{folder} does not name its architecture; say --arch")
+    sizes = dict(saved.get("sizes") or {})
+    if saved.get("img_size", 224) != 224:
+        sizes["img_size"] = saved["img_size"]
+    return arch, sizes
+
+
 def bare_backbone(
     delta: Delta, folder: str | Path, file: str | None, arch: str | None, trust_pickle: bool = False
 ) -> nn.Module:
@@ -27,15 +46,9 @@ def bare_backbone(
         arch: timm architecture, for deltas that do not name theirs.
 
     Raises:
-        UserError: when neither names the architecture, or the file does not fit.
+        UserError: see :func:`described_backbone`; or when the file does not fit.
     """
-    saved: dict[str, Any] = delta.extra.get("backbone") or {}
-    arch = arch or saved.get("arch")
-    if not arch:
-        raise UserError(f"{folder} does not name its architecture; say --arch")
-    sizes = dict(saved.get("sizes") or {})
-    if saved.get("img_size", 224) != 224:
-        sizes["img_size"] = saved["img_size"]
+    arch, sizes = described_backbone(delta.extra, folder, arch)
     bias = next((v for name, v in delta.tensors.items() if delta.head in name and name.endswith("bias")), None)
     if bias is None:
         raise UserError(f"{folder} has no head")

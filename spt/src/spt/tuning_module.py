@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -91,11 +92,16 @@ class TuningModule(pl.LightningModule):
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another method or selection.
-
-        Raises:
-            UserError: naming a key that differs.
-        """
-        if odd := sorted(self.trained_names() ^ set(checkpoint["state_dict"])):
-            raise UserError(f"the checkpoint is of another selection or method: it differs in {', '.join(odd[:3])}")
+        """Refuses a checkpoint of another method or selection."""
+        check_checkpoint(self.trained_names(), checkpoint["state_dict"])
         self.history = list(checkpoint.get("history", []))
+
+
+def check_checkpoint(expected: set[str], state: Mapping[str, Tensor]) -> None:
+    """Compares the keys of a checkpoint with those that the run trains.
+
+    Raises:
+        UserError: naming a key that differs.
+    """
+    if odd := sorted(expected ^ set(state)):
+        raise UserError(f"the checkpoint is of another selection or method: it differs in {', '.join(odd[:3])}")

@@ -23,7 +23,13 @@ def run(arguments: Any) -> None:
     folder, file = resolve_run(arguments.ckpt, arguments.root, "spt")
     if folder is None:
         raise UserError(f"{file} lies in no run folder; name the run, or use `spt predict` for a delta")
-    if "data" in folder.read_config():
+    if "data" in (content := folder.read_config()):
+        if content["data"].get("kind") == "ade20k":
+            from spt.commands.train_segmentation import to_options
+            from spt.segmentation_run import evaluate_run as evaluate_segmentation
+
+            evaluate_segmentation(to_options(content), folder)
+            return
         from spt.commands.train_real import evaluate_run
 
         evaluate_run(folder)

@@ -1,5 +1,5 @@
-"""Merge a delta into its backbone and write a plain model: weights, torch.export, ONNX, or peft's own adapter and
-its base.
+"""Merge a delta into its backbone and write a plain model: weights, torch.export, ONNX; or peft's own adapter and its
+base; or the tuned model with its config in a folder (huggingface_hub's layout).
 
 `spt export DELTA OUT --file BACKBONE --to onnx`
 """
@@ -14,8 +14,9 @@ def add_arguments(parser: Any) -> None:
     from spt.commands.task_options import add_task_arguments
 
     parser.add_argument("delta", type=str, help="delta folder (RUN/delta)")
-    parser.add_argument("target", type=str, help="file to write; a folder for peft")
-    parser.add_argument("--to", type=Literal["weights", "torch_export", "onnx", "peft"], default="weights", help="form")
+    parser.add_argument("target", type=str, help="file to write; a folder for peft and hub")
+    forms = Literal["weights", "torch_export", "onnx", "peft", "hub"]
+    parser.add_argument("--to", type=forms, default="weights", help="form")
     add_task_arguments(parser)
 
 
@@ -29,6 +30,13 @@ def run(arguments: Any) -> None:
         from spt.peft_export import export_to_peft
 
         export_to_peft(tuned, arguments.target)
+    elif arguments.to == "hub":
+        from spt.delta import load_delta
+        from spt.hub_model import SPTClassifier
+        from spt.task_model import described_backbone
+
+        arch, sizes = described_backbone(load_delta(arguments.delta).extra, arguments.delta, arguments.arch)
+        SPTClassifier.of(tuned, arch, sizes).save_pretrained(arguments.target)
     else:
         save = {"weights": save_plain, "torch_export": save_exported, "onnx": save_onnx}[arguments.to]
         save(tuned.merge_and_unload().eval(), arguments.target)

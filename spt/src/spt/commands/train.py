@@ -24,28 +24,41 @@ REAL_DATA = ("--data", "--backbone", "--recipe", "--method", "--trainer", "--rea
 
 def main(argv: Sequence[str], prog: str) -> None:
     """Parses by what is asked for; only real data imports Lightning and timm."""
-    if wants_real_data(argv):
+    kind, words = kind_of_data(argv), [word for word in argv if word != "--real"]
+    if kind == "ade20k":
+        from spt.commands import train_segmentation
+
+        train_segmentation.main(words, prog)
+    elif kind:
         from spt.commands import train_real
 
-        train_real.main([word for word in argv if word != "--real"], prog)
-        return
-    parser = make_parser(prog, __doc__)
-    add_arguments(parser)
-    run(parser.parse_args(list(argv)))
+        train_real.main(words, prog)
+    else:
+        parser = make_parser(prog, __doc__)
+        add_arguments(parser)
+        run(parser.parse_args(list(argv)))
 
 
-def wants_real_data(argv: Sequence[str]) -> bool:
-    """True when an option, the config file or the resumed run belongs to real data."""
+def kind_of_data(argv: Sequence[str]) -> str:
+    """``ade20k`` for segmentation, ``lists`` for the other real data, nothing for the embedded experiment.
+
+    An option, the config file or the resumed run tells.
+    """
+    kind = ""
     for word, following in zip(argv, [*argv[1:], ""], strict=False):  # also for no word at all
         name, _, value = word.partition("=")
+        if name == "--data.kind" and (value or following) == "ade20k":
+            return "ade20k"
         if name.split(".")[0] in REAL_DATA:
-            return True
+            kind = "lists"
         file = Path(value or following)
         if name == "--resume" and file.is_dir():
             file = file / "config.yaml"
-        if name in ("--config", "--resume") and file.is_file() and "data" in read_yaml(file):
-            return True
-    return False
+        if name in ("--config", "--resume") and file.is_file() and "data" in (content := read_yaml(file)):
+            kind = "lists"
+            if isinstance(content["data"], dict) and content["data"].get("kind") == "ade20k":
+                return "ade20k"
+    return kind
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

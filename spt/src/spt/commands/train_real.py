@@ -33,35 +33,47 @@ def main(argv: Sequence[str], prog: str) -> None:
 
 def add_arguments(parser: Any) -> None:
     """Options by group; a config file holds the same groups."""
+    from spt.recipe import DataOptions, RecipeOptions
+
+    add_groups(parser, DataOptions, RecipeOptions)
+
+
+def add_groups(parser: Any, data: type, recipe: type) -> None:
+    """Run options, ``data``, ``backbone``, ``method``, ``recipe`` and ``trainer``."""
     from spt.commands.train import add_run_arguments
-    from spt.recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
+    from spt.recipe import BackboneOptions, MethodOptions
 
     parser.add_argument("--config", action="config", help="YAML file with these options")
     add_run_arguments(parser)
-    parser.add_class_arguments(DataOptions, "data")
-    parser.add_class_arguments(BackboneOptions, "backbone")
-    parser.add_class_arguments(MethodOptions, "method")
-    parser.add_class_arguments(RecipeOptions, "recipe")
+    for name, kind in {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}.items():
+        parser.add_class_arguments(kind, name)
     for name, kind in TRAINER.items():
         parser.add_argument(f"--trainer.{name}", type=kind | None, default=None, help="of Lightning's Trainer")
 
 
 def to_options(content: Any) -> RealOptions:
-    """Options from a parsed namespace or a run's config.
+    """Options from a parsed namespace or a run's config."""
+    from spt.real_run import RealOptions
+    from spt.recipe import DataOptions, RecipeOptions
+
+    parts, trainer = read_groups(content, DataOptions, RecipeOptions)
+    return RealOptions(**parts, trainer=trainer)
+
+
+def read_groups(content: Any, data: type, recipe: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The groups as their dataclasses, and the Trainer's options that were given.
 
     Raises:
         UserError: for a group or an option that is unknown.
     """
-    from spt.real_run import RealOptions
-    from spt.recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
+    from spt.recipe import BackboneOptions, MethodOptions
 
-    groups = {"data": DataOptions, "backbone": BackboneOptions, "method": MethodOptions, "recipe": RecipeOptions}
+    groups = {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}
     try:
         parts = {name: kind(**dict(content[name])) for name, kind in groups.items()}
     except (KeyError, TypeError) as error:
         raise UserError(f"this is not a run on real data: {error}") from error
-    trainer = {k: _number(v) for k, v in dict(content.get("trainer") or {}).items() if v is not None}
-    return RealOptions(**parts, trainer=trainer)
+    return parts, {k: _number(v) for k, v in dict(content.get("trainer") or {}).items() if v is not None}
 
 
 def _number(value: Any) -> Any:
@@ -92,7 +104,7 @@ def evaluate_run(folder: RunFolder) -> None:
     import time
 
     from paperkit.report import print_metrics
-    from spt.real_run import build, make_trainer, result
+    from spt.real_run import build, epoch_trainer, result
     from spt.tuning_module import TuningModule
 
     start, options = time.monotonic(), to_options(folder.read_config())
@@ -101,7 +113,7 @@ def evaluate_run(folder: RunFolder) -> None:
         raise UserError(f"{folder.path} has no checkpoint at {last}")
     data, tuned, _ = build(options, folder.path)
     module = TuningModule(tuned.model, options.recipe, data.classes, list(data.tests))
-    trainer = make_trainer(options, folder.path, devices=1)
+    trainer = epoch_trainer(options, folder.path, devices=1)
     from paperkit.checkpoints import read_checkpoint
 
     content = read_checkpoint(last)
