@@ -23,13 +23,13 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     metrics = Metrics.read(run / "metrics.json")
     assert [claim.text for claim in metrics.claims if claim.asserted and not claim.held] == []
     assert sum(claim.asserted for claim in metrics.claims) >= 6
-    for name in ("config.yaml", "env.json", "figures/two_markers.png", "figures/frequency_profile.png"):
+    for name in ("config.yaml", "env.json", "figures/two_markers.png", "figures/frequency_maps.png"):
         assert (run / name).stat().st_size > 100
     assert list(run.rglob("events.out.tfevents*"))
     again = command("eval", cwd=tmp_path)
     assert Metrics.read(run / "metrics.json").rows == metrics.rows
     assert "held (asserted)" in again.stdout
-    assert here("figures", run) == 0 and capsys.readouterr().out.count(".png") == 7
+    assert here("figures", run) == 0 and capsys.readouterr().out.count(".png") == 9
 
 
 def test_loss_trace(tmp_path: Path) -> None:

@@ -2,44 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from litv2.hilo import HiLo
 from litv2.window_attention import window_attention
 from paperkit.errors import UserError
 
-
-def by_loops(layer: HiLo, x: Tensor) -> Tensor:
-    """Equations of section 3.2, one window and one head at a time. (B, H, W, D) -> (B, H, W, D)."""
-    batch, height, width, _ = x.shape
-    s, d = layer.window_size, layer.head_dim
-    x = F.pad(x, (0, 0, 0, -width % s, 0, -height % s))
-    rows, columns = x.shape[1:3]
-    parts = []
-    if layer.h_heads:
-        q, k, v = layer.h_qkv(x).chunk(3, dim=-1)
-        out = torch.zeros_like(q)
-        for b in range(batch):
-            for i in range(0, rows, s):
-                for j in range(0, columns, s):
-                    for h in range(layer.h_heads):
-                        window = (b, slice(i, i + s), slice(j, j + s), slice(h * d, h * d + d))
-                        qw, kw, vw = (t[window].reshape(-1, d) for t in (q, k, v))
-                        out[window] = ((qw @ kw.T * layer.scale).softmax(-1) @ vw).view(s, s, d)
-        parts.append(layer.h_proj(out))
-    if layer.l_heads:
-        pooled = torch.stack([
-            torch.stack([x[:, i : i + s, j : j + s].mean((1, 2)) for j in range(0, columns, s)], 1)
-            for i in range(0, rows, s)
-        ], 1).flatten(1, 2)  # fmt: skip
-        q, (k, v) = layer.l_q(x).flatten(1, 2), layer.l_kv(pooled).chunk(2, dim=-1)
-        heads = [
-            (q[..., c] @ k[..., c].mT * layer.scale).softmax(-1) @ v[..., c]
-            for c in (slice(h * d, h * d + d) for h in range(layer.l_heads))
-        ]
-        parts.append(layer.l_proj(torch.cat(heads, -1).view(batch, rows, columns, -1)))
-    return torch.cat(parts, -1)[:, :height, :width]
+from .by_the_book import hilo as by_loops
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from litv2.classifier import LITv2
 from litv2.fused import fuse, outputs_differ
 from litv2.plain import plain_logits
 from litv2.pyramid import architecture
-from litv2.single_layer import PART_A, layer_costs
+from litv2.single_layer import RACE, layer_costs
 from paperkit.errors import UserError
 from paperkit.measure import Ratio, compare, mark_start, peak_rss
 
@@ -50,7 +50,7 @@ def single_layers(quick: bool = False) -> list[dict[str, Any]]:
     """Layers at four grids, D 384, batch 1, one thread."""
     torch.set_num_threads(1)
     pairs = {14: 3, 28: 3} if quick else {14: 9, 28: 7, 56: 5, 64: 5}
-    return [asdict(cost) for side, n in pairs.items() for cost in layer_costs(side, 1, 384, pairs=n, names=PART_A)]
+    return [asdict(cost) for side, n in pairs.items() for cost in layer_costs(side, 1, 384, pairs=n, names=RACE)]
 
 
 def forms(quick: bool = False) -> list[dict[str, Any]]:

@@ -13,18 +13,27 @@ from torch import nn
 
 from litv2 import mechanisms as m
 from litv2.hilo import HiLo
+from litv2.window_choice import cheapest_window
 from paperkit.flops import count
 from paperkit.measure import compare, saved_bytes
 
 Builder = Callable[[int, int, int], nn.Module]
 """(D, heads, side) -> layer."""
 
-HILO, MSA, MSA_EXPLICIT, SRA, WINDOW = "HiLo .9", "MSA (SDPA)", "MSA (explicit)", "SRA 2", "window 7"
+HILO, HILO_AUTO, MSA, MSA_EXPLICIT, SRA, WINDOW = (
+    "HiLo .9",
+    "HiLo .9, s auto",
+    "MSA (SDPA)",
+    "MSA (explicit)",
+    "SRA 2",
+    "window 7",
+)
 
 # Settings of the paper's benchmark.
 LAYERS: dict[str, Builder] = {
     HILO: lambda dim, heads, side: HiLo(dim, heads, 2, 0.9),
     "HiLo .5": lambda dim, heads, side: HiLo(dim, heads, 2, 0.5),
+    HILO_AUTO: lambda dim, heads, side: HiLo(dim, heads, cheapest_window(HiLo(dim, heads, 2, 0.9), side, side), 0.9),
     MSA: lambda dim, heads, side: m.MSA(dim, heads),
     MSA_EXPLICIT: lambda dim, heads, side: m.MSA(dim, heads, explicit=True),
     SRA: lambda dim, heads, side: m.SpatialReductionAttention(dim, heads, 2),
@@ -37,6 +46,7 @@ LAYERS: dict[str, Builder] = {
     "HorNet": lambda dim, heads, side: m.GatedConvolution(dim, 4, 1 / 3),
 }
 PART_A = (HILO, "HiLo .5", MSA, MSA_EXPLICIT, SRA, WINDOW, "XCA")
+RACE = (HILO, HILO_AUTO, *PART_A[1:])  # the bench's: the same weights with the window of fewest multiply-adds, too
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,13 @@ def finish(
     seconds: float,
 ) -> None:
     """Write metrics.json and the figures, and print the tables."""
-    from litv2.figures import draw
+    from litv2.commands.figures import draw_embedded
     from litv2.summary import summarise
     from paperkit.report import print_metrics
 
     metrics = summarise(results, costs, config, command, seconds)
     metrics.write(folder.path / "metrics.json")
-    figures = draw(metrics, folder.path / "figures")
+    figures = draw_embedded(metrics, folder.path)
     print_metrics(
         metrics, f"LITv2: cost (A), two markers (B), frequency split (C); {len(results)} seeds, one thread each"
     )
