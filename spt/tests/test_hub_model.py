@@ -64,7 +64,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole, described = weights.read_bytes(), json.loads(config.read_text())
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         SPTClassifier.from_pretrained(str(tmp_path))
     weights.write_bytes(whole)
     for change, words in (

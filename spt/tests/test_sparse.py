@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import spt.sparse
-from spt.sparse import Places, entry_gradients, sparse_linear
+from spt.sparse import Places, entry_gradients, frozen_linear
 from spt.tuned_linear import TunedLinear
 
 
@@ -20,19 +20,34 @@ def _case(out: int = 7, inner: int = 5, count: int = 6, dtype: torch.dtype = tor
     return x, weight, flat // inner, flat % inner, values, bias
 
 
-@pytest.mark.parametrize("dense_from", [0.0, 2.0], ids=["dense product", "gather"])
+@pytest.mark.parametrize("worth", [1e9, 0.0], ids=["dense product", "gather"])
 @pytest.mark.parametrize("count", [1, 2, 6, 35])
-def test_gradcheck(dense_from: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spt.sparse, "DENSE_FROM", dense_from)
+def test_gradcheck(worth: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spt.sparse, "DENSE_WORTH", worth)
     x, weight, row, col, values, bias = _case(count=count)
     assert torch.autograd.gradcheck(
-        lambda a, v, b: sparse_linear(a, weight, Places.of(row, col), v, b), (x, values, bias)
+        lambda a, v, b: frozen_linear(a, weight, b, Places.of(row, col), v), (x, values, bias)
     )
 
 
-@pytest.mark.parametrize("dense_from", [0.0, 2.0], ids=["dense product", "gather"])
-def test_equals_the_masked_dense_gradient(dense_from: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spt.sparse, "DENSE_FROM", dense_from)
+def test_gradcheck_of_what_is_added() -> None:
+    """Low-rank parts on overlapping rows, with and without entries."""
+    x, weight, row, col, values, bias = _case()
+    h = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    ups = [torch.randn(width, 2, dtype=torch.float64, requires_grad=True) for width in (7, 4)]
+
+    def with_entries(a, v, b, low, first, second):
+        return frozen_linear(a, weight, b, Places.of(row, col), v, [(0, low, first), (3, low, second)])
+
+    assert torch.autograd.gradcheck(with_entries, (x, values, bias, h, *ups))
+    alone = frozen_linear(x, weight, bias, added=[(0, h, ups[0]), (3, h, ups[1])])
+    expected = F.linear(x, weight, bias) + h @ ups[0].t() + F.pad(h @ ups[1].t(), (3, 0))
+    torch.testing.assert_close(alone, expected)
+
+
+@pytest.mark.parametrize("worth", [1e9, 0.0], ids=["dense product", "gather"])
+def test_equals_the_masked_dense_gradient(worth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spt.sparse, "DENSE_WORTH", worth)
     monkeypatch.setattr(spt.sparse, "CHUNK_FLOATS", 100)  # several chunks
     x, weight, row, col, values, bias = _case(64, 48, 300, torch.float32)
     dense = weight.clone()
@@ -41,25 +56,26 @@ def test_equals_the_masked_dense_gradient(dense_from: float, monkeypatch: pytest
     cotangent = torch.randn(2, 3, 64)
     (F.linear(x, dense, bias) * cotangent).sum().backward()
     dx, x.grad = x.grad, None
-    (sparse_linear(x, weight, Places.of(row, col), values, bias) * cotangent).sum().backward()
+    (frozen_linear(x, weight, bias, Places.of(row, col), values) * cotangent).sum().backward()
     torch.testing.assert_close(values.grad, dense.grad[row, col])
     torch.testing.assert_close(x.grad, dx)
 
 
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spt.sparse, "DENSE_FROM", 2.0)
+    monkeypatch.setattr(spt.sparse, "DENSE_WORTH", 0.0)
     dy, x = torch.randn(11, 9), torch.randn(11, 8)
     row, col = torch.randint(0, 9, (50,)), torch.randint(0, 8, (50,))
-    whole = entry_gradients(dy, x, row, col)
-    monkeypatch.setattr(spt.sparse, "CHUNK_FLOATS", 22)
-    assert torch.equal(entry_gradients(dy, x, row, col), whole)
+    whole = entry_gradients(dy, x, Places.of(row, col))
+    monkeypatch.setattr(spt.sparse, "CHUNK_FLOATS", 50)
+    torch.testing.assert_close(entry_gradients(dy, x, Places.of(row, col)), whole)
+    torch.testing.assert_close(whole, (dy.t() @ x)[row, col])
 
 
 def test_no_tensor_of_the_weights_size_is_kept_or_given_a_gradient() -> None:
     x, weight, row, col, values, _ = _case(64, 48, 20, torch.float32)
     before, kept = weight.clone(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        y = sparse_linear(x, weight, Places.of(row, col), values)
+        y = frozen_linear(x, weight, None, Places.of(row, col), values)
     y.sum().backward()
     assert weight.grad is None and torch.equal(weight, before)
     assert max(kept) < weight.numel()
@@ -70,7 +86,7 @@ def test_a_failing_product_leaves_the_weight_unchanged() -> None:
     _, weight, row, col, values, _ = _case()
     before = weight.clone()
     with pytest.raises(RuntimeError):
-        sparse_linear(torch.zeros(2, 99, dtype=torch.float64), weight, Places.of(row, col), values)
+        frozen_linear(torch.zeros(2, 99, dtype=torch.float64), weight, None, Places.of(row, col), values)
     assert torch.equal(weight, before)
 
 
@@ -91,10 +107,18 @@ def test_optimiser_state_is_of_the_chosen_entries_only() -> None:
 
 def test_bfloat16_autocast_runs_and_is_close() -> None:
     x, weight, row, col, values, bias = _case(64, 48, 20, torch.float32)
-    exact = sparse_linear(x, weight, Places.of(row, col), values, bias)
+    exact = frozen_linear(x, weight, bias, Places.of(row, col), values)
     with torch.autocast("cpu", torch.bfloat16):
-        y = sparse_linear(x, weight, Places.of(row, col), values, bias)
+        y = frozen_linear(x, weight, bias, Places.of(row, col), values)
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.2)
     assert values.grad.dtype == torch.float32
+    layer = TunedLinear(nn.Linear(48, 64))
+    layer.add_module_beside("lora", 4, init="official")
+    whole = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.float().square().sum().backward()
+    torch.testing.assert_close(y.float(), whole, rtol=0.05, atol=0.05)
+    assert layer.structured.up.weight.grad.dtype == torch.float32

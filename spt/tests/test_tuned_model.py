@@ -13,11 +13,14 @@ from torch.nn import functional as F
 
 from paperkit.errors import UserError
 from spt import HotSwap, SPTConfig, SPTModel, get_spt_model, measure_sensitivities
+from spt.allocation import Rule, Selection
+from spt.candidates import find_candidates
 from spt.delta import load_delta, save_delta
 from spt.hot_swap import same_bits
 from spt.peft_export import export_to_peft, load_from_peft
 from spt.selection_file import ALLOWED, read_selection, to_content
 from spt.sensitivity import reset_head
+from spt.split_qkv import SplitQKV
 
 from .small_models import CLASSES, batches, tiny_swin, tiny_vit
 
@@ -234,6 +237,43 @@ def test_missing_keys_of_a_peft_file_are_refused(tmp_path: Path) -> None:
     save_file({n: v for n, v in state.items() if n != head}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"lacks .*head"):
         load_from_peft(tiny_vit(), tmp_path)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_q_k_v_run_as_one_product_with_the_same_result(training: bool) -> None:
+    """Modules, entries and tuned biases on each of q, k and v; a deep copy has the weights apart and runs three."""
+    model = tiny_vit()
+    shapes = find_candidates(model).shapes()
+    places = torch.arange(0, 32 * 32, 37)
+    selection = Selection(
+        ["blocks.0.attn.q.weight", "blocks.0.attn.v.weight", "blocks.1.attn.k.weight"],
+        ["blocks.0.attn.k.bias"],
+        {name: places + i for i, name in enumerate(("blocks.0.attn.k.weight", "blocks.1.attn.v.weight"))}
+        | {"blocks.0.attn.v.bias": torch.tensor([3, 9])},
+        shapes,
+        Rule("lora", 2, fixed=32),
+    )
+    one = SPTModel(model, SPTConfig(r=2, drop=0.3, drop_path=0.3), selection)
+    for parameter in one.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, 0, 0.1)
+    three = copy.deepcopy(one)
+    images, labels = batches()[0]
+    found = []
+    for which, joined in ((one, True), (three, False)):
+        layers = [module for module in which.modules() if isinstance(module, SplitQKV)]
+        assert all((layer.joined() is not None) == joined for layer in layers)
+        which.train(training)
+        torch.manual_seed(0)
+        loss = F.cross_entropy(which(images), labels)
+        loss.backward()
+        grads = {n: p.grad for n, p in which.named_parameters() if p.grad is not None and "k.bias" not in n}
+        found.append((loss.detach(), grads))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    three.to(torch.float64)
+    assert all(m.joined() is not None for m in three.modules() if isinstance(m, SplitQKV))
+    with one.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(one.eval()(images), tiny_vit().eval()(images))
 
 
 def test_copy_model_leaves_the_backbone_alone() -> None:

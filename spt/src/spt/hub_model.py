@@ -1,7 +1,7 @@
 """A tuned classifier described by plain values, so that a folder or the hub can hold all of it: trunk, delta and head.
 
-The delta of :mod:`spt.delta` needs its backbone beside it; this form needs nothing: ``config.json`` says how to build the
-model and which parameters are tuned, ``model.safetensors`` holds every tensor.
+The delta of :mod:`spt.delta` needs its backbone beside it; this form needs nothing. ``config.json`` says how to build
+the model and which parameters are tuned, ``model.safetensors`` holds every tensor.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from .reference_models import (
 from .schedule import released_lr
 from .selection_file import ALLOWED, check_content, flags, operation_name
 from .sensitivity import squared_gradients
-from .sparse import Places, sparse_linear
+from .sparse import Places, frozen_linear
 from .split_qkv import fuse_state, split_state
 from .structured import StructuredModule, module_cost
 from .tuning import Placement, apply_selection
@@ -145,7 +145,7 @@ def _sparse_linear(file: ReferenceFile) -> dict[str, Tensor]:
             raise UserError("sd.sparse_bias without sd.bias")
         bias = bias.index_add(0, file.inputs["sparse_bias_indexes"][0], state["sparse_bias"])
     weight = file.state["weight"].clone()
-    y = sparse_linear(x, weight, Places.of(row, col), state["sparse_weight"], bias)
+    y = frozen_linear(x, weight, bias, Places.of(row, col), state["sparse_weight"])
     (y * file.inputs["cotangent"]).sum().backward()
     merged = file.state["weight"].clone()
     merged[row, col] += state["sparse_weight"].detach()

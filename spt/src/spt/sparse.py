@@ -10,8 +10,8 @@ Shapes: T tokens (all leading dimensions), I input width, O output width, K chos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_FLOATS = 1 << 19  # of gathered rows per chunk: 2 MiB, inside a core's second-level cache
-DENSE_FROM = 1 / 350  # share of chosen entries above which the dense product is faster on a CPU (measured, `spt bench`)
+CHUNK_FLOATS = 1 << 17  # of a block of tokens that is transposed: half a MiB, inside a core's second-level cache
+# Multiply-adds of a dense product that take as long as one gathered product on a CPU: in true float32, and where
+# products may be rounded or the inputs are narrower (measured on the shapes of ViT-B).
+DENSE_WORTH, DENSE_WORTH_ROUNDED = 100.0, 400.0
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,24 @@ class Places:
 
     Attributes:
         row, col: (K,) int64 output and input indices.
-        used: distinct input indices, ascending.
-        position: (K,) place of ``col`` in ``used``.
+        rows, cols: distinct ones, ascending.
+        row_place, col_place: (K,) place of ``row`` in ``rows`` and of ``col`` in ``cols``.
     """
 
     row: Tensor
     col: Tensor
-    used: Tensor
-    position: Tensor
+    rows: Tensor
+    cols: Tensor
+    row_place: Tensor
+    col_place: Tensor
 
     @classmethod
     def of(cls, row: Tensor, col: Tensor) -> Places:
         """From indices of any integer type."""
         row, col = row.long(), col.long()
-        used, position = torch.unique(col, return_inverse=True)
-        return cls(row, col, used, position)
+        rows, row_place = torch.unique(row, return_inverse=True)
+        cols, col_place = torch.unique(col, return_inverse=True)
+        return cls(row, col, rows, cols, row_place, col_place)
 
 
 @contextmanager
@@ -57,66 +62,114 @@ def entries_added(weight: Tensor, row: Tensor, col: Tensor, values: Tensor) -> I
         weight[row, col] = before
 
 
-def entry_gradients(dy: Tensor, x: Tensor, row: Tensor, col: Tensor) -> Tensor:
+def entry_gradients(dy: Tensor, x: Tensor, places: Places) -> Tensor:
     """``g[k] = sum_t dy[t, row[k]] * x[t, col[k]]``: the chosen entries of dy^T x.
+
+    Only the columns that some entry uses are touched. Of these the dense product is taken where it is faster than to
+    gather K pairs a token, which is nearly always on a GPU.
 
     Args:
         dy: (T, O) gradient of the output.
-        x: (T, I) input.
-        row: (K,) output indices.
-        col: (K,) input indices.
+        x: (T, I) input, or (T, len(places.cols)) when only its used columns were kept.
 
     Returns:
-        (K,) in float32 or wider. By gathers of K x T products in chunks on a CPU when the entries are few; by the dense
-        product otherwise.
+        (K,) in float32 or wider.
     """
     wide = torch.promote_types(torch.promote_types(dy.dtype, x.dtype), torch.float32)
-    dense_size = dy.shape[1] * x.shape[1]
-    if dy.device.type != "cpu" or row.numel() > DENSE_FROM * dense_size:
-        return (dy.to(wide).t() @ x.to(wide))[row, col]
-    # Transposed once, so that every gathered row is contiguous.
-    dy_ot, x_it = dy.to(wide).t().contiguous(), x.to(wide).t().contiguous()
-    step = max(1, CHUNK_FLOATS // max(1, dy.shape[0]))
-    chunks = [
-        torch.linalg.vecdot(dy_ot.index_select(0, r), x_it.index_select(0, c))
-        for r, c in zip(row.split(step), col.split(step), strict=True)
-    ]
-    return torch.cat(chunks) if chunks else dy.new_zeros(0, dtype=wide)
+    kept = x.shape[1] == places.cols.numel()
+    used_dy = dy.index_select(1, places.rows).to(wide)
+    used_x = (x if kept else x.index_select(1, places.cols)).to(wide)
+    dense, gathered = places.rows.numel() * places.cols.numel(), places.row.numel()
+    rounded = torch.get_float32_matmul_precision() != "highest" or dy.dtype != wide
+    worth = DENSE_WORTH_ROUNDED if rounded else DENSE_WORTH
+    if dy.device.type != "cpu" or dense <= worth * gathered:
+        return (used_dy.t() @ used_x)[places.row_place, places.col_place]
+    total = dy.new_zeros(gathered, dtype=wide)
+    step = max(1, CHUNK_FLOATS // max(1, used_dy.shape[1] + used_x.shape[1]))
+    for dy_tr, x_tc in zip(used_dy.split(step), used_x.split(step), strict=True):
+        # Transposed, so that every gathered row is contiguous.
+        dy_rt, x_ct = dy_tr.t().contiguous(), x_tc.t().contiguous()
+        total += torch.linalg.vecdot(dy_rt.index_select(0, places.row_place), x_ct.index_select(0, places.col_place))
+    return total
 
 
-class _SparseLinear(torch.autograd.Function):
-    """y = x (W + scatter(values))^T + bias, with gradients for x, values and bias."""
+class _FrozenLinear(torch.autograd.Function):
+    """y = x (W + scatter(values))^T + bias, then ``y[..., start : start + P] += h up^T``; gradients for all but W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, weight: Tensor, places: Places) -> Tensor:
-        with torch.no_grad(), entries_added(weight, places.row, places.col, values):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor | None,
+        bias: Tensor | None,
+        weight: Tensor,
+        places: Places | None,
+        starts: tuple[int, ...],
+        *added: Tensor,
+    ) -> Tensor:
+        ctx.places, ctx.weight, ctx.x_dtype, ctx.starts = places, weight, x.dtype, starts
+        with torch.no_grad(), _weight_with(weight, places, values):
             y = F.linear(x, weight, bias)
-        ctx.narrow = 2 * places.used.numel() < x.shape[-1]  # few columns are used: keep only those of x
-        ctx.save_for_backward(x.index_select(-1, places.used) if ctx.narrow else x, values)
-        ctx.places, ctx.weight, ctx.x_dtype = places, weight, x.dtype
+        flat_y = y.view(-1, y.shape[-1])
+        for start, h, up in zip(starts, added[::2], added[1::2], strict=True):
+            rows = flat_y.narrow(1, start, up.shape[0])
+            rows.addmm_(h.reshape(-1, h.shape[-1]).to(y.dtype), up.t().to(y.dtype))
+        kept: list[Tensor] = []
+        if places is not None and values is not None:
+            # Few columns are used: keep only those of x.
+            few = 2 * places.cols.numel() < x.shape[-1]
+            kept = [x.index_select(-1, places.cols) if few else x, values]
+        ctx.save_for_backward(*added, *kept)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, values = ctx.saved_tensors
-        places: Places = ctx.places
+        places: Places | None = ctx.places
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        added, kept = saved[: 2 * len(ctx.starts)], saved[2 * len(ctx.starts) :]  # kept: nothing, or x and values
         dx = dvalues = dbias = None
         flat_dy = dy.reshape(-1, dy.shape[-1])
         if ctx.needs_input_grad[0]:
-            with torch.no_grad(), entries_added(ctx.weight, places.row, places.col, values):
+            with torch.no_grad(), _weight_with(ctx.weight, places, kept[-1] if kept else None):
                 dx = (dy @ ctx.weight.to(dy.dtype)).to(ctx.x_dtype)
-        if ctx.needs_input_grad[1]:
-            col = places.position if ctx.narrow else places.col
-            dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), places.row, col).to(values.dtype)
+        if places is not None and ctx.needs_input_grad[1]:
+            x, values = kept
+            dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), places).to(values.dtype)
         if ctx.needs_input_grad[2]:
             dbias = flat_dy.sum(0)
-        return dx, dvalues, dbias, None, None
+        low_rank: list[Tensor] = []
+        for start, h, up in zip(ctx.starts, added[::2], added[1::2], strict=True):
+            dz = flat_dy.narrow(1, start, up.shape[0])
+            flat_h = h.reshape(-1, h.shape[-1])
+            dh = (dz @ up.to(dz.dtype)).reshape(h.shape).to(h.dtype)
+            low_rank += [dh, (dz.t() @ flat_h.to(dz.dtype)).to(up.dtype)]
+        return dx, dvalues, dbias, None, None, None, *low_rank
 
 
-def sparse_linear(x: Tensor, weight: Tensor, places: Places, values: Tensor, bias: Tensor | None = None) -> Tensor:
+def _weight_with(weight: Tensor, places: Places | None, values: Tensor | None) -> AbstractContextManager[None]:
+    if places is None or values is None:
+        return nullcontext()
+    return entries_added(weight, places.row, places.col, values)
+
+
+def frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    places: Places | None = None,
+    values: Tensor | None = None,
+    added: Sequence[tuple[int, Tensor, Tensor]] = (),
+) -> Tensor:
     """(..., I) -> (..., O) through ``weight`` (O, I) with ``values`` (K,) added at ``places``.
 
     ``weight`` is frozen: it gets no gradient and holds its own bits again when the call returns. Two threads must not
     use one weight at the same time.
+
+    Args:
+        bias: (O,).
+        added: (first row, h (..., r), up (P, r)): h up^T is added to P rows of the output, without a tensor of its own.
     """
-    return _SparseLinear.apply(x, values, bias, weight, places)
+    if places is None and not added:
+        return F.linear(x, weight, bias)
+    starts = tuple(start for start, _, _ in added)
+    return _FrozenLinear.apply(x, values, bias, weight, places, starts, *(t for _, h, up in added for t in (h, up)))

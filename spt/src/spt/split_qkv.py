@@ -6,26 +6,35 @@ calls ``self.qkv(x)`` (ViT, Swin and their kin) works unchanged.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .candidates import QKV, is_fused_qkv
+from .sparse import Places, frozen_linear
 from .tuned_linear import TunedLinear
 
 
 class SplitQKV(nn.Module):
-    """q, k and v as three Linears; (B, N, C) -> (B, N, 3C) in the order of the fused layer."""
+    """q, k and v as three Linears; (B, N, C) -> (B, N, 3C) in the order of the fused layer.
+
+    Their weights lie one behind the other in memory, so that the three products still run as one.
+    """
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
-        rows = fused.out_features // 3
+        weights = fused.weight.detach().clone().chunk(3)
+        biases = fused.bias.detach().clone().chunk(3) if fused.bias is not None else None
         for index, part in enumerate(QKV):
-            linear = nn.Linear(fused.in_features, rows, fused.bias is not None, device="meta")
-            linear.weight = nn.Parameter(fused.weight.detach()[index * rows : (index + 1) * rows].clone())
-            if fused.bias is not None:
-                linear.bias = nn.Parameter(fused.bias.detach()[index * rows : (index + 1) * rows].clone())
+            linear = nn.Linear(fused.in_features, fused.out_features // 3, biases is not None, device="meta")
+            # `.data`: writing one of them (and putting its bits back) must not look like a change of the others.
+            linear.weight = nn.Parameter(weights[index].data)
+            if biases is not None:
+                linear.bias = nn.Parameter(biases[index].data)
             self.add_module(part, linear)
         self.shared_drop = nn.Dropout(0.0)  # one draw for the modules of q, k and v (section 5 of the specification)
+        self._places: tuple[tuple[Any, ...], Places] | None = None
 
     @property
     def parts(self) -> list[nn.Linear | TunedLinear]:
@@ -37,13 +46,69 @@ class SplitQKV(nn.Module):
         """The fused weight without any tuning; some models of timm read its device or type."""
         return torch.cat([part.weight for part in self.parts])
 
+    def _apply(self, *arguments: Any, **named: Any) -> SplitQKV:
+        """Moving or converting gives every weight a memory of its own; afterwards they are joined again."""
+        super()._apply(*arguments, **named)
+        self.join()
+        return self
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Puts the three weights one behind the other in memory, unless one is trained or they lie so already."""
+        weights = [part.weight for part in self.parts]
+        if not any(weight.requires_grad for weight in weights) and self.joined() is None:
+            for weight, piece in zip(weights, torch.cat([w.detach() for w in weights]).chunk(3), strict=True):
+                weight.data = piece
+
+    def joined(self) -> Tensor | None:
+        """The three frozen weights as one view (3 O, I); None when they lie apart (after a deep copy, under FSDP)."""
+        parts = self.parts
+        if not all(type(part) in (nn.Linear, TunedLinear) and not part.weight.requires_grad for part in parts):
+            return None
+        first = parts[0].weight.data
+        for index, part in enumerate(parts):
+            here = part.weight
+            beside = here.data_ptr() == first.data_ptr() + index * first.numel() * first.element_size()
+            one = here.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            if not (beside and one and here.is_contiguous() and here.shape == first.shape):
+                return None
+        return first.as_strided((3 * first.shape[0], first.shape[1]), first.stride())
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, 3C)."""
-        shares = any(
-            isinstance(p, TunedLinear) and p.structured is not None and p.position == "parallel" for p in self.parts
-        )
-        dropped = self.shared_drop(x) if shares else x
-        return torch.cat([p(x, dropped) if isinstance(p, TunedLinear) else p(x) for p in self.parts], dim=-1)
+        parts = self.parts
+        tuned = [part if isinstance(part, TunedLinear) and part.enabled else None for part in parts]
+        modules = [part.structured if part else None for part in tuned]
+        parallel = all(part.position == "parallel" for part in tuned if part and part.structured)
+        dropped = self.shared_drop(x) if parallel and any(modules) else x
+        joinable = parallel and all(module.kind == "lora" for module in modules if module)
+        weight = self.joined() if joinable else None
+        if weight is None:
+            return torch.cat([p(x, dropped) if isinstance(p, TunedLinear) else p(x) for p in parts], dim=-1)
+        biases = [part.tuned_bias() if isinstance(part, TunedLinear) else part.bias for part in parts]
+        bias = None if any(b is None for b in biases) else torch.cat(biases)  # type: ignore[arg-type]
+        values: list[Tensor] = [part.sparse_weight for part in tuned if part and part.sparse_weight is not None]
+        added = [
+            (index * weight.shape[0] // 3, *part.low_rank(dropped))
+            for index, (part, module) in enumerate(zip(tuned, modules, strict=True))
+            if part and module
+        ]
+        if not values:
+            return frozen_linear(x, weight, bias, added=added)
+        return frozen_linear(x, weight, bias, self._places_of(tuned), torch.cat(values), added)
+
+    def _places_of(self, tuned: list[TunedLinear | None]) -> Places:
+        """Where their entries stand in the joined weight; worked out again only when they changed."""
+        kept = [
+            (i * self.parts[0].out_features, part.sparse_weight_index)
+            for i, part in enumerate(tuned)
+            if part and part.sparse_weight_index is not None
+        ]
+        key = tuple((start, id(index), index._version) for start, index in kept)
+        if self._places is None or self._places[0] != key:
+            rows = torch.cat([index[0].long() + start for start, index in kept])
+            self._places = key, Places.of(rows, torch.cat([index[1] for _, index in kept]))
+        return self._places[1]
 
     @torch.no_grad()
     def fused(self) -> nn.Linear:

@@ -12,14 +12,14 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .sparse import Places, sparse_linear
+from .sparse import Places, frozen_linear
 from .structured import Init, StructuredModule, StructuredType
 
 Position = Literal["parallel", "sequential"]
 
 
 class TunedLinear(nn.Module):
-    """``y = W x + b`` with W frozen, plus a structured module or chosen entries.
+    """``y = W x + b`` with W frozen, plus a structured module or chosen entries (the rule never gives both).
 
     A module in ``parallel`` sees the Linear's input (LoRA, and everything on ``proj``); in ``sequential`` position
     it sees
@@ -115,15 +115,24 @@ class TunedLinear(nn.Module):
         Args:
             dropped: the module's input when q, k and v share one draw of dropout; drawn here otherwise.
         """
-        if self.sparse_weight is None or not self.enabled:
-            y = F.linear(x, self.weight, self.tuned_bias())
-        else:
-            y = sparse_linear(x, self.weight, self.places(), self.sparse_weight, self.tuned_bias())
-        if self.structured is None or not self.enabled:
-            return y
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        if self.sparse_weight is not None:
+            return frozen_linear(x, self.weight, self.tuned_bias(), self.places(), self.sparse_weight)
+        if self.structured is None:
+            return F.linear(x, self.weight, self.tuned_bias())
         if self.position == "sequential":
+            y = F.linear(x, self.weight, self.tuned_bias())
             return y + self.drop_path(self.structured(self.drop(y)))
-        return y + self.drop_path(self.structured(self.drop(x) if dropped is None else dropped))
+        dropped = self.drop(x) if dropped is None else dropped
+        if self.structured.kind != "lora" or self.weight.requires_grad:  # not linear, or someone tunes the weight too
+            return F.linear(x, self.weight, self.tuned_bias()) + self.drop_path(self.structured(dropped))
+        return frozen_linear(x, self.weight, self.tuned_bias(), added=[(0, *self.low_rank(dropped))])
+
+    def low_rank(self, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """What a LoRA adds, as factors (..., r) and (O, r). Drop path acts on the smaller one, which is the same."""
+        assert self.structured is not None
+        return self.drop_path(self.structured.down(dropped)), self.structured.up.weight
 
     def extra_repr(self) -> str:
         entries = 0 if self.sparse_weight is None else self.sparse_weight.numel()

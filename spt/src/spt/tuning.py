@@ -110,6 +110,7 @@ def apply_selection(
     for module in model.modules():
         if isinstance(module, SplitQKV):
             module.shared_drop.p = placement.drop
+            module.join()
     return model
 
 
