@@ -7,7 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from litv2.classifier import LITv2
-from litv2.reference import KINDS, NETWORK
+from litv2.reference import KINDS
+from litv2.reference_networks import NETWORK
 from paperkit import verify
 from paperkit.verify import ReferenceFile
 

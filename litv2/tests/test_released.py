@@ -1,5 +1,6 @@
 """Released files: strict both ways, other alphas and windows refused with what fits, damaged files in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from litv2.pyramid import architecture
 from litv2.released import fit_released, load_released, read_released
 from litv2.window_choice import cheapest_window, set_window
 from paperkit.errors import UserError
+from paperkit.made_images import make_image_folder
+
+from .made_runs import CONFIGS, here, make_ade20k, make_coco, one_line
 
 SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=5)  # head width 32, as published
 
@@ -123,6 +127,61 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             load_classifier(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+class _Evil:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> dict[str, Path]:
+    """A file of each kind that must be refused."""
+    good = save(LITv2(**SMALL), tmp_path / "good.pth")
+    (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "foreign.pth")
+    torch.save({"model": LITv2(**SMALL).state_dict(), "config": _Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
+    return {name: tmp_path / f"{name}.pth" for name in ("cut", "text", "foreign", "evil", "missing")}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["convert", "FILE", "folder"], ["export", "FILE", "m.onnx"], ["predict", "FILE", "image.png"],
+     ["eval", "--ckpt", "FILE", "--config", str(CONFIGS / "imagenet" / "litv2_s.yaml")],
+     ["train", str(CONFIGS / "imagenet" / "litv2_s.yaml"), "--network.weights", "FILE", "--data.root", "images",
+      "--data.num_classes", "2", "--trainer.precision", "32-true"],
+     ["train", str(CONFIGS / "coco" / "retinanet_litv2_s_ws2.yaml"), "--detection.weights", "FILE", "--data.root",
+      "coco", "--trainer.precision", "32-true"],
+     ["train", str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade",
+      "model.backbone.pretrained=FILE"],
+     ["train", str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade", "load_from=FILE",
+      "model.backbone.pretrained=None"]],
+    ids=lambda words: f"{words[0]}-{Path(words[1]).stem}-{words[-1].partition('=')[0]}",
+)  # fmt: skip
+def test_every_door_refuses_bad_files(
+    words: list[str],
+    bad_files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line each, and the pickle's code does not run."""
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "train":
+        make_image_folder(tmp_path / "images", per_class=64)
+        make_coco(tmp_path / "coco")
+        make_ade20k(tmp_path / "ade")
+    for name, path in bad_files.items():
+        named = [word.replace("FILE", str(path)) for word in words]
+        assert here(*named, *(["--name", name] if words[0] == "train" else [])) == 1, name
+        assert path.name in one_line(capsys), name
+    assert not (tmp_path / "ran").exists()
 
 
 def test_save_pretrained_keeps_a_replaced_head(tmp_path: Path) -> None:

@@ -19,14 +19,16 @@ from paperkit.runs import write_atomic
 REST, CONFIG = "rest.safetensors", "config.json"
 
 
-def build_for(state: dict[str, Tensor], window: int | None = None) -> tuple[Pyramid, dict[str, Any]]:
+def build_for(
+    state: dict[str, Tensor], window: int | None = None, source: str = "the file"
+) -> tuple[Pyramid, dict[str, Any]]:
     """The network on the meta device that a state dict fits, and its constructor arguments.
 
     Raises:
         UserError: no LITv2 weights, or a window that cannot be.
     """
     own, rest = backbone_part(state)
-    options = describe_released(state)
+    options = describe_released(state, source)
     if window is not None and "local_ws" in options:
         if window < 2:
             raise UserError(f"window {window}: 1 is plain attention, whose weights have other shapes; take 2 or more")
@@ -47,7 +49,7 @@ def to_folder(source: Path, target: Path, window: int | None, alpha: float | Non
     """
     state = read_released(source, trust_pickle)
     own, rest = backbone_part(state)
-    model, options = build_for(state, window)
+    model, options = build_for(state, window, str(source))
     if alpha is not None and alpha != options.get("alpha"):
         with torch.device("meta"):
             wanted = type(model)(**{**options, "alpha": alpha})
@@ -97,10 +99,10 @@ def load_classifier(path: Path, trust_pickle: bool = False, **changes: Any) -> L
     """
     if path.is_dir():
         state, found = read_weights(path / WEIGHTS), path / CONFIG
-        options = json.loads(found.read_text()) if found.is_file() else describe_released(state)
+        options = json.loads(found.read_text()) if found.is_file() else describe_released(state, str(path))
     else:
         state = read_released(path, trust_pickle)
-        options = describe_released(state)
+        options = describe_released(state, str(path))
     if "head.weight" not in state:
         raise UserError(f"{path} holds no classifier: no head.weight among {len(state)} keys")
     model = LITv2(**{**options, **{key: value for key, value in changes.items() if value is not None}})

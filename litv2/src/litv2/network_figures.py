@@ -110,7 +110,7 @@ def frequency_maps(seen: HiLoInput) -> object:
                 picture = place.imshow(channels[i], vmin=low, vmax=high, cmap="viridis")
                 place.set_title(f"{name} channel {i}", fontsize=8)
     drawn.colorbar(picture, ax=axes.ravel().tolist(), label="mean log amplitude", shrink=0.8)
-    drawn.suptitle(f"Lo-Fi is bright at DC (the middle), Hi-Fi towards the rim too ({seen.name})")
+    drawn.suptitle(f"Frequencies of each branch, DC in the middle; a dark rim is a low pass ({seen.name})")
     return drawn
 
 
@@ -137,7 +137,7 @@ def attention_maps(seen: HiLoInput) -> object:
     for place in axes:
         place.plot(query[1], query[0], "+", color=COLORS[1])
         place.set_axis_off()
-    drawn.suptitle(f"One token's attention: all windows' means in Lo-Fi, its own window in Hi-Fi ({seen.name})")
+    drawn.suptitle(f"One token looks at all windows' means in Lo-Fi, at its own window in Hi-Fi ({seen.name})")
     return drawn
 
 
@@ -153,7 +153,7 @@ def sampling_places(offsets: list[Tensor], cell: tuple[int, int], picture: Tenso
               label="the token's own cell")  # fmt: skip
     axes.plot(points[:, 0], points[:, 1], ".", color=COLORS[1], label=f"{len(points)} sampling places")
     axes.set(xlabel="x (pixels)", ylabel="y (pixels)", xlim=(0, size), ylim=(size, 0))
-    axes.set_title("Deformable merging looks beyond its own cell")
+    axes.set_title("Where one token of the last map samples the image")
     axes.grid(False)
     drawn.legend(loc="outside lower center", ncols=2)
     return drawn

@@ -122,7 +122,7 @@ def alpha_of(state: Mapping[str, Tensor], head_dim: int) -> float:
     return low / (low + high)
 
 
-def describe_released(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def describe_released(state: Mapping[str, Tensor], source: str = "the file") -> dict[str, Any]:
     """Constructor arguments of the classifier or backbone that a state dict belongs to, read from its shapes.
 
     Head width is 32, as in every published size; windows of 2 and more leave no trace in the weights, so 2 is assumed.
@@ -132,7 +132,7 @@ def describe_released(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     own, _ = backbone_part(state)
     if "patch_embed.proj.weight" not in own:
-        raise UserError(f"no LITv2 weights: no patch_embed.proj.weight among {len(own)} keys")
+        raise UserError(f"{source} holds no LITv2 weights: no patch_embed.proj.weight among {len(own)} keys")
     dim = own["patch_embed.proj.weight"].shape[0]
     found: dict[int, int] = {}
     for key in own:

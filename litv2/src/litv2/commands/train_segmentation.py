@@ -97,13 +97,19 @@ def train(config: Any, run: RunFolder, resume: bool) -> Any:
     """Run mmengine's loop in a run folder; a resumed one starts from the newest checkpoint that is whole."""
     from mmengine.runner import Runner
 
+    from litv2.released import read_released
+    from paperkit.checkpoints import load_strict
+
     config.work_dir = str(run.path)
     if resume:
         found = newest_whole(run.path)
         config.load_from, config.resume = (str(found), True) if found else (None, False)
-    if config.get("load_from"):
-        refuse_code(config.load_from)
+        if found:
+            refuse_code(config.load_from)
+    start, config.load_from = config.get("load_from"), config.get("load_from") if resume else None
     runner = Runner.from_cfg(config)
+    if start and not resume:  # by our own strict loading: mmengine's only warns of keys that do not fit
+        load_strict(getattr(runner.model, "module", runner.model), read_released(start), start)
     runner.train()
     return runner
 
