@@ -1,8 +1,6 @@
 """The bench of paperkit itself, on a tiny model: every comparison is there, with its noise floor, in the JSON file."""
 
 import json
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -26,8 +24,3 @@ def test_every_comparison_is_measured_and_written(tmp_path: Path, monkeypatch: p
     }
     assert found["machine"]["threads"] == 1 and found["machine"]["cpu"]["cores"] >= 1
     assert [path.name for path in (tmp_path / "bench").iterdir()] == ["bench.json"]  # the files it wrote are gone
-
-
-def test_the_command_has_one_verb() -> None:
-    done = subprocess.run([sys.executable, "-m", "paperkit", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "\nbench  what the kit's guarantees cost" in done.stdout

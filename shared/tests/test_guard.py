@@ -326,11 +326,14 @@ def test_nan_without_a_checkpoint(outcome: dict[str, Any]) -> None:
 
 
 def test_ranks_stop_together(outcome: dict[str, Any]) -> None:
-    for rank in outcome["ranks: NaN on one"]:
-        assert rank["code"] == 1
-        assert "the loss is not finite at step 10" in rank["line"]
-    for rank in outcome["ranks: SIGTERM on one"]:
-        assert (rank["code"], rank["line"], rank["step"]) == (143, INTERRUPTED.format(10), 10)
+    """Whichever rank it is that has cause to, and one message is enough."""
+    first, second = outcome["ranks: NaN on one"]
+    assert (first["code"], second["code"]) == (1, 1)
+    assert first["line"].startswith("error: the loss is not finite at step 10 ")
+    assert not second["line"].startswith("error: ")
+    first, second = outcome["ranks: SIGTERM on one"]
+    assert (first["code"], first["line"], first["step"]) == (143, INTERRUPTED.format(10), 10)
+    assert second["code"] == 143 and not second["line"].startswith("error: ")
 
 
 def test_uninterrupted_run(outcome: dict[str, Any]) -> None:

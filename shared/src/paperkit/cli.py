@@ -118,13 +118,16 @@ def _shortened(message: str) -> str:
 
 
 def _fail(message: str, code: int, error: BaseException) -> int:
+    from paperkit.runs import process_rank  # late: a command that ends well does not need it
+
     try:
         sys.stdout.flush()
     except OSError:
         _drop_output()
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if not (getattr(error, "everywhere", False) and process_rank()):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

@@ -13,10 +13,14 @@ class UserError(Exception):
     """Something the user can mend: one line that says what is wrong, the value, and what would be right.
 
     The command line prints ``error: <line>`` and exits with 1. Line breaks in ``message`` become spaces.
+
+    Args:
+        everywhere: every process of the run raises it, so that one of them is enough to say it.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, everywhere: bool = False) -> None:
         super().__init__(one_line(message))
+        self.everywhere = everywhere
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -25,11 +29,12 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
     Args:
         message: one line, ``interrupted at step N; resume with: ...``.
         exit_code: 128 plus the signal's number: 143 for SIGTERM, 130 for SIGINT (Ctrl-C).
+        everywhere: as for :class:`UserError`.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, everywhere: bool = False) -> None:
         super().__init__(message, exit_code)  # both, so that the exception survives pickling between processes
-        self.exit_code = exit_code
+        self.exit_code, self.everywhere = exit_code, everywhere
 
     def __str__(self) -> str:
         return one_line(self.args[0])

@@ -69,7 +69,8 @@ class StopOnNaN(pl.Callback):
         raise UserError(
             f"{what} is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}, learning rate "
             f"{rate:.3g}); last good checkpoint: {last_good_checkpoint(trainer)}; "
-            "try a lower learning rate, --trainer.gradient_clip_val 1, or --trainer.precision 32-true"
+            "try a lower learning rate, --trainer.gradient_clip_val 1, or --trainer.precision 32-true",
+            everywhere=True,
         )
 
 
@@ -130,7 +131,8 @@ class SaveOnSignal(pl.Callback):
             return
         path = self._save_last(trainer)
         command = self.resume or f"--ckpt_path {path}"
-        raise Interrupted(f"interrupted at step {trainer.global_step}; resume with: {command}", 128 + number)
+        line = f"interrupted at step {trainer.global_step}; resume with: {command}"
+        raise Interrupted(line, 128 + number, everywhere=True)
 
     def _save_last(self, trainer: pl.Trainer) -> Path:
         keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]

@@ -168,7 +168,8 @@ def build(
 
 
 def lightning_dict(optimizer: Optimizer, schedule: Schedule) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns."""
+    """What ``configure_optimizers`` returns; the optimiser may be one around that which the schedule was built for."""
+    schedule.optimizer = optimizer  # Lightning wants to see the one that it is given
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": schedule.interval}}
 
 
