@@ -1,9 +1,17 @@
 """RetinaNet and Mask R-CNN on torchvision's detectors with a LITv2 backbone (section 4.2 of the paper).
 
-The authors train with mmdetection; here torchvision's detectors take the same backbone, pyramid, anchors and
-thresholds. What differs, so that heads of released files do not fit and published AP is not claimed: boxes of
-torchvision have no "- 1" and other regression clipping; its P7 takes a ReLU of P6; its heads keep their own names and
-initialisation; Mask R-CNN's box head regresses per class with weights 10, 10, 5, 5.
+The authors train with mmdetection; here torchvision's detectors take the same backbone, pyramid, anchor sizes, matching
+thresholds, sampling and test settings. What differs, so that heads of released files do not fit and published AP is
+not claimed:
+
+* classes: torchvision's Mask R-CNN has the background as class 0 (mmdetection: the last), and regresses a box for it;
+  RetinaNet's labels start at 0 in both;
+* anchors: torchvision rounds the corners of its base anchors to whole pixels;
+* losses: Mask R-CNN's boxes use smooth L1 with beta 1/9 in both stages (mmdetection: L1), averaged over all sampled
+  places; RetinaNet divides by each image's own objects (mmdetection: the whole batch's);
+* RoIAlign: 2 x 2 samples a bin without the half-pixel shift (mmdetection: as many as fit, with it);
+* P7 of RetinaNet takes a ReLU of P6 (mmdetection: P6 itself);
+* names and initial weights of necks and heads are torchvision's.
 
 Shapes: images are a list of (3, H, W) in [0, 1]; resizing to (800, 1333), normalising and padding to 32 is the
 detector's.

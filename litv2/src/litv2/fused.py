@@ -26,7 +26,7 @@ class FusedHiLo(HiLo):
 
     def __init__(self, layer: HiLo) -> None:
         nn.Module.__init__(self)
-        for name in ("dim", "num_heads", "head_dim", "window_size", "scale", "mask_padding"):
+        for name in ("dim", "num_heads", "head_dim", "window_size", "scale", "mask_padding", "fused_attn"):
             setattr(self, name, getattr(layer, name))
         self.l_heads, self.h_heads, self.l_dim, self.h_dim = layer.l_heads, layer.h_heads, layer.l_dim, layer.h_dim
         self.pools = layer.window_size > 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from litv2.costs import hilo_macs
 from litv2.head_split import split_heads
 from litv2.token_grid import copied, on_grid, pad_to_multiple
-from litv2.window_attention import window_attention
+from litv2.window_attention import Form, window_attention
 from paperkit.errors import UserError
 
 
@@ -75,6 +75,7 @@ class HiLo(nn.Module):
         self.head_dim = dim // num_heads
         self.scale = qk_scale or self.head_dim**-0.5
         self.mask_padding = mask_padding
+        self.fused_attn = True  # timm's name of it; False writes every attention matrix out, to compare
         self.l_dim, self.h_dim = self.l_heads * self.head_dim, self.h_heads * self.head_dim
         if self.l_heads:
             self.l_q = nn.Linear(dim, self.l_dim, bias=qkv_bias)
@@ -127,18 +128,22 @@ class HiLo(nn.Module):
 
     def hifi(self, qkv: Tensor, real_hw: Tensor | None = None) -> Tensor:
         """Attention inside windows: (B, Hp, Wp, 3 * h_dim) -> (B, Hp, Wp, h_dim)."""
-        return window_attention(qkv, self.h_heads, self.window_size, self.scale, real_hw)
+        form: Form = "auto" if self.fused_attn else "explicit"
+        return window_attention(qkv, self.h_heads, self.window_size, self.scale, real_hw, form)
 
     def lofi(self, q: Tensor, kv: Tensor) -> Tensor:
         """Attention of every position to the pooled tokens: (B, Hp, Wp, l_dim), (B, K, 2 * l_dim) -> (B, Hp, Wp,
         l_dim).
 
-        Always fused attention: it never holds the N x K matrix, and wins at every size that was measured.
+        Fused attention at every size: it never holds the N x K matrix, and was the faster one wherever measured.
         """
         grid = q.shape[1:3]
         q_bnqd = q.flatten(1, 2).unflatten(-1, (self.l_heads, -1)).transpose(1, 2)
         k_bnkd, v_bnkd = kv.unflatten(-1, (2, self.l_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q_bnqd, k_bnkd, v_bnkd, scale=self.scale)
+        if self.fused_attn:
+            out = F.scaled_dot_product_attention(q_bnqd, k_bnkd, v_bnkd, scale=self.scale)
+        else:
+            out = ((q_bnqd * self.scale) @ k_bnkd.transpose(-1, -2)).softmax(dim=-1) @ v_bnkd
         return out.transpose(1, 2).flatten(2).unflatten(1, grid)
 
     def flops(self, H: int, W: int) -> int:

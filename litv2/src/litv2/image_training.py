@@ -1,12 +1,14 @@
 """A classifier trained on real images by the paper's recipe: from a config file to a finished run folder."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -24,6 +26,9 @@ from paperkit.image_data import ImageData
 from paperkit.metrics import Metrics, Row
 from paperkit.resumable import SeedStep
 from paperkit.runs import RunFolder, process_rank
+from paperkit.savings import EMA, Savings, check
+from paperkit.size_schedule import check_sizes
+from paperkit.switches import apply, callbacks, hardest, sharpened
 
 
 @dataclass
@@ -34,15 +39,11 @@ class NetworkConfig:
         name: published size: litv2_s, litv2_m, litv2_b, litv2_b_384, litv1_s, litv1_m, litv1_b.
         options: constructor arguments in place of the size's (alpha, local_ws, attention, pos, drop_path_rate, ...).
         weights: file or none to start from; a classifier of another number of classes is replaced by a fresh one.
-        grad_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
-        compile: torch.compile the network in place (GPUs; minutes at the start).
     """
 
     name: str = "litv2_s"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
-    grad_checkpointing: bool = False
-    compile: bool = False
 
 
 @dataclass
@@ -83,9 +84,6 @@ def build_classifier(config: NetworkConfig, num_classes: int, input_size: int) -
                 raise UserError(f"{config.weights} does not fit {config.name}: {report.message()}")
         else:
             load_strict(model, state, config.weights)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    if config.compile:
-        model.compile()
     return model
 
 
@@ -93,10 +91,16 @@ class ImageTraining(pl.LightningModule):
     """One step: mix, forward, soft-target cross entropy; AdamW in three groups under the authors' schedule."""
 
     def __init__(
-        self, network: LITv2, recipe: Recipe, mixing: MixingConfig, total_batch: int, steps_per_epoch: int
+        self,
+        network: LITv2,
+        recipe: Recipe,
+        mixing: MixingConfig,
+        total_batch: int,
+        steps_per_epoch: int,
+        savings: Savings | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.mixing = network, mixing
+        self.network, self.mixing, self.savings = network, mixing, savings or Savings()
         self.recipe = recipe.scaled(total_batch)
         self.steps_per_epoch = steps_per_epoch
         classes = network.num_classes
@@ -108,12 +112,16 @@ class ImageTraining(pl.LightningModule):
         return self.network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        images, labels = batch
+        images, labels = hardest(self.network, self.losses, *batch, self.savings)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         loss = classification_loss(self.network(images), labels, self.mixing.smoothing)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each image (B,), by which ``keep_hardest`` ranks them."""
+        return F.cross_entropy(self.network(images), labels, reduction="none", label_smoothing=self.mixing.smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         images, labels = batch
@@ -121,7 +129,7 @@ class ImageTraining(pl.LightningModule):
         self.log_dict(self.accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.network, self.recipe)
+        optimizer = sharpened(make_optimizer(self.network, self.recipe), self.savings)
         schedule = OfficialSchedule(optimizer, self.recipe, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -140,24 +148,48 @@ def train(
     seed: int,
     save_every: int,
     resume: bool,
+    savings: Savings | None = None,
+    ema: EMA | None = None,
 ) -> ImageTraining:
     """Train to the end, or from the last checkpoint; ``model/`` (last) and ``best/`` are folders of save_pretrained."""
+    savings, ema = savings or Savings(), ema or EMA()
+    check_savings(savings, ema, recipe, mixing, data, trainer_options)
     last = run.path / "checkpoints" / "last.ckpt"
     resuming = resume and last.exists()
     pl.seed_everything(seed, workers=False, verbose=False)
     model = build_classifier(network, data.num_classes, data.input_size)
-    trainer = build_trainer(run, {**trainer_options, "max_epochs": recipe.epochs}, seed, save_every)
+    if len(data.sizes.sizes) > 1:
+        check_sizes(model, data.sizes.sizes)
+    apply(model, savings)
+    options = {**trainer_options, "max_epochs": recipe.epochs}
+    trainer = build_trainer(run, options, seed, save_every, more=callbacks(ema))
     data.trainer = trainer
     data.setup()
     accumulate = trainer.accumulate_grad_batches
     total_batch = data.batch_size * trainer.world_size * accumulate
     steps = max(1, data.steps_per_epoch // accumulate)
-    training = ImageTraining(model, recipe, mixing, total_batch, steps)
+    training = ImageTraining(model, recipe, mixing, total_batch, steps, savings)
     start = time.monotonic()
     trainer.fit(training, datamodule=data, ckpt_path=last if resuming else None)
     if process_rank() == 0:
         finish(run, training, seed, time.monotonic() - start)
     return training
+
+
+REFUSED = {"patch_drop": "windows, pooling and merging need the whole grid of tokens"}
+
+
+def check_savings(
+    savings: Savings, ema: EMA, recipe: Recipe, mixing: MixingConfig, data: ImageData, trainer: dict[str, Any]
+) -> None:
+    """Refuse savings that this training cannot take, or cannot take together, before any data are read.
+
+    Raises:
+        UserError: the first of them.
+    """
+    mixes = bool(mixing.mixup or mixing.cutmix)
+    check(savings, trainer, ema=ema, mixing=mixes, sizes=data.sizes.sizes, refused=REFUSED)
+    data.sizes.check_length(recipe.epochs)
 
 
 def finish(run: RunFolder, training: ImageTraining, seed: int, seconds: float) -> None:
@@ -181,7 +213,12 @@ def finish(run: RunFolder, training: ImageTraining, seed: int, seconds: float) -
 
 
 def build_trainer(
-    run: RunFolder, options: dict[str, Any], seed: int, save_every: int, best: str = "val/acc1"
+    run: RunFolder,
+    options: dict[str, Any],
+    seed: int,
+    save_every: int,
+    best: str = "val/acc1",
+    more: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end."""
     folder = run.path / "checkpoints"
@@ -196,6 +233,7 @@ def build_trainer(
             ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
             ModelCheckpoint(folder, filename="best", monitor=best, mode="max", enable_version_counter=False),
             LearningRateMonitor(logging_interval="step"),
+            *more,
         ],
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,

@@ -75,7 +75,7 @@ def _rivals(bench: Any, quick: bool) -> list[dict[str, Any]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = [(224, 1, "highest", 3 if quick else 9)]
     if not quick:
-        settings += [(224, 1, "medium", 7), (224, cores, "highest", 7), (224, cores, "medium", 7)]
+        settings += [(224, 1, "medium", 5), (224, cores, "highest", 5), (224, cores, "medium", 5)]
         settings += [(512, 1, "highest", 3), (512, cores, "highest", 3)]
     rows = [row for setting in settings for row in bench.rivals(*setting, names_of(bench, quick))]
     keys = ("size", "threads", "precision", "network", "over_litv2", "q25", "q75", "ms")

@@ -13,7 +13,7 @@ from typing import Any
 from paperkit.cli import make_parser
 from paperkit.errors import UserError
 
-IMAGES = ("--data", "--network", "--recipe", "--mixing", "--trainer")
+IMAGES = ("--data", "--network", "--recipe", "--mixing", "--savings", "--ema", "--trainer")
 ENGINES = {"images": "train_images", "detection": "train_detection", "segmentation": "train_segmentation"}
 
 

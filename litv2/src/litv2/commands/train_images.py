@@ -16,6 +16,7 @@ from litv2.optim_groups import Recipe
 from paperkit.cli import make_parser
 from paperkit.image_data import ImageData
 from paperkit.run_options import add_run_options, run_in_folder
+from paperkit.savings import EMA, Savings
 
 TRAINER_OPTIONS = (
     "accelerator", "strategy", "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val",
@@ -32,7 +33,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         made = parser.instantiate_classes(arguments)
         train(
             run, made.network, made.recipe, made.mixing, made.data, vars(arguments.trainer), arguments.training_seed,
-            arguments.save_every, resume=resuming,
+            arguments.save_every, resuming, made.savings, made.ema,
         )  # fmt: skip
     print(f"{run.path}: model/ (last), best/ (highest validation accuracy); evaluate: litv2 eval --ckpt {run.path}")
     return 0
@@ -48,6 +49,8 @@ def build_parser(prog: str) -> Any:
     parser.add_class_arguments(Recipe, "recipe")
     parser.add_class_arguments(MixingConfig, "mixing")
     parser.add_class_arguments(ImageData, "data")
+    parser.add_class_arguments(Savings, "savings")
+    parser.add_class_arguments(EMA, "ema")
     skip = set(inspect.signature(pl.Trainer).parameters) - set(TRAINER_OPTIONS)
     parser.add_class_arguments(pl.Trainer, "trainer", skip=skip, instantiate=False)
     return parser

@@ -32,7 +32,7 @@ class MSA(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise UserError(f"dim {dim} is not a multiple of num_heads {num_heads}")
-        self.num_heads, self.explicit = num_heads, explicit
+        self.num_heads, self.fused_attn = num_heads, not explicit
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -40,10 +40,10 @@ class MSA(nn.Module):
         """(B, N, D) or (B, H, W, D) -> the same shape."""
         tokens = x.flatten(1, -2)
         q, k, v = split_projections(self.qkv(tokens), 3, self.num_heads)
-        if self.explicit:
-            out = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
-        else:
+        if self.fused_attn:
             out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            out = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v
         return self.proj(merge_heads(out)).view_as(x)
 
 
