@@ -103,7 +103,7 @@ def test_figures_are_drawn_again(short_run: Path) -> None:
     names = {path.name for path in (short_run / "figures").iterdir()}
     assert names == {
         *("accuracy.png", "sensitivity_by_block.png", "sensitivity_by_operation.png", "selections.png"),
-        *("budget.png", "overlap.png"),
+        *("accuracy_by_share.png", "budget.png", "concentration.png", "overlap.png"),
     }
     for path in (short_run / "figures").iterdir():
         path.unlink()

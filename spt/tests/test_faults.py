@@ -1,9 +1,7 @@
 """Full disk, read-only folders, foreign and damaged files, through the commands: one line, nothing finished is lost."""
 
 import os
-import resource
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -14,59 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 from paperkit.checkpoints import read_checkpoint, save_weights
-from paperkit.cli import main as run_verb
-from spt.cli import VERBS
 from spt.sensitivity import Sensitivities, measure_sensitivities, model_identity
 from spt.sensitivity_file import save_sensitivities
 
+from .forked import in_child, only_line
 from .made_data import make_vtab
 from .small_models import batches, tiny_vit
-from .test_experiment import here, spt
+from .test_experiment import here
 from .test_real_data import digest, small, world_in
-
-NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a backbone file, and one finished run; readable by everybody."""
     return world_in(tmp_path_factory.mktemp("faults"))
-
-
-def in_child(arguments: list[str], folder: Path, limit: int = 0, nobody: bool = False) -> tuple[int, str]:
-    """Exit code and text of the command in a forked child in ``folder``.
-
-    Args:
-        limit: bytes that no file can grow beyond, which a write notices as it notices a full disk; 0 is no limit.
-        nobody: as a user who may write nothing there.
-    """
-    with tempfile.TemporaryFile("w+") as log:
-        pid = os.fork()
-        if pid == 0:
-            code = 99
-            try:
-                sys.stdout = sys.stderr = log
-                os.chdir(folder)
-                if limit:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-                if nobody and os.getuid() == 0:
-                    os.setgid(NOBODY)
-                    os.setuid(NOBODY)
-                code = run_verb("spt", "", VERBS, arguments)
-            finally:
-                log.flush()
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        log.seek(0)
-        return code, log.read()
-
-
-def only_line(text: str) -> str:
-    """The one error line; a traceback or a second line fails."""
-    assert "Traceback" not in text, text
-    lines = [line for line in text.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, text
-    return lines[0]
 
 
 def test_full_disk_loses_nothing_and_the_run_goes_on(world: Path) -> None:
@@ -98,8 +57,6 @@ def readable() -> Iterator[Path]:
 
 
 def test_a_folder_that_cannot_be_written(readable: Path, world: Path, tmp_path: Path) -> None:
-    import paperkit.parallel_seeds  # noqa: F401  (what the command imports; nobody may not read every place)
-
     code, text = in_child(["train", "--name", "x"], readable, nobody=True)
     assert code == 1 and "cannot make the run folder" in only_line(text) and not list(readable.iterdir())
     source = readable if os.getuid() == 0 else tmp_path
@@ -207,6 +164,6 @@ def test_a_vtab_folder_that_lacks_its_last_split(world: Path, tmp_path: Path) ->
     """Named before any work is done: the run folder holds no sensitivities."""
     make_vtab(tmp_path / "vtab", "svhn")
     (tmp_path / "vtab" / "svhn" / "test.txt").unlink()
-    out = spt("train", "--name", "t", *small(world, **{"data.root": str(tmp_path / "vtab")}), cwd=tmp_path, code=1)
-    assert "lacks the split file test.txt" in only_line(out)
+    code, text = in_child(["train", "--name", "t", *small(world, **{"data.root": str(tmp_path / "vtab")})], tmp_path)
+    assert code == 1 and "lacks the split file test.txt" in only_line(text)
     assert not list(tmp_path.rglob("sensitivities.safetensors"))

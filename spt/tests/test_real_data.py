@@ -4,9 +4,7 @@ sweep."""
 import hashlib
 import json
 import os
-import signal
 import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from spt.image_lists import VTAB
 from spt.sweep import group_means, published
 from spt.task_model import open_task, read_image
 
+from .forked import in_child, killed_when
 from .made_data import make_vtab
 from .test_experiment import SPT, here, spt
 
@@ -59,7 +58,8 @@ def world_in(root: Path) -> Path:
     torch.manual_seed(5)
     model = create_backbone("vit_tiny_patch16_224", 10, img_size=32, **SIZES)
     save_weights(root / "backbone.safetensors", {n: v for n, v in model.state_dict().items() if "head" not in n})
-    spt("train", "--name", "one", *small(root), cwd=root)
+    code, text = in_child(["train", "--name", "one", *small(root)], root)
+    assert code == 0, text
     return root
 
 
@@ -85,28 +85,26 @@ def test_run_folder_and_evaluation(world: Path) -> None:
         assert (run / name).is_file(), name
     assert list((run / "tensorboard").glob("events*"))
     before = json.loads((run / "metrics.json").read_text())
-    out = spt("eval", "--ckpt", str(run), cwd=world)
+    out = in_child(["eval", "--ckpt", str(run)], world)[1]
     after = json.loads((run / "metrics.json").read_text())
     assert "official_max" in out and before["rows"][0]["values"] == after["rows"][0]["values"]
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert not any(name.endswith("mlp.fc1.weight") for name in checkpoint["state_dict"])  # no frozen backbone inside
 
 
-def test_kill_and_resume_give_the_same_bits(world: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = world / "runs" / "spt" / "cut"
-    process = subprocess.Popen(
-        [*SPT, "train", "--name", "cut", *small(world)],
-        cwd=world, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    end = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if (run / "finished").exists():
-        pytest.fail("the run was over before it could be killed")
-    spt("train", "--resume", str(run), cwd=world)
+@pytest.mark.parametrize("moment", ["measuring", "first epoch", "second epoch"])
+def test_kill_and_resume_give_the_same_bits(moment: str, world: Path) -> None:
+    """Killed before anything is kept, after the sensitivities, and after the first checkpoint."""
+    run = world / "runs" / "spt" / moment
+    signs = {
+        "measuring": "config.yaml",
+        "first epoch": "sensitivities.safetensors",
+        "second epoch": "checkpoints/last.ckpt",
+    }
+    killed_when(run / signs[moment], ["train", "--name", moment, *small(world)], world)
+    assert not (run / "finished").exists()
+    code, text = in_child(["train", "--resume", str(run)], world)
+    assert code == 0, text
     assert digest(run) == digest(world / "runs" / "spt" / "one")
 
 
@@ -120,7 +118,8 @@ def test_two_processes_tune_like_one(world: Path) -> None:
         "recipe.warmup_epochs": "0",
         "recipe.epochs": "2",
     }
-    spt("train", "--name", "single", *small(world, **same), cwd=world)
+    code, text = in_child(["train", "--name", "single", *small(world, **same)], world)
+    assert code == 0, text
     two = {"trainer.devices": "2", "trainer.strategy": "ddp", "recipe.batch_size": "2"}
     spt("train", "--name", "two", *small(world, **same, **two), cwd=world)
     runs = [world / "runs" / "spt" / name for name in ("single", "two")]
@@ -139,6 +138,15 @@ def test_two_processes_tune_like_one(world: Path) -> None:
 def run_index(run: Path) -> str:
     """The sensitivities decide the selection; both runs must have measured the same."""
     return hashlib.sha256((run / "sensitivities.safetensors").read_bytes()).hexdigest()
+
+
+def test_checkpointing_changes_no_bit(world: Path, tmp_path: Path) -> None:
+    """The saving that fits this method: activations computed again, dropout drawn again from the same state."""
+    run = tmp_path / "runs" / "spt" / "less"
+    code, text = in_child(["train", "--name", "less", *small(world), "--savings.checkpointing", "true"], tmp_path)
+    assert code == 0, text
+    assert digest(run) == digest(world / "runs" / "spt" / "one")
+    assert "checkpointing: true" in (run / "config.yaml").read_text()
 
 
 def test_predict_serve_and_export_agree(
@@ -189,6 +197,9 @@ def test_sweep_resumes_and_prints_the_papers_table(
     out = spt("sweep", "--name", "s", *arguments)
     assert "mean of groups" in out and "87.9" in out  # SVHN in the paper
     run = tmp_path / "runs" / "spt" / "s"
+    drawn = spt("figures", str(run))
+    assert all(name in drawn for name in ("sensitivity_by_block.png", "selections.png", "budget.png", "epochs.png"))
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (run / "figures").iterdir())
     results = json.loads((run / "sweep.json").read_text())
     assert set(results) == {"svhn", "eurosat"} and results["svhn"]["budget"] in (1200, 1500)
     kept = (run / "svhn" / "val-1200" / "metrics.json").stat().st_mtime_ns
@@ -222,6 +233,11 @@ def test_group_means_of_the_published_rows() -> None:
         ({"backbone.arch": "vit_moon"}, "no architecture 'vit_moon'"),
         ({"method.selection": "SELECTION"}, "of another architecture"),
         ({"recipe.lr": "1e38"}, "not finite"),
+        ({"savings.patch_drop": "0.25"}, "patch_drop 0.25 is not for this method"),
+        ({"savings.keep_hardest": "0.5"}, "keep_hardest 0.5 is not for this method"),
+        ({"savings.sam_rho": "0.05"}, "sam_rho 0.05 is not for this method"),
+        ({"savings.compile": "true"}, "compile True is not for this method"),
+        ({"ema.decay": "0.9"}, "ema.decay 0.9 is not for this method"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,10 +1,6 @@
 """ADE20K with SETR-PUP: the table's parameter counts, groups and schedule, crops, windows, runs through the command."""
 
 import json
-import os
-import signal
-import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +26,9 @@ from spt.sensitivity import measure_sensitivities
 from spt.setr import IGNORED, create_setr, segmentation_loss, sliding_scores
 from spt.tuning import count_trained
 
+from .forked import in_child, killed_when
 from .made_data import make_ade20k
-from .test_experiment import SPT, here, spt
+from .test_experiment import here
 from .test_real_data import digest
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "segmentation").glob("*.yaml"))
@@ -181,7 +178,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
     make_ade20k(root / "ade20k")
     save_weights(root / "trunk.safetensors", {n: v for n, v in tiny_setr(3).state_dict().items() if "head" not in n})
-    spt("train", "--name", "one", *options_of(root), cwd=root)
+    code, text = in_child(["train", "--name", "one", *options_of(root)], root)
+    assert code == 0, text
     return root
 
 
@@ -190,7 +188,7 @@ def test_run_learns_and_is_evaluated_again(world: Path) -> None:
     before = json.loads((run / "metrics.json").read_text())
     assert before["rows"][0]["metric"] == "mIoU, validation, single scale"
     assert before["rows"][0]["values"][0] > 14  # one class everywhere would reach 7
-    assert "mIoU" in spt("eval", "--ckpt", str(run), cwd=world)
+    assert "mIoU" in in_child(["eval", "--ckpt", str(run)], world)[1]
     assert json.loads((run / "metrics.json").read_text())["rows"][0] == before["rows"][0]
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert not any(name.endswith("mlp.fc1.weight") for name in kept)
@@ -222,19 +220,9 @@ def test_delta_holds_the_heads_with_their_statistics(world: Path) -> None:
 
 def test_kill_and_resume_give_the_same_bits(world: Path) -> None:
     run = world / "runs" / "spt" / "cut"
-    process = subprocess.Popen(
-        [*SPT, "train", "--name", "cut", *options_of(world)],
-        cwd=world, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    end = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if (run / "finished").exists():
-        pytest.fail("the run was over before it could be killed")
-    spt("train", "--resume", str(run), cwd=world)
+    killed_when(run / "checkpoints" / "last.ckpt", ["train", "--name", "cut", *options_of(world)], world)
+    code, text = in_child(["train", "--resume", str(run)], world)
+    assert code == 0, text
     assert digest(run) == digest(world / "runs" / "spt" / "one")
 
 

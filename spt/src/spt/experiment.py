@@ -246,7 +246,8 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
         marks[task] = top_marks(setting.values, config.budget)
         result.maps[task] = share_by_place(setting.values, config.budget)
         if not result.stairs:
-            result.stairs = staircase(setting, config.budget)
+            result.stairs = staircase(setting.values, Rule("lora", 1, fixed=0), 4 * config.budget)
+            result.concentration = concentration(setting.values, 50_880)
         if seed == config.first_seed:  # a side result, and dear: heads are measured many times
             result.overlap.update(overlaps_of_task(task, setting, data, config))
     names = list(marks)
@@ -311,17 +312,37 @@ def share_by_place(values: dict[str, Tensor], count: int) -> dict[str, float]:
     ranking = rank_scalars(values, count)
     counts = torch.bincount(ranking.owner, minlength=len(values)).tolist()
     shares = {}
+    blocks: list[str] = []
     for (name, value), marked in zip(values.items(), counts, strict=True):
         if value.ndim == 2:
-            words = name.split(".")
-            shares[f"{words[1]}|{words[-2]}"] = 100 * marked / value.numel()
+            *_, operation, _ = name.split(".")
+            block = block_of(name)
+            if block not in blocks:
+                blocks.append(block)
+            shares[f"{blocks.index(block)}|{operation}"] = 100 * marked / value.numel()
     return shares
 
 
-def staircase(setting: Setting, budget: int) -> list[tuple[int, int]]:
-    """(tau, counted parameters) of SPT-LoRA up to four times the budget."""
-    spent = totals(rank_scalars(setting.values, 4 * budget), Rule("lora", 1, fixed=0)).tolist()
-    return [(tau + 1, total) for tau, total in enumerate(spent) if tau % 10 == 0]
+def block_of(name: str) -> str:
+    """``layers.2.blocks.1.attn.q.weight`` -> ``layers.2.blocks.1``: everything up to the last number."""
+    words = name.split(".")
+    last = max((place for place, word in enumerate(words) if word.isdigit()), default=0)
+    return ".".join(words[: last + 1])
+
+
+def concentration(values: dict[str, Tensor], count: int) -> list[tuple[float, float]]:
+    """(share of the entries, share of all sensitivity in them) in percent, for the most sensitive ``count`` entries."""
+    flat = torch.cat([value.flatten() for value in values.values()])
+    top = flat.topk(min(count, flat.numel())).values.double().cumsum(0) / flat.double().sum()
+    steps = range(0, top.numel(), max(1, top.numel() // 100))
+    return [(100 * (step + 1) / flat.numel(), 100 * float(top[step])) for step in steps]
+
+
+def staircase(values: dict[str, Tensor], rule: Rule, largest: int) -> list[tuple[int, int]]:
+    """(tau, counted parameters), about 300 points up to tau = ``largest``."""
+    spent = totals(rank_scalars(values, largest), rule).tolist()
+    step = max(1, len(spent) // 300)
+    return [(tau + 1, total) for tau, total in enumerate(spent) if tau % step == 0]
 
 
 def first_losses(run: Path, seed: int, task: str, arm: str = SENSITIVE) -> list[float]:

@@ -121,6 +121,7 @@ class SeedResult:
         maps: task -> "block|operation" -> share (%) of the parameter's entries among the marks.
         selections: task -> flags of the modules of SPT-LoRA, a row of six a block.
         stairs: (tau, total) of SPT-LoRA on the first task.
+        concentration: (share of the entries, share of all sensitivity) on the first task, in percent.
     """
 
     seed: int
@@ -130,3 +131,4 @@ class SeedResult:
     maps: dict[str, dict[str, float]] = field(default_factory=dict)
     selections: dict[str, list[list[int]]] = field(default_factory=dict)
     stairs: list[tuple[int, int]] = field(default_factory=list)
+    concentration: list[tuple[float, float]] = field(default_factory=list)

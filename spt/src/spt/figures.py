@@ -3,6 +3,7 @@ accuracy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def draw(metrics: Metrics, folder: Path) -> list[Path]:
         "sensitivity_by_block.png": lambda: draw_by_block(seeds),
         "sensitivity_by_operation.png": lambda: draw_by_operation(seeds),
         "selections.png": lambda: draw_selections(seeds),
+        "accuracy_by_share.png": lambda: draw_shares(metrics),
         "budget.png": lambda: draw_stairs(seeds, metrics),
+        "concentration.png": lambda: draw_concentration({"": seeds[0]["concentration"]}),
         "overlap.png": lambda: draw_overlap(seeds),
     }
     paths = []
@@ -65,6 +68,38 @@ def draw_accuracy(metrics: Metrics) -> Any:
     return drawn
 
 
+def draw_shares(metrics: Metrics) -> Any:
+    """Accuracy against the share of tuned parameters, a marker an arm (figure 3)."""
+    spent = {row.arm: row.mean for row in metrics.rows if row.metric.startswith("trained of")}
+    largest = max(spent.values())
+    drawn, axes = figure(width=7.2, height=4.4)
+    for index, row in enumerate(r for r in metrics.rows if r.metric == "accuracy, mean over tasks"):
+        marker, color = "osD^vP*X"[index % 8], COLORS[index % len(COLORS)]
+        share = 100 * spent[row.arm] / largest
+        axes.errorbar(share, row.mean, row.spread or 0, marker=marker, color=color, linestyle="", label=row.arm)
+    axes.set_xscale("symlog", linthresh=0.5)
+    axes.set_xlabel("tuned parameters beside head and class token (% of those of the largest arm)")
+    axes.set_ylabel("accuracy (%), mean over tasks")
+    axes.set_title("Accuracy and what was tuned for it (bar: spread over seeds)")
+    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return drawn
+
+
+def draw_concentration(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
+    """How much of all sensitivity lies in how few entries (figure 5)."""
+    drawn, axes = figure()
+    for index, (task, points) in enumerate(curves.items()):
+        share, held = zip(*points, strict=True)
+        axes.plot(share, held, color=COLORS[index % len(COLORS)], label=task)
+    axes.set_xscale("log")
+    axes.set_xlabel("most sensitive entries (% of all)")
+    axes.set_ylabel("of all sensitivity (%)")
+    axes.set_title("A few entries hold most of the sensitivity")
+    if len(curves) > 1:
+        axes.legend()
+    return drawn
+
+
 def draw_by_block(seeds: list[dict[str, Any]]) -> Any:
     """Share of sensitive entries per block, a line a task (figure 1 of the specification)."""
     drawn, axes = figure()
@@ -72,7 +107,7 @@ def draw_by_block(seeds: list[dict[str, Any]]) -> Any:
     for index, task in enumerate(seeds[0]["maps"]):
         table = _maps(seeds, task)
         share = (table * sizes).sum(1) / sizes.sum()
-        axes.plot(range(1, len(share) + 1), share, marker="o", color=COLORS[index], label=task)
+        axes.plot(range(1, len(share) + 1), share, marker="o", color=COLORS[index % len(COLORS)], label=task)
     axes.set_xticks(range(1, len(table) + 1))
     axes.set_xlabel("block")
     axes.set_ylabel("sensitive entries (% of the block's)")
@@ -88,7 +123,7 @@ def draw_by_operation(seeds: list[dict[str, Any]]) -> Any:
     width = 0.8 / len(tasks)
     for index, task in enumerate(tasks):
         at = np.arange(len(OPERATIONS)) + (index - (len(tasks) - 1) / 2) * width
-        axes.bar(at, _maps(seeds, task).mean(0), width, color=COLORS[index], label=task)
+        axes.bar(at, _maps(seeds, task).mean(0), width, color=COLORS[index % len(COLORS)], label=task)
     axes.set_xticks(range(len(OPERATIONS)), OPERATIONS)
     axes.set_xlabel("operation")
     axes.set_ylabel("sensitive entries (% of the matrix's)")

@@ -22,6 +22,8 @@ from paperkit.metrics import Metrics, Row
 from paperkit.report import print_metrics
 from paperkit.resumable import SeedStep, seed_generators
 from paperkit.runs import RunFolder, process_rank
+from paperkit.savings import Savings
+from paperkit.switches import apply
 
 from .backbones import create_backbone, load_backbone
 from .delta import head_buffers, save_delta, take_delta
@@ -42,6 +44,7 @@ class RealOptions:
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    savings: Savings = field(default_factory=Savings)
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +91,9 @@ def build(options: RealOptions, folder: Path | None = None) -> tuple[ListData, T
             fixed=fixed_parameters(model),
         )
 
-    return data, prepare_in(folder, model, options.method, measure, options.trainer), identity
+    tuned = prepare_in(folder, model, options.method, measure, options.trainer)
+    apply(tuned.model, options.savings)
+    return data, tuned, identity
 
 
 def prepare_in(

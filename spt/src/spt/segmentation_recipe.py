@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from paperkit.savings import Savings
+
 from .recipe import BackboneOptions, MethodOptions
 
 
@@ -68,10 +70,11 @@ class SegmentationRecipe:
 
 @dataclass
 class SegmentationOptions:
-    """All options of a run on ADE20K; ``trainer`` goes to Lightning's Trainer as it is."""
+    """All options of a run on ADE20K; ``savings`` are the kit's, ``trainer`` goes to Lightning's Trainer as it is."""
 
     data: SceneOptions = field(default_factory=SceneOptions)
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
     recipe: SegmentationRecipe = field(default_factory=SegmentationRecipe)
+    savings: Savings = field(default_factory=Savings)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from paperkit.metrics import Metrics, Row
 from paperkit.report import print_metrics
 from paperkit.resumable import seed_generators
 from paperkit.runs import RunFolder, process_rank
+from paperkit.switches import apply
 
 from .ade20k import SceneData
 from .backbones import load_backbone
@@ -52,6 +53,7 @@ def build(options: SegmentationOptions, folder: Path | None = None) -> tuple[Sce
         )
 
     tuned = prepare_in(folder, model, options.method, measure, options.trainer)
+    apply(tuned.model, options.savings)
     return data, tuned, identity
 
 

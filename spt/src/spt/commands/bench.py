@@ -20,6 +20,7 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> None:
     """Measures, prints, and writes JSON and a plot to `<root>/spt/bench`."""
     import os
+    import time
     from pathlib import Path
 
     import torch
@@ -35,7 +36,10 @@ def run(arguments: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes whose memory is measured
     about = machine()
     print(f"{about['cpu']['model']}, {threads} threads, flags {' '.join(about['cpu']['flags'])}", flush=True)
-    sections = {part: PARTS[part]() for part in parts}
+    sections, start = {}, time.monotonic()
+    for part in parts:
+        sections[part] = PARTS[part]()
+        print(f"({time.monotonic() - start:.0f} s so far)", flush=True)
     folder = Path(arguments.root) / "spt" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     write_bench(folder / "bench.json", "spt", **sections)

@@ -1,4 +1,7 @@
-"""Draw the figures of a run again from its metrics.json: `spt figures RUN` (default: the newest finished run)."""
+"""Draw the figures of a run again: `spt figures RUN` (default: the newest finished run).
+
+For a run on real data from its sensitivities and delta; a sweep draws a line a task.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ def run(arguments: Any) -> None:
     folder, _ = resolve_run(arguments.run, arguments.root, "spt")
     if folder is None:
         raise UserError(f"{arguments.run} lies in no run folder")
-    metrics = Metrics.read(folder.path / "metrics.json")
-    if "seeds" not in metrics.extra:
-        raise UserError(
-            f"{folder.path} is a run on real data; its curves are in TensorBoard: {folder.path / 'tensorboard'}"
-        )
-    for path in draw(metrics, folder.path / "figures"):
+    if "data" in folder.read_config():
+        from spt.real_figures import draw_real
+
+        drawn = draw_real(folder, folder.path / "figures")
+    else:
+        drawn = draw(Metrics.read(folder.path / "metrics.json"), folder.path / "figures")
+    for path in drawn:
         print(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paperkit.cli import make_parser
 from paperkit.errors import UserError
+from paperkit.savings import EMA, Savings, check
 
 if TYPE_CHECKING:
     from paperkit.runs import RunFolder
@@ -21,6 +22,14 @@ TRAINER = {
     **{"accelerator": str, "devices": str, "num_nodes": int, "strategy": str, "precision": str},
     **{"accumulate_grad_batches": int, "deterministic": bool, "enable_progress_bar": bool, "log_every_n_steps": int},
     **{"limit_train_batches": int, "limit_val_batches": int, "gradient_clip_val": float, "sync_batchnorm": bool},
+}
+# What the method itself cannot take; the rest of the survey's switches is the user's choice.
+REFUSED = {
+    "patch_drop": "sensitivities are measured on all tokens, and training on fewer would follow other ones",
+    "keep_hardest": "sensitivities are measured on all images, and the hardest ones have other ones",
+    "sam_rho": "flatness is sought over the few tuned parameters only, at the price of a second pass",
+    "compile": "entries are written into the frozen weights for each product and taken out again",
+    "channels_last": "what is tuned are the Linears of blocks; convolutions stay frozen",
 }
 
 
@@ -45,7 +54,8 @@ def add_groups(parser: Any, data: type, recipe: type) -> None:
 
     parser.add_argument("--config", action="config", help="YAML file with these options")
     add_run_arguments(parser)
-    for name, kind in {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}.items():
+    groups = {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}
+    for name, kind in {**groups, "savings": Savings, "ema": EMA}.items():
         parser.add_class_arguments(kind, name)
     for name, kind in TRAINER.items():
         parser.add_argument(f"--trainer.{name}", type=kind | None, default=None, help="of Lightning's Trainer")
@@ -64,16 +74,22 @@ def read_groups(content: Any, data: type, recipe: type) -> tuple[dict[str, Any],
     """The groups as their dataclasses, and the Trainer's options that were given.
 
     Raises:
-        UserError: for a group or an option that is unknown.
+        UserError: for a group or an option that is unknown, or savings that cannot be.
     """
     from spt.recipe import BackboneOptions, MethodOptions
 
     groups = {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}
     try:
         parts = {name: kind(**dict(content[name])) for name, kind in groups.items()}
+        parts["savings"] = Savings(**dict(content.get("savings") or {}))
+        ema = EMA(**dict(content.get("ema") or {}))
     except (KeyError, TypeError) as error:
         raise UserError(f"this is not a run on real data: {error}") from error
-    return parts, {k: _number(v) for k, v in dict(content.get("trainer") or {}).items() if v is not None}
+    trainer = {k: _number(v) for k, v in dict(content.get("trainer") or {}).items() if v is not None}
+    if ema.decay is not None:
+        raise UserError(f"ema.decay {ema.decay} is not for this method: its checkpoints hold the tuned tensors alone")
+    check(parts["savings"], trainer, refused=REFUSED)
+    return parts, trainer
 
 
 def _number(value: Any) -> Any:
