@@ -195,6 +195,15 @@ def test_save_pretrained_keeps_a_replaced_head(tmp_path: Path) -> None:
         LITv2.from_pretrained(tmp_path)
 
 
+def test_backbone_in_a_folder(tmp_path: Path) -> None:
+    options = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    body = LITv2Backbone(out_indices=(1, 3), out_norms=(1, 2, 3), alpha=0.5, **options).eval()
+    body.save_pretrained(tmp_path)
+    image = torch.randn(1, 3, 64, 96)
+    for one, two in zip(body(image), LITv2Backbone.from_pretrained(tmp_path)(image), strict=True):
+        torch.testing.assert_close(one, two)
+
+
 @pytest.mark.parametrize(("name", "entries"), [("litv2_s", 219), ("litv2_m", 459), ("litv2_b", 459)])
 def test_number_of_keys(name: str, entries: int) -> None:
     with torch.device("meta"):

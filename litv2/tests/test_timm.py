@@ -120,6 +120,15 @@ def test_pretrained_file_is_found_and_its_head_replaced(tmp_path: Path, monkeypa
     assert model.head.out_features == 10
 
 
+def test_saved_by_timm_and_loaded_from_its_folder(tmp_path: Path) -> None:
+    model = timm.create_model("litv2_s", **SMALL).eval()
+    shape = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    timm.models.save_for_hf(model, str(tmp_path), model_args=shape)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(again(images), model(images))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from litv2.local_weights import SavedInFolder
 from litv2.pyramid import Pyramid
 from paperkit.errors import UserError
 
@@ -15,7 +16,7 @@ SEGMENTATION_NORMS = (0, 1, 2, 3)
 DETECTION_NORMS = (1, 2, 3)  # the authors' detectors take c2 as it is
 
 
-class LITv2Backbone(Pyramid):
+class LITv2Backbone(SavedInFolder, Pyramid):
     """Outputs of the stages before their merging, each through a LayerNorm of its own where there is one.
 
     Args:

@@ -64,7 +64,7 @@ def build_backbone(
         raise UserError(f"window {window}: stage 3 takes 2 or more; the weights of plain attention (1) do not fit")
     sizes = {**architecture(name), "drop_path_rate": drop_path_rate, "local_ws": (0, 0, window, 1), **options}
     return LITv2Backbone(
-        out_indices=range(first, 4), out_norms=DETECTION_NORMS, grad_checkpointing=checkpointing, **sizes
+        out_indices=tuple(range(first, 4)), out_norms=DETECTION_NORMS, grad_checkpointing=checkpointing, **sizes
     )
 
 

@@ -14,13 +14,14 @@ CARD = """---
 {{ card_data }}
 ---
 
-# LITv2 image classifier
+# LITv2
 
-Fast pyramid vision transformer with HiLo attention (arXiv 2205.13213). Made for image classification, and as a backbone
-of detectors and segmentation networks; any image size from 32 px on.
+Fast pyramid vision transformer with HiLo attention (arXiv 2205.13213), an image classifier or the backbone of a
+detector or segmentation network; any image size from 32 px on.
 
-Load it with `litv2.LITv2.from_pretrained(FOLDER)`. What it was trained on, how well it does and where it fails are
-facts of the training run that wrote these weights: they stand in that run's `metrics.json`, not here.
+Load it with `litv2.LITv2.from_pretrained(FOLDER)`, a backbone with `litv2.LITv2Backbone.from_pretrained(FOLDER)`.
+What it was trained on, how well it does and where it fails are facts of the training run that wrote these weights: they
+stand in that run's `metrics.json`, not here.
 """
 
 

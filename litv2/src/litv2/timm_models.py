@@ -36,6 +36,8 @@ default_cfgs = generate_default_cfgs(
 def _create(name: str, pretrained: bool, **kwargs: Any) -> LITv2:
     """Build a size; ``pretrained`` reads the released file from torch hub's checkpoint folder.
 
+    Where timm has been told of another place (``local-dir:FOLDER``, ``hf-hub:NAME``), it loads by itself.
+
     Raises:
         UserError: ``pretrained`` without a file there; the line says which file and where.
     """
@@ -43,7 +45,11 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> LITv2:
     options = {**architecture(name), **kwargs}
     if name == "litv2_b_384" and "img_size" not in kwargs:
         options["img_size"] = 384
-    if pretrained and not (overlay.get("file") or overlay.get("state_dict")):
+    told = kwargs.get("pretrained_cfg")
+    source = told.get("source") if isinstance(told, dict) else getattr(told, "source", None)
+    if source in ("local-dir", "hf-hub"):
+        pass
+    elif pretrained and not (overlay.get("file") or overlay.get("state_dict")):
         path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pth"
         if not path.is_file():
             raise UserError(
