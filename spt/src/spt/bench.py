@@ -135,19 +135,22 @@ def bench_memory() -> dict[str, Any]:
 
 
 def bench_sensitivity() -> dict[str, Any]:
-    """The measuring pass with and without square-and-free hooks: memory beyond the weights, activations apart."""
+    """The measuring pass: what gradients and accumulators add to a pass whose gradients are dropped at once.
+
+    That pass holds activations, temporaries, and one gradient at a time, whose size (of the largest) is added again.
+    """
     model = bench_arms.vit_b()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    sizes = [p.numel() * p.element_size() for p in model.parameters()]
     activations = saved_bytes(lambda: model(torch.randn(2, 3, 224, 224)).sum(), model)
-    out: dict[str, Any] = {"weights": weights, "activations": activations}
-    rows = []
-    for name, arm in (("with hooks", "sensitivity hooks"), ("without hooks", "sensitivity plain")):
-        above = peak_rss([sys.executable, "-m", "spt.bench_arms", arm], timeout=280).above
-        out[name] = above
-        rows.append((name, above / weights, activations / weights, (above - activations) / weights))
-    columns = ("pass", "process beyond weights, x weights", "of these activations", "gradients + accumulators + rest")
+    peaks = {
+        kind: peak_rss([sys.executable, "-m", "spt.bench_arms", f"sensitivity {kind}"], timeout=280).above
+        for kind in bench_arms.PASSES
+    }
+    weights, nothing = sum(sizes), peaks["dropped"] - max(sizes)
+    rows = [(k, peak / weights, activations / weights, (peak - nothing) / weights) for k, peak in peaks.items()]
+    columns = ("gradients", "process beyond weights, x weights", "saved activations", "gradients + accumulators")
     table(rows, columns, "Sensitivity pass of ViT-B/16, batch 2")
-    return out
+    return {"weights": weights, "activations": activations, "above": peaks}
 
 
 def bench_delta() -> dict[str, Any]:

@@ -97,8 +97,11 @@ def make_step(model: nn.Module, batch: int = BATCH, bf16: bool = False) -> Calla
     return step
 
 
-def sensitivity_pass(hooks: bool, batches: int = 2, batch: int = 2) -> None:
-    """The measuring pass, or the same without hooks: all gradients first, then their squares are added."""
+PASSES = ("squared and freed", "kept, then squared", "dropped")
+
+
+def sensitivity_pass(kind: str, batches: int = 2, batch: int = 2) -> None:
+    """The measuring pass with hooks, without (all gradients first, then their squares), or with nothing kept."""
     from paperkit.measure import mark_start
 
     from .sensitivity import squared_gradients
@@ -111,18 +114,22 @@ def sensitivity_pass(hooks: bool, batches: int = 2, batch: int = 2) -> None:
         (torch.randn(batch, 3, 224, 224, generator=draw), torch.randint(0, CLASSES, (batch,), generator=draw))
         for _ in range(batches)
     ]
-    if hooks:
+    if kind == "squared and freed":
         with squared_gradients(own):
             for images, labels in data:
                 F.cross_entropy(model(images), labels).backward()
         return
-    sums = {name: torch.zeros_like(p) for name, p in own.items()}
+    if kind == "dropped":
+        for parameter in own.values():
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    sums = {name: torch.zeros_like(p) for name, p in own.items()} if kind != "dropped" else {}
     for images, labels in data:
         model.zero_grad()
         F.cross_entropy(model(images), labels).backward()
-        for name, parameter in own.items():
-            assert parameter.grad is not None
-            sums[name] += parameter.grad**2
+        for name, accumulator in sums.items():
+            gradient = own[name].grad
+            assert gradient is not None
+            accumulator.addcmul_(gradient, gradient)
 
 
 def main() -> None:
@@ -131,8 +138,8 @@ def main() -> None:
 
     torch.set_float32_matmul_precision("medium")
     arm = sys.argv[1]
-    if arm.startswith("sensitivity"):
-        sensitivity_pass(hooks=arm.endswith("hooks"))
+    if arm.startswith("sensitivity "):
+        sensitivity_pass(arm.removeprefix("sensitivity "))
         return
     model = build(arm)
     mark_start()

@@ -2,7 +2,8 @@
 
 The backbone stays a plain timm model. Activating a delta writes its entries, vectors, class token, head and folded LoRA
 products into the weights, after the old bits were put aside; leaving it puts them back. Nothing is ever subtracted, so
-after any number of switches the backbone is bit for bit itself. Adapters, which do not fold, run as forward hooks.
+after any number of switches the backbone is bit for bit itself. Matrices that a LoRA was folded into are kept a second
+time. Adapters, which do not fold, run as forward hooks.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class HotSwap:
         self.deltas: dict[str, Delta] = {}
         self.active: str | None = None
         self._candidates: dict[str, Candidate] = {}
+        self._pristine: dict[str, Tensor] = {}  # matrices that some delta folded a LoRA into
+        self._modules: dict[tuple[int, str], tuple[StructuredModule, bool]] = {}
         self._undo: list[tuple[Tensor, tuple[Tensor, ...] | None, Tensor]] = []
         self._hooks: list[Any] = []
         self._heads: list[tuple[str, nn.Parameter]] = []
@@ -119,11 +122,18 @@ class HotSwap:
 
     def _add_module(self, delta: Delta, matrix: str, own: dict[str, nn.Parameter]) -> None:
         item = self._candidates[matrix]
-        module, parallel = _rebuild(delta, matrix, item)
         view = item.view(own[item.holder])
-        module = module.to(view)
+        key = (id(delta), matrix)
+        if key not in self._modules:
+            module, parallel = _rebuild(delta, matrix, item)
+            self._modules[key] = module.to(view), parallel
+        module, parallel = self._modules[key]
         if module.mergeable:
-            self._write(view, None, view + module.weight_delta())
+            # The old bits of a folded matrix are the backbone's own for ever, so they are copied once.
+            if matrix not in self._pristine:
+                self._pristine[matrix] = view.clone()
+            self._undo.append((view, None, self._pristine[matrix]))
+            view.addmm_(module.up.weight, module.down.weight)
             if module.up.bias is not None and (bias := self._candidates.get(f"{matrix.removesuffix('weight')}bias")):
                 target = bias.view(own[bias.holder])
                 self._write(target, None, target + module.up.bias)
