@@ -1,21 +1,21 @@
 """The clock: single layers, LITv2-S against its plain form and against networks that a user can install."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from litv2.bench_memory import layer_peaks
 from litv2.classifier import LITv2
 from litv2.fused import fuse, outputs_differ
 from litv2.plain import plain_logits
 from litv2.pyramid import architecture
 from litv2.single_layer import RACE, layer_costs
 from paperkit.errors import UserError
-from paperkit.measure import Ratio, compare, mark_start, peak_rss
+from paperkit.measure import Ratio, compare
 
 RIVALS = {
     "ConvNeXt-T": "convnext_tiny",
@@ -47,10 +47,12 @@ def rival(name: str, size: int) -> nn.Module:
 
 
 def single_layers(quick: bool = False) -> list[dict[str, Any]]:
-    """Layers at four grids, D 384, batch 1, one thread."""
+    """Layers at four grids, D 384, batch 1, one thread; "peak" is MiB of a process of its own, None but on Linux."""
     torch.set_num_threads(1)
     pairs = {14: 3, 28: 3} if quick else {14: 9, 28: 7, 56: 5, 64: 5}
-    return [asdict(cost) for side, n in pairs.items() for cost in layer_costs(side, 1, 384, pairs=n, names=RACE)]
+    peaks = layer_peaks(RACE, list(pairs), 384, 12)
+    costs = [cost for side, n in pairs.items() for cost in layer_costs(side, 1, 384, pairs=n, names=RACE)]
+    return [{**asdict(cost), "peak": peaks.get((cost.name, cost.side))} for cost in costs]
 
 
 def forms(quick: bool = False) -> list[dict[str, Any]]:
@@ -102,25 +104,6 @@ def rivals(
 
 def _times(ratio: Ratio) -> dict[str, float]:
     return {"over_litv2": ratio.median, "q25": ratio.q25, "q75": ratio.q75, "ms": 1e3 * ratio.seconds}
-
-
-def peak(name: str, size: int) -> float:
-    """MiB that one forward pass adds to a process of its own."""
-    code = f"from litv2.bench import run_once; run_once({name!r}, {size})"
-    return peak_rss([sys.executable, "-c", code], timeout=300).above / 2**20
-
-
-def run_once(name: str, size: int) -> None:
-    """One measured forward pass in this process: "fused", "plain", or a rival's name."""
-    torch.set_num_threads(1)
-    image = torch.randn(1, 3, size, size)
-    if name not in ("fused", "plain", *RIVALS):
-        raise UserError(f"no network '{name}'")
-    model = litv2_s() if name in ("fused", "plain") else rival(name, size)
-    network: Callable[[Tensor], Tensor] = fuse(model) if name == "fused" and isinstance(model, LITv2) else model
-    with torch.inference_mode():
-        mark_start()
-        plain_logits(model, image) if name == "plain" and isinstance(model, LITv2) else network(image)
 
 
 def throughput(batch: int = 64, warmup: int = 50, timed: int = 30, size: int = 224, device: str = "cuda") -> float:

@@ -12,7 +12,7 @@ from torch import nn
 
 from litv2.digit_frequencies import digit_network, spectra, split_digits
 from litv2.experiment_config import ExperimentConfig, SeedResult, arm_name
-from litv2.stage_training import Batch, accuracy, cross_entropy, train_stage
+from litv2.stage_training import Batch, accuracy, cross_entropy, ranking, train_stage
 from litv2.two_markers import marker_network, sample_markers
 from paperkit.checkpoints import load_strict, read_weights
 from paperkit.resumable import seed_generators, seed_of
@@ -52,10 +52,11 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
     """Every number of a finished seed, computed from its saved weights."""
     folder, digits = run / f"seed-{seed}", split_digits(seed)
     grids, labels = sample_markers(config.marker_test, torch.Generator().manual_seed(seed_of(seed, TEST)))
-    markers, losses, accuracies = {}, {}, {}
+    markers, rankings, losses, accuracies = {}, {}, {}, {}
     for arm, alpha in config.arms.items():
         model = _trained(marker_network(alpha), folder / f"markers {arm}")
-        markers[arm], losses[arm] = accuracy(model, grids, labels), cross_entropy(model, grids, labels)
+        markers[arm], rankings[arm] = accuracy(model, grids, labels), ranking(model, grids, labels)
+        losses[arm] = cross_entropy(model, grids, labels)
         model = _trained(digit_network(alpha), folder / f"digits {arm}")
         accuracies[arm] = accuracy(model, digits.test_images, digits.test_labels)
     shares, over_dc = {}, {}
@@ -65,7 +66,7 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
         if state == "trained":
             _trained(model, folder / f"digits {arm_name(0.5)}")
         shares[state], over_dc[state], profiles = spectra(model, digits.test_images)  # type: ignore[arg-type]
-    return SeedResult(seed, markers, losses, accuracies, shares, over_dc, profiles)
+    return SeedResult(seed, markers, rankings, losses, accuracies, shares, over_dc, profiles)
 
 
 def _trained(model: nn.Module, folder: Path) -> nn.Module:

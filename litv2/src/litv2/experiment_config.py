@@ -65,6 +65,7 @@ class SeedResult:
 
     Attributes:
         markers: arm -> test accuracy of part B, in percent.
+        marker_rankings: arm -> percent of rightly ranked pairs of part B (area under the ROC curve; 50 is chance).
         marker_losses: arm -> test cross-entropy of part B, in nats.
         digits: arm -> test accuracy of part C, in percent.
         shares: "trained" or "initial" -> (block, branch) -> energy share beyond a quarter cycle a token, DC included.
@@ -74,6 +75,7 @@ class SeedResult:
 
     seed: int
     markers: dict[str, float]
+    marker_rankings: dict[str, float]
     marker_losses: dict[str, float]
     digits: dict[str, float]
     shares: dict[str, dict[str, float]]

@@ -30,17 +30,22 @@ def draw(metrics: Metrics, folder: Path) -> list[Path]:
 
 
 def two_markers(metrics: Metrics) -> object:
-    """Part B: bars of accuracy, a dot a seed."""
-    drawn, axes = figure()
-    rows = [row for row in metrics.rows if row.metric.startswith("B two markers")]
-    axes.bar(range(len(rows)), [row.mean for row in rows], color=COLORS[0], width=0.6, label="mean")
-    for i, row in enumerate(rows):
-        axes.plot([i] * len(row.values), row.values, "o", color=COLORS[1], label="one seed" if i == 0 else None)
-    axes.axhline(50, color="grey", linestyle="--", linewidth=1, label="chance")
-    axes.axhline(75, color="grey", linestyle=":", linewidth=1, label="bound without a global path")
-    axes.set(xticks=range(len(rows)), xticklabels=[row.arm for row in rows], ylabel="test accuracy (%)", ylim=(0, 105))
-    axes.set_title("Only a layer with a global path can compare two places of the map")
-    drawn.legend(loc="outside lower center", ncols=4)
+    """Part B: bars of accuracy and of rightly ranked pairs, a dot a seed."""
+    drawn, both = figure(1, 2, width=11, sharey=True)
+    names = {"B two markers: accuracy": "accuracy", "B two markers: pairs ranked rightly (chance 50)": "pairs ranked"}
+    for axes, (metric, title) in zip(both, names.items(), strict=True):
+        rows = [row for row in metrics.rows if row.metric == metric]
+        axes.bar(range(len(rows)), [row.mean for row in rows], color=COLORS[0], width=0.6, label="mean")
+        for i, row in enumerate(rows):
+            axes.plot([i] * len(row.values), row.values, "o", color=COLORS[1], label="one seed" if i == 0 else None)
+        axes.axhline(50, color="grey", linestyle="--", linewidth=1, label="chance")
+        if title == "accuracy":
+            axes.axhline(75, color="grey", linestyle=":", linewidth=1, label="bound without a global path")
+        arms = [row.arm.replace(" alpha", "\nalpha") for row in rows]
+        axes.set(xticks=range(len(rows)), xticklabels=arms, title=f"two markers: {title}", ylim=(0, 105))
+    both[0].set_ylabel("right on the test samples (%)")
+    drawn.suptitle("Only a layer with a global path can compare two places of the map")
+    drawn.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawn
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics.functional.classification import binary_auroc
 
 from paperkit.checkpoints import load_strict, read_checkpoint, read_weights, save_checkpoint, save_weights
 from paperkit.errors import Interrupted, UserError
@@ -117,6 +118,16 @@ def _finish(model: nn.Module, folder: Path, losses: list[float]) -> None:
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Percent of right answers."""
     return 100 * (model.eval()(inputs).argmax(dim=-1) == labels).double().mean().item()
+
+
+@torch.no_grad()
+def ranking(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Percent of pairs of one sample of each of two classes that the network ranks rightly (area under the ROC curve).
+
+    Unlike the accuracy it has no threshold; 50 is chance.
+    """
+    logits = model.eval()(inputs)
+    return 100 * binary_auroc(logits[:, 1] - logits[:, 0], labels).item()
 
 
 @torch.no_grad()

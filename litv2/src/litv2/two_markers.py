@@ -7,7 +7,8 @@ carry values s1, s2 = +-1 in the third channel of their tokens. The label is s1 
 A network whose attention stays inside windows is a sum over windows followed by a linear map: the logits of (+, +),
 (+, -), (-, -) are 2a, a + b, 2b but for a common term. No such classifier is right in more than 3 of 4 cases, and its
 cross-entropy, convex and symmetric in (a, b), is driven to chance, ln 2. At that optimum all logits are equal, so what
-is left of a - b after training decides the accuracy, anywhere from 25 to 75 %: the cross-entropy is the safe number.
+is left of a - b after training decides the accuracy, anywhere from 25 to 75 %. Safe numbers are the cross-entropy and
+the ranking of pairs: (+, -) lies between (+, +) and (-, -), so half of the pairs are ranked rightly, whatever a and b.
 
 Shapes: B batch, H = W = 8 tokens, 6 channels.
 """

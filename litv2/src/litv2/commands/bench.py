@@ -37,22 +37,14 @@ def _layers(bench: Any, quick: bool) -> list[dict[str, Any]]:
     from paperkit.report import table
 
     rows = bench.single_layers(quick)
-    table(
-        [
-            [
-                f"{r['side']}x{r['side']}",
-                r["name"],
-                r["over_hilo"],
-                *r["spread"],
-                1000.0 * r["seconds"],
-                r["macs"] / 1000000.0,
-                r["kept"] / 2**20,
-            ]
-            for r in rows
-        ],
-        ("tokens", "layer", "time / HiLo .9", "q25", "q75", "ms", "M multiply-adds", "MiB kept"),
-        "One layer, D 384, 12 heads, batch 1, one thread",
-    )
+    title = "One layer, D 384, 12 heads, batch 1, one thread, default float32"
+    columns = ("tokens", "layer", "time / HiLo .9", "q25", "q75", "ms", "M multiply-adds", "MiB kept", "MiB at peak")
+    lines = [
+        (f"{r['side']}x{r['side']}", r["name"], r["over_hilo"], *r["spread"], 1e3 * r["seconds"], r["macs"] / 1e6,
+         r["kept"] / 2**20, "" if r["peak"] is None else r["peak"])
+        for r in rows
+    ]  # fmt: skip
+    table(lines, columns, title)
     return rows
 
 
@@ -86,11 +78,12 @@ def _rivals(bench: Any, quick: bool) -> list[dict[str, Any]]:
 
 
 def _memory(bench: Any, quick: bool) -> list[dict[str, Any]]:
+    from litv2.bench_memory import network_peak
     from paperkit.report import table
 
     names = ("fused", "plain", *names_of(bench, quick))
     rows = [
-        {"size": size, "network": name, "MiB": bench.peak(name, size)}
+        {"size": size, "network": name, "MiB": network_peak(name, size)}
         for size in ((224,) if quick else (224, 512))
         for name in names
     ]
