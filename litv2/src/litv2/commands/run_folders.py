@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from litv2.experiment_config import ExperimentConfig, SeedResult
+from paperkit import run_options
 from paperkit.errors import UserError
 from paperkit.runs import RunFolder
 
@@ -16,15 +16,8 @@ def open_run(root: str, name: str | None, resume: str | None) -> RunFolder:
     Raises:
         UserError: nothing to continue, or a finished run.
     """
-    if resume is None:
-        return RunFolder.create(root, "litv2", name)
-    if resume == "newest":
-        found = RunFolder.newest(root, "litv2", finished=False)
-        if found is None:
-            raise UserError(f"no unfinished run in {Path(root) / 'litv2'}")
-        return found
-    folder = RunFolder.open(resume if Path(resume).is_dir() else Path(root) / "litv2" / resume)
-    if folder.finished:
+    folder = run_options.open_run(root, "litv2", name, resume)
+    if resume is not None and folder.finished:
         raise UserError(f"{folder.path} is finished; litv2 eval --ckpt {folder.path} shows it")
     return folder
 
