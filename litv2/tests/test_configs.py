@@ -16,7 +16,7 @@ from litv2.optim_groups import OfficialSchedule, Recipe, learning_rate, make_opt
 from litv2.pyramid import architecture
 from paperkit.classification import classification_loss
 from paperkit.image_data import ImageData
-from paperkit.made_images import make_image_folder
+from paperkit.made_images import make_cifar, make_image_folder
 from paperkit.runs import RunFolder
 
 from .made_runs import SHRINK, command
@@ -29,15 +29,19 @@ PARAMETERS = {"litv2_s": 27_844_000, "litv2_m": 48_830_368, "litv2_b": 86_520_70
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
 def test_one_step(path: Path, tmp_path: Path) -> None:
     """The file's own options; only the network, the batch and the images are small."""
-    make_image_folder(tmp_path / "data", per_class=4)
     content = yaml.safe_load(path.read_text())
+    classes = 100 if content["data"]["dataset"] == "cifar100" else 2
+    if classes == 100:
+        make_cifar(tmp_path / "data", "cifar100")
+    else:
+        make_image_folder(tmp_path / "data", per_class=4)
     fine = path.stem == "litv2_b_384"
     content["network"].setdefault("options", {}).update(SHRINK)
     if fine:
         start = LITv2(**{**architecture("litv2_b"), **SHRINK, "num_classes": 2})
         torch.save({"model": start.state_dict()}, tmp_path / "litv2_b.pth")
         content["network"]["weights"] = str(tmp_path / "litv2_b.pth")
-    content["data"].update(root=str(tmp_path / "data"), batch_size=8, num_workers=0, num_classes=2, input_size=64)
+    content["data"].update(root=str(tmp_path / "data"), batch_size=8, num_workers=0, num_classes=classes, input_size=64)
     content["trainer"].update(precision="32-true", accelerator="cpu", devices=1)
     content["trainer"].update(enable_progress_bar=False, log_every_n_steps=1)
     content["recipe"]["epochs"], content["recipe"]["warmup_epochs"] = 1, 0
