@@ -136,12 +136,16 @@ def test_parameter_counts_of_the_backbones() -> None:
             assert (len(sizes["matrix"]), len(sizes["vector"]), sum(sizes["vector"])) == (72, 122, 121_344)
 
 
-def test_multiply_adds_of_vit_b() -> None:
-    """About 17.6 G in the specification."""
+@pytest.mark.parametrize(
+    ("arch", "giga"),
+    [("vit_base_patch16_224", 17.58), ("swin_base_patch4_window7_224", 15.4), ("convnext_base", 15.4)],
+)
+def test_multiply_adds_of_the_backbones(arch: str, giga: float) -> None:
+    """Specification, table of architectures (17.6, 15.4 and 15.4 G)."""
     import timm
 
     from paperkit.flops import count
 
     with torch.device("meta"):
-        model = timm.create_model("vit_base_patch16_224", num_classes=1000)
-    assert count(model, (1, 3, 224, 224)).macs == pytest.approx(17.58e9, rel=0.01)
+        model = timm.create_model(arch, num_classes=1000)
+    assert count(model, (1, 3, 224, 224)).macs == pytest.approx(1e9 * giga, rel=0.01)

@@ -46,6 +46,15 @@ def test_full_disk_loses_nothing_and_the_run_goes_on(world: Path) -> None:
     assert not list(run.rglob("*.tmp*"))
 
 
+def test_full_disk_in_the_embedded_experiment(tmp_path: Path) -> None:
+    """The first save of the pre-training does not fit: its name stands in the line, and no half file in the folder."""
+    short = ["--seeds", "1", "--tasks", "[flip]", "--steps", "5", "--pretrain_steps", "101"]
+    code, text = in_child(["train", "--name", "x", *short], tmp_path, limit=100_000)
+    assert code == 1 and "pretraining.ckpt: File too large" in only_line(text)
+    names = {path.name for path in (tmp_path / "runs" / "spt" / "x").iterdir()}
+    assert names <= {"started", ".lock", "env.json", "config.yaml"}
+
+
 @pytest.fixture
 def readable() -> Iterator[Path]:
     """A folder that others may read and not write; pytest's own lets no other user in."""

@@ -102,14 +102,15 @@ class HotSwap:
                 self._write(item.view(own[item.holder]), None, value)
             else:
                 self._write(buffers[name] if name in buffers else own[name], None, value)
+        for matrix in delta.module_matrices():
+            self._add_module(delta, matrix, own)
+        # After the modules, so that what is kept of a matrix is the backbone's.
         for name, (flat, values) in delta.entries.items():
             item = self._candidates[name]
             view = item.view(own[item.holder])
             columns = view.shape[1] if view.ndim == 2 else 1
             index = (flat.long() // columns, flat.long() % columns) if view.ndim == 2 else (flat.long(),)
             self._write(view, index, view[index] + values.to(view))
-        for matrix in delta.module_matrices():
-            self._add_module(delta, matrix, own)
 
     def _write(self, target: Tensor, index: tuple[Tensor, ...] | None, value: Tensor) -> None:
         """Puts the old bits aside and writes."""
