@@ -33,7 +33,7 @@ help:  ## this list
 	@echo
 	@echo 'paperkit, the common kit in shared/'
 	@echo '  make shared-test       its tests'
-	@echo '  make shared-bench      what its guarantees cost, as ratios of one run'
+	@echo '  make shared-bench      what each saving of the survey on efficient training is worth here'
 	@echo '  make shared-setup      its environment, shared/.venv'
 	@echo '  make shared-clean      remove its environment'
 

@@ -20,7 +20,7 @@ from paperkit.flops import MacCounter
 from paperkit.measure import Ratio, compare, peak_cuda, peak_rss, saved_bytes, write_bench
 from paperkit.parallel_seeds import run_seeds
 from paperkit.savings_report import Line, moved, report
-from paperkit.savings_trial import AGAIN, BASE, LARGE, SMALL, SWITCHES, VARIANTS, Size, Trial, Variant
+from paperkit.savings_trial import AGAIN, BASE, HEAVY, LARGE, SMALL, SWITCHES, VARIANTS, Size, Trial, Variant
 
 UNTRAINED = {"compile"}  # the same arithmetic as the plain step, and minutes of compiling for every seed
 
@@ -46,7 +46,7 @@ def largest_phase(variant: Variant) -> Variant:
 def peaks(variants: Sequence[Variant], device: str) -> dict[str, float]:
     """Peak memory of three steps above the built model, in bytes."""
     if device == "cuda":
-        trials = {variant.name: Trial(largest_phase(variant), LARGE, device=device) for variant in variants}
+        trials = {variant.name: Trial(largest_phase(variant), HEAVY, device=device) for variant in variants}
         return {name: float(peak_cuda(trial.fixed_step())) for name, trial in trials.items()}
     command = [sys.executable, "-m", "paperkit.savings_trial"]
     return {variant.name: float(peak_rss([*command, variant.name], 400).above) for variant in variants}
@@ -86,7 +86,7 @@ def train_seed(seed: int, advance: Callable[[int], None], plan: dict[str, list[i
 def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, device: str) -> list[Line]:
     """All figures of the plain step against itself and of each variant."""
     print(f"time of a step: {len(variants)} switches, interleaved", flush=True)
-    large, small = (times(variants, size, pairs, device) for size in (LARGE, SMALL))
+    large, small = times(variants, LARGE, pairs, device), times(variants, SMALL, 3 * pairs, device)
     print("peak memory: a process per switch", flush=True)
     peak = peaks([BASE, AGAIN, *variants], device)
     lines = []
