@@ -17,7 +17,7 @@ SHORT = ["--seeds", "1", "--alphas", "[0, 0.5]", "--digit_steps", "150", "--timi
 TRACE = Path(__file__).parent / "golden" / "loss_trace.json"
 
 
-def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_then_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command("train", *SHORT, "--name", "short", cwd=tmp_path)
     run = tmp_path / "runs" / "litv2" / "short"
     metrics = Metrics.read(run / "metrics.json")
@@ -26,9 +26,11 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for name in ("config.yaml", "env.json", "figures/two_markers.png", "figures/frequency_maps.png"):
         assert (run / name).stat().st_size > 100
     assert list(run.rglob("events.out.tfevents*"))
-    again = command("eval", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert here("eval") == 0
+    again = capsys.readouterr().out
     assert Metrics.read(run / "metrics.json").rows == metrics.rows
-    assert "held (asserted)" in again.stdout
+    assert "held (asserted)" in again
     assert here("figures", run) == 0 and capsys.readouterr().out.count(".png") == 9
 
 

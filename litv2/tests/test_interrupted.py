@@ -9,6 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from litv2.experiment import run_seed
+from litv2.experiment_config import ExperimentConfig
+
 from .made_runs import command, here
 
 LITV2 = [str(Path(sys.executable).parent / "litv2")]
@@ -35,14 +38,16 @@ def kill_after_checkpoint(words: list[str], cwd: Path, run: Path, delay: float) 
 
 
 def test_killed_twice_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
-    command("train", *TINY, "--name", "whole", cwd=tmp_path)
+    whole = tmp_path / "whole"
+    config = ExperimentConfig(seeds=1, alphas=(0.0, 0.5), marker_steps=60, digit_steps=60, marker_test=64)
+    run_seed(0, lambda steps: None, str(whole), config)
     run = tmp_path / "runs" / "litv2" / "cut"
     kill_after_checkpoint(["train", *TINY, "--name", "cut"], tmp_path, run, 0.0)
     assert not (run / "finished").exists()
     kill_after_checkpoint(["train", "--resume"], tmp_path, run, 0.3)
     assert not (run / "finished").exists()
     command("train", "--resume", run, cwd=tmp_path)
-    assert weights(run) == weights(tmp_path / "runs" / "litv2" / "whole") and len(weights(run)) == 6
+    assert weights(run) == weights(whole) and len(weights(run)) == 6
 
 
 def test_sigterm_leaves_a_resumable_run(tmp_path: Path) -> None:
