@@ -73,14 +73,16 @@ def macs(variant: Variant) -> float:
     return float(counter.macs)
 
 
-def train_seed(seed: int, advance: Callable[[int], None], plan: dict[str, list[int]]) -> dict[str, list[Any]]:
+def train_seed(
+    seed: int, advance: Callable[[int], None], plan: dict[str, list[int]], device: str
+) -> dict[str, list[tuple[float, float]]]:
     """Loss and accuracy of every planned run of one seed: name -> one pair per number of steps."""
-    return {
-        name: [
-            Trial(VARIANTS[name], SMALL, seed + (1000 if name == AGAIN.name else 0), n).train(advance) for n in lengths
-        ]
-        for name, lengths in plan.items()
-    }
+
+    def trained(name: str, steps: int) -> tuple[float, float]:
+        own = seed + 1000 if name == AGAIN.name else seed  # the noise floor is another seed
+        return Trial(VARIANTS[name], SMALL, own, steps, device).train(advance)
+
+    return {name: [trained(name, steps) for steps in lengths] for name, lengths in plan.items()}
 
 
 def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, device: str) -> list[Line]:
@@ -99,7 +101,7 @@ def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, dev
     plan = {BASE.name: [steps], **plan}
     total = sum(map(sum, plan.values()))
     print(f"losses: {seeds} seeds of {total:,} steps", flush=True)
-    results = run_seeds("paperkit.savings_bench:train_seed", range(seeds), {"plan": plan}, total)
+    results = run_seeds("paperkit.savings_bench:train_seed", range(seeds), {"plan": plan, "device": device}, total)
     base = [results[seed][BASE.name][0] for seed in range(seeds)]
     for line in trained:
         found = [results[seed][line.name] for seed in range(seeds)]
@@ -112,7 +114,7 @@ def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, dev
 
 def add_arguments(parser: Any) -> None:
     """Options of ``python -m paperkit bench``."""
-    parser.add_argument("--only", type=list[str], default=[], help="names of switches, as the table has them; all")
+    parser.add_argument("--only", nargs="+", type=str, default=[], help="names of switches, as the table has them; all")
     parser.add_argument("--pairs", type=int, default=7, help="timed pairs per switch")
     parser.add_argument("--seeds", type=int, default=6, help="seeds of the losses, at least 2")
     parser.add_argument("--steps", type=int, default=300, help="steps of a plain run")
