@@ -51,7 +51,7 @@ class Setting:
     Attributes:
         backbone: pre-trained plain model with the task's fresh head; never changed.
         values: sensitivities of one random head.
-        values_of_heads: summed over four random heads.
+        values_of_heads: summed over four random heads; empty when no arm needs them.
         budget: parameters beside head and class token.
         steps: of tuning (AdaLoRA's schedule needs it).
         seed: of everything random in an arm.

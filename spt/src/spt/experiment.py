@@ -166,7 +166,8 @@ def prepare(task: str, seed: int, run: Path, config: ExperimentConfig) -> tuple[
     load_strict(backbone, {**state, **head}, str(run / "backbone.safetensors"))
     batches = in_batches(data.train, 32)
     one = measure_sensitivities(backbone, batches, seed=seed).values
-    four = measure_sensitivities(backbone, batches, seed=seed, heads=4).values
+    several = "sensitive entries, 4 heads" in config.arm_list
+    four = measure_sensitivities(backbone, batches, seed=seed, heads=4).values if several else {}
     return data, Setting(backbone, one, four, config.budget, config.steps, seed)
 
 
@@ -185,7 +186,7 @@ def tune(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": 1e-4},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=lr)
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     images, labels = data.train
     torch.manual_seed(seed_of(seed, 6))
     arm.model.train()

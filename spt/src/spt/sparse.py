@@ -1,9 +1,9 @@
 """Unstructured tuning: single entries of a frozen weight, without any dense state (paper section 3.3).
 
 ``W' = W; W'[row, col] += value; y = x W'^T`` with W frozen. The released code clones W in every step and keeps the
-clone.
-Here the entries are written into W for the product alone and the old bits are put back, so nothing of W's size is
-made; the backward pass computes only the gradients of the chosen entries.
+clone. Here the entries are written into W for the product alone and the old bits are put back, so nothing of W's size is
+made (autocast makes a copy of W in the lower precision anyway; there they go into that). The backward pass computes the
+gradients of the chosen entries only.
 
 Shapes: T tokens (all leading dimensions), I input width, O output width, K chosen entries.
 """
@@ -76,19 +76,20 @@ def entry_gradients(dy: Tensor, x: Tensor, places: Places) -> Tensor:
         (K,) in float32 or wider.
     """
     wide = torch.promote_types(torch.promote_types(dy.dtype, x.dtype), torch.float32)
+    narrow = dy.dtype if dy.dtype == x.dtype else wide  # both of the lower precision: its product is what is wanted
     kept = x.shape[1] == places.cols.numel()
-    used_dy = dy.index_select(1, places.rows).to(wide)
-    used_x = (x if kept else x.index_select(1, places.cols)).to(wide)
+    used_dy = dy.index_select(1, places.rows).to(narrow)
+    used_x = (x if kept else x.index_select(1, places.cols)).to(narrow)
     dense, gathered = places.rows.numel() * places.cols.numel(), places.row.numel()
     rounded = torch.get_float32_matmul_precision() != "highest" or dy.dtype != wide
     worth = DENSE_WORTH_ROUNDED if rounded else DENSE_WORTH
     if dy.device.type != "cpu" or dense <= worth * gathered:
-        return (used_dy.t() @ used_x)[places.row_place, places.col_place]
+        return (used_dy.t() @ used_x)[places.row_place, places.col_place].to(wide)
     total = dy.new_zeros(gathered, dtype=wide)
     step = max(1, CHUNK_FLOATS // max(1, used_dy.shape[1] + used_x.shape[1]))
     for dy_tr, x_tc in zip(used_dy.split(step), used_x.split(step), strict=True):
         # Transposed, so that every gathered row is contiguous.
-        dy_rt, x_ct = dy_tr.t().contiguous(), x_tc.t().contiguous()
+        dy_rt, x_ct = dy_tr.t().to(wide).contiguous(), x_tc.t().to(wide).contiguous()
         total += torch.linalg.vecdot(dy_rt.index_select(0, places.row_place), x_ct.index_select(0, places.col_place))
     return total
 
@@ -108,17 +109,28 @@ class _FrozenLinear(torch.autograd.Function):
         *added: Tensor,
     ) -> Tensor:
         ctx.places, ctx.weight, ctx.x_dtype, ctx.starts = places, weight, x.dtype, starts
-        with torch.no_grad(), _weight_with(weight, places, values):
-            y = F.linear(x, weight, bias)
+        kept: list[Tensor] = []
+        low = _autocast_dtype(weight)
+        if low is None:
+            with torch.no_grad(), _weight_with(weight, places, values):
+                y = F.linear(x, weight, bias)
+        else:
+            # The product needs a copy in the lower precision anyway, so the entries go into that, and it is kept for
+            # the backward pass, as autocast does.
+            x, used = x.to(low), weight.to(low)
+            if places is not None and values is not None:
+                used[places.row, places.col] = (weight[places.row, places.col] + values.to(weight.dtype)).to(low)
+            y = F.linear(x, used, bias)
+            kept.append(used)
         flat_y = y.view(-1, y.shape[-1])
         for start, h, up in zip(starts, added[::2], added[1::2], strict=True):
             rows = flat_y.narrow(1, start, up.shape[0])
             rows.addmm_(h.reshape(-1, h.shape[-1]).to(y.dtype), up.t().to(y.dtype))
-        kept: list[Tensor] = []
         if places is not None and values is not None:
             # Few columns are used: keep only those of x.
             few = 2 * places.cols.numel() < x.shape[-1]
-            kept = [x.index_select(-1, places.cols) if few else x, values]
+            kept += [x.index_select(-1, places.cols) if few else x, values]
+        ctx.low = low is not None
         ctx.save_for_backward(*added, *kept)
         return y
 
@@ -126,12 +138,13 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         places: Places | None = ctx.places
         saved: tuple[Tensor, ...] = ctx.saved_tensors
-        added, kept = saved[: 2 * len(ctx.starts)], saved[2 * len(ctx.starts) :]  # kept: nothing, or x and values
+        added, kept = saved[: 2 * len(ctx.starts)], list(saved[2 * len(ctx.starts) :])
+        used = kept.pop(0) if ctx.low else ctx.weight  # then kept holds nothing, or x and values
         dx = dvalues = dbias = None
         flat_dy = dy.reshape(-1, dy.shape[-1])
         if ctx.needs_input_grad[0]:
-            with torch.no_grad(), _weight_with(ctx.weight, places, kept[-1] if kept else None):
-                dx = (dy @ ctx.weight.to(dy.dtype)).to(ctx.x_dtype)
+            with torch.no_grad(), _weight_with(used, places, kept[-1] if kept and not ctx.low else None):
+                dx = (dy @ used.to(dy.dtype)).to(ctx.x_dtype)
         if places is not None and ctx.needs_input_grad[1]:
             x, values = kept
             dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), places).to(values.dtype)
@@ -144,6 +157,15 @@ class _FrozenLinear(torch.autograd.Function):
             dh = (dz @ up.to(dz.dtype)).reshape(h.shape).to(h.dtype)
             low_rank += [dh, (dz.t() @ flat_h.to(dz.dtype)).to(up.dtype)]
         return dx, dvalues, dbias, None, None, None, *low_rank
+
+
+def _autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The lower precision that products on the weight's device run in, if any."""
+    device = weight.device.type
+    if not torch.is_autocast_enabled(device):
+        return None
+    dtype = torch.get_autocast_dtype(device)
+    return dtype if dtype != weight.dtype else None
 
 
 def _weight_with(weight: Tensor, places: Places | None, values: Tensor | None) -> AbstractContextManager[None]:
