@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
           f"{{{SIZES}, alpha: 0.5, local_ws: [0, 0, 2, 2]}}"], "window 1 (plain attention) and larger windows"),
         (["train", "images.yaml", "--network.options", "{local_ws: [0, 0, 9, 1]}"],
          "window 9 of stage 3 is larger than its grid of 4 x 4 tokens"),
+        (["train", "images.yaml", "--network.weights", "litv2_s.pth"], "put the authors' file litv2_s.pth there"),
         (["train", "images.yaml", "--data.input_size", "16"], "image of 16 x 16 px; the smallest is 32 x 32"),
         (["train", "images.yaml", "--network.name", "litv3"], "no architecture 'litv3'; there are litv2_s"),
         (["train", "detection.yaml", "--data.categories", "[cat, bird]"], "has no category bird; it has cat, dog"),

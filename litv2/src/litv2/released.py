@@ -42,8 +42,14 @@ def read_released(path: str | Path, trust_pickle: bool = False) -> dict[str, Ten
     """The state dict of a released or own file (.pth or .safetensors), keys as they stand there.
 
     Raises:
-        UserError: as `paperkit.checkpoints.read_weights`.
+        UserError: as `paperkit.checkpoints.read_weights`; of a released file that is not there, where it is to be had.
     """
+    path = Path(path)
+    if re.fullmatch(r"(litv2_\w+|alpha_[\d.]+|\w+_litv2_\w+)\.pth", path.name) and not path.exists():
+        raise UserError(
+            f"no checkpoint at {path}: put the authors' file {path.name} there (it lies where the repository "
+            "ziplab/LITv2 says), name another place, or start without it (null in a .yaml, None in a .py)"
+        )
     return read_weights(path, trust_pickle, allow=SAFE_STAND_INS)
 
 
