@@ -4,6 +4,7 @@ For an image run or a folder of save_pretrained: spectra of Hi-Fi and Lo-Fi, att
 token of the last map samples the image.
 """
 
+from pathlib import Path
 from typing import Any
 
 
@@ -18,8 +19,6 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from pathlib import Path
-
     from litv2.local_weights import WEIGHTS
     from paperkit.errors import UserError
     from paperkit.metrics import Metrics
@@ -40,7 +39,7 @@ def run(arguments: Any) -> int:
     return 0
 
 
-def draw_embedded(metrics: Any, folder: Any) -> list[Any]:
+def draw_embedded(metrics: Any, folder: Path) -> list[Path]:
     """Every figure of an embedded run: those of its numbers, and those of the first seed's network with alpha .5."""
     from litv2.experiment_config import arm_name
     from litv2.figures import draw
@@ -51,7 +50,7 @@ def draw_embedded(metrics: Any, folder: Any) -> list[Any]:
     return draw(metrics, folder / "figures") + draw_digit_network(weights, seed, folder / "figures")
 
 
-def draw_classifier(weights: Any, target: Any, arguments: Any) -> int:
+def draw_classifier(weights: Path, target: Path, arguments: Any) -> int:
     """The figures of a classifier on one image."""
     import torch
     from PIL import Image
@@ -66,10 +65,9 @@ def draw_classifier(weights: Any, target: Any, arguments: Any) -> int:
         raise UserError(f"{weights} is a classifier: its figures need --image FILE")
     if arguments.size < 32 or arguments.size % 32:
         raise UserError(f"--size {arguments.size} is no multiple of 32 px")
+    transform = create_transform(arguments.size, crop_pct=0.875, interpolation="bicubic")
     try:
-        image = create_transform(arguments.size, crop_pct=0.875, interpolation="bicubic")(
-            Image.open(arguments.image).convert("RGB")
-        )
+        image = transform(Image.open(arguments.image).convert("RGB"))
     except OSError as error:
         raise UserError(f"cannot read image {arguments.image}: {error}") from error
     assert isinstance(image, torch.Tensor)
