@@ -1,6 +1,7 @@
 """The criterion: exact on fused and split models, one gradient at a time, repeatable, and refused when it says
 nothing."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paperkit.errors import UserError
+from spt import SPTConfig, get_spt_model
 from spt.candidates import find_candidates
 from spt.sensitivity import measure_sensitivities, squared_gradients
 from spt.sensitivity_file import load_sensitivities, save_sensitivities
@@ -143,6 +145,24 @@ def test_a_text_model_of_plain_linears() -> None:
     tokens = [(torch.randint(0, 11, (4, 5)), torch.randint(0, 6, (4,)))]
     values = measure_sensitivities(TextModel(), tokens, head="classifier", fixed=()).values
     assert list(values)[:4] == ["layers.0.norm.weight", "layers.0.norm.bias", "layers.0.up.weight", "layers.0.up.bias"]
+    plain = TextModel()
+    config = SPTConfig(budget=300, r=1, head="classifier", fixed=(), drop=0, drop_path=0)
+    tuned = get_spt_model(copy.deepcopy(plain), config, values)
+    assert tuned.selection.modules and tuned.selection.entries
+    optimizer = torch.optim.AdamW(tuned.optimizer_groups(), lr=0.1)
+    inputs, labels = tokens[0]
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(tuned(inputs), labels))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1].item() < losses[0].item()
+    with torch.no_grad():
+        expected = tuned(inputs)
+        merged = tuned.merge_and_unload()
+        torch.testing.assert_close(merged(inputs), expected, rtol=1e-5, atol=1e-5)
+    assert merged.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_torch_transformer_layers_are_refused_clearly() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from paperkit.savings import Savings
 
@@ -25,7 +25,7 @@ class SceneOptions:
         workers: loader processes.
     """
 
-    kind: str = "ade20k"
+    kind: Literal["ade20k"] = "ade20k"
     root: str = "data/ade20k"
     classes: int = 150
     size: int = 512

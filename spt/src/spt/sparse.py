@@ -1,9 +1,9 @@
 """Unstructured tuning: single entries of a frozen weight, without any dense state (paper section 3.3).
 
 ``W' = W; W'[row, col] += value; y = x W'^T`` with W frozen. The released code clones W in every step and keeps the
-clone. Here the entries are written into W for the product alone and the old bits are put back, so nothing of W's size is
-made (autocast makes a copy of W in the lower precision anyway; there they go into that). The backward pass computes the
-gradients of the chosen entries only.
+clone. Here the entries are written into W for the product alone and the old bits are put back, so nothing of its size
+is made (autocast makes a copy of W in the lower precision anyway; there they go into that). The backward pass computes
+the gradients of the chosen entries only.
 
 Shapes: T tokens (all leading dimensions), I input width, O output width, K chosen entries.
 """
