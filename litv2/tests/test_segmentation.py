@@ -12,6 +12,7 @@ from litv2.backbone import LITv2Backbone
 from litv2.commands.eval import evaluate_segmentation
 from litv2.commands.train_segmentation import main as train_main
 from litv2.commands.train_segmentation import newest_whole, read_config, train
+from litv2.detectors import load_backbone
 from paperkit.errors import UserError
 from paperkit.runs import RunFolder
 
@@ -34,6 +35,9 @@ def test_trains_validates_and_resumes_exactly(tmp_path: Path, capsys: pytest.Cap
     assert newest_whole(cut.path).name == "iter_2.pth"
     small("semantic_fpn_litv2_s.py", root).dump(str(whole.path / "segmentation.py"))
     assert evaluate_segmentation(whole.path) == 0 and "mIoU" in capsys.readouterr().out
+    body = LITv2Backbone(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
+    load_backbone(body, whole.path / "iter_4.pth")  # a run's file starts a detector as a released one does
+    assert torch.equal(body.norm3.weight, weights(whole.path / "iter_4.pth")["backbone.norm3.weight"])
     torch.rand(7)  # another random state
     train(small("semantic_fpn_litv2_s.py", root), cut, resume=True)
     first, second = weights(whole.path / "iter_4.pth"), weights(cut.path / "iter_4.pth")

@@ -89,7 +89,7 @@ def gap_over_grid(metrics: Metrics) -> object:
         line = [(c["side"], c["over_hilo"]) for c in costs if c["name"] == name]
         axes.plot(*zip(*line, strict=True), "o-", color=COLORS[i % len(COLORS)], label=name)
     axes.set(xlabel="grid side (tokens)", ylabel="time / time of HiLo .9", yscale="log", xticks=[14, 28, 56])
-    axes.set_title("The gap to global attention grows with the map; windows and XCA win on large maps")
+    axes.set_title("MSA falls behind as the map grows; windows win on large maps")
     axes.legend(ncols=2)
     return drawn
 

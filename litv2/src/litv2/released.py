@@ -20,6 +20,7 @@ from litv2.mechanisms.global_attention import RelPosAttention, resize_bias_table
 from litv2.pyramid import ARCHITECTURES
 from paperkit.checkpoints import load_strict, read_weights
 from paperkit.errors import UserError
+from paperkit.pickle_scan import named_classes
 
 PUBLISHED_ALPHAS = (0.9, 0.5, 0.0, 0.2, 0.4, 0.7, 1.0)  # the common ones first
 TASK_PARTS = ("neck.", "bbox_head.", "rpn_head.", "roi_head.", "decode_head.", "auxiliary_head.")
@@ -50,7 +51,18 @@ def read_released(path: str | Path, trust_pickle: bool = False) -> dict[str, Ten
             f"no checkpoint at {path}: put the authors' file {path.name} there (it lies where the repository "
             "ziplab/LITv2 says), name another place, or start without it (null in a .yaml, None in a .py)"
         )
-    return read_weights(path, trust_pickle, allow=SAFE_STAND_INS)
+    return read_weights(path, trust_pickle, allow=(*SAFE_STAND_INS, *mmengine_classes(path)))
+
+
+def mmengine_classes(path: Path) -> list[Any]:
+    """What mmengine's checkpoints hold beside weights (its log's buffers, numpy's arrays), for those that name it."""
+    if not any(name.startswith("mmengine.") for name in named_classes(path)):
+        return []
+    try:
+        from mmengine.runner.checkpoint import get_torch_safe_globals
+    except ImportError:
+        return []  # the reader then names the class that it lacks
+    return list(get_torch_safe_globals())
 
 
 def backbone_part(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
