@@ -27,7 +27,7 @@ def test_one_step_and_validation(name: str, tmp_path: Path, capsys: pytest.Captu
     content = yaml.safe_load((CONFIGS[0].parent / f"{name}.yaml").read_text())
     shape = {key: list(value) if isinstance(value, tuple) else value for key, value in SHRINK.items()}
     content["detection"].update(weights=None, min_size=96, max_size=128, epochs=1, options=shape)
-    content["data"].update(root=str(make_coco(tmp_path / "coco")), num_workers=0, batch_size=4)
+    content["data"].update(root=str(make_coco(tmp_path / "coco", count=2)), num_workers=0, batch_size=2)
     content["trainer"] = dict(accelerator="cpu", devices=1, enable_progress_bar=False)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
     parser = build_parser("litv2 train")
