@@ -61,6 +61,20 @@ def test_equals_the_masked_dense_gradient(worth: float, monkeypatch: pytest.Monk
     torch.testing.assert_close(x.grad, dx)
 
 
+@pytest.mark.parametrize("worth", [1e9, 0.0], ids=["dense product", "gather"])
+def test_filled_places_change_nothing(worth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 128 used rows and columns: both are filled up, once with all of x kept and once with few columns."""
+    monkeypatch.setattr(spt.sparse, "DENSE_WORTH", worth)
+    for inner, columns in ((200, 200), (900, 300)):
+        dy, x = torch.randn(7, 300), torch.randn(7, inner)
+        row, col = torch.randint(0, 300, (400,)), torch.randint(0, columns, (400,))
+        places = Places.of(row, col)
+        assert places.rows.numel() % 128 == places.cols.numel() % 128 == 0
+        expected = (dy.t() @ x)[row, col]
+        torch.testing.assert_close(entry_gradients(dy, x, places), expected)
+        torch.testing.assert_close(entry_gradients(dy, x.index_select(1, places.cols), places, few=True), expected)
+
+
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spt.sparse, "DENSE_WORTH", 0.0)
     dy, x = torch.randn(11, 9), torch.randn(11, 8)

@@ -23,6 +23,7 @@ CHUNK_FLOATS = 1 << 17  # of a block of tokens that is transposed: half a MiB, i
 # Multiply-adds of a dense product that take as long as one gathered product on a CPU: in true float32, and where
 # products may be rounded or the inputs are narrower (measured on the shapes of ViT-B).
 DENSE_WORTH, DENSE_WORTH_ROUNDED = 100.0, 400.0
+FILL = 128
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Places:
 
     Attributes:
         row, col: (K,) int64 output and input indices.
-        rows, cols: distinct ones, ascending.
+        rows, cols: distinct ones, ascending; many are filled up to a multiple of 128 with the last one, because the
+            product's kernels are kept in memory for every shape that ever occurred.
         row_place, col_place: (K,) place of ``row`` in ``rows`` and of ``col`` in ``cols``.
     """
 
@@ -48,7 +50,12 @@ class Places:
         row, col = row.long(), col.long()
         rows, row_place = torch.unique(row, return_inverse=True)
         cols, col_place = torch.unique(col, return_inverse=True)
-        return cls(row, col, rows, cols, row_place, col_place)
+        return cls(row, col, _filled(rows), _filled(cols), row_place, col_place)
+
+
+def _filled(index: Tensor) -> Tensor:
+    missing = -index.numel() % FILL if index.numel() > FILL else 0
+    return torch.cat([index, index[-1:].expand(missing)])
 
 
 @contextmanager
@@ -62,7 +69,7 @@ def entries_added(weight: Tensor, row: Tensor, col: Tensor, values: Tensor) -> I
         weight[row, col] = before
 
 
-def entry_gradients(dy: Tensor, x: Tensor, places: Places) -> Tensor:
+def entry_gradients(dy: Tensor, x: Tensor, places: Places, few: bool = False) -> Tensor:
     """``g[k] = sum_t dy[t, row[k]] * x[t, col[k]]``: the chosen entries of dy^T x.
 
     Only the columns that some entry uses are touched. Of these the dense product is taken where it is faster than to
@@ -70,16 +77,16 @@ def entry_gradients(dy: Tensor, x: Tensor, places: Places) -> Tensor:
 
     Args:
         dy: (T, O) gradient of the output.
-        x: (T, I) input, or (T, len(places.cols)) when only its used columns were kept.
+        x: (T, I) input, or (T, len(places.cols)), its used columns.
+        few: the latter.
 
     Returns:
         (K,) in float32 or wider.
     """
     wide = torch.promote_types(torch.promote_types(dy.dtype, x.dtype), torch.float32)
     narrow = dy.dtype if dy.dtype == x.dtype else wide  # both of the lower precision: its product is what is wanted
-    kept = x.shape[1] == places.cols.numel()
     used_dy = dy.index_select(1, places.rows).to(narrow)
-    used_x = (x if kept else x.index_select(1, places.cols)).to(narrow)
+    used_x = (x if few else x.index_select(1, places.cols)).to(narrow)
     dense, gathered = places.rows.numel() * places.cols.numel(), places.row.numel()
     rounded = torch.get_float32_matmul_precision() != "highest" or dy.dtype != wide
     worth = DENSE_WORTH_ROUNDED if rounded else DENSE_WORTH
@@ -128,8 +135,8 @@ class _FrozenLinear(torch.autograd.Function):
             rows.addmm_(h.reshape(-1, h.shape[-1]).to(y.dtype), up.t().to(y.dtype))
         if places is not None and values is not None:
             # Few columns are used: keep only those of x.
-            few = 2 * places.cols.numel() < x.shape[-1]
-            kept += [x.index_select(-1, places.cols) if few else x, values]
+            ctx.few = 2 * places.cols.numel() < x.shape[-1]
+            kept += [x.index_select(-1, places.cols) if ctx.few else x, values]
         ctx.low = low is not None
         ctx.save_for_backward(*added, *kept)
         return y
@@ -147,7 +154,7 @@ class _FrozenLinear(torch.autograd.Function):
                 dx = (dy @ used.to(dy.dtype)).to(ctx.x_dtype)
         if places is not None and ctx.needs_input_grad[1]:
             x, values = kept
-            dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), places).to(values.dtype)
+            dvalues = entry_gradients(flat_dy, x.reshape(-1, x.shape[-1]), places, ctx.few).to(values.dtype)
         if ctx.needs_input_grad[2]:
             dbias = flat_dy.sum(0)
         low_rank: list[Tensor] = []
