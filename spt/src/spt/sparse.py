@@ -22,7 +22,7 @@ from torch.nn import functional as F
 CHUNK_FLOATS = 1 << 17  # of a block of tokens that is transposed: half a MiB, inside a core's second-level cache
 # Multiply-adds of a dense product that take as long as one gathered product on a CPU: in true float32, and where
 # products may be rounded or the inputs are narrower (measured on the shapes of ViT-B).
-DENSE_WORTH, DENSE_WORTH_ROUNDED = 100.0, 400.0
+DENSE_WORTH, DENSE_WORTH_ROUNDED = 100.0, 800.0
 FILL = 128
 
 
