@@ -40,7 +40,7 @@ def test_what_cannot_work_together(
 
 def test_averaging_and_sharded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, where fsdp itself would be fine."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     check(Savings(), {"strategy": "fsdp", "precision": "16-mixed"})
     with pytest.raises(UserError, match=r"ema.decay 0.99 and strategy fsdp"):
         check(Savings(), {"strategy": "fsdp"}, ema=EMA(0.99))
@@ -53,6 +53,8 @@ def test_averaging_and_sharded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         (Savings(sam_rho=-1.0), EMA(), "sam_rho -1.0 must not be negative"),
         (Savings(keep_hardest=0.0), EMA(), "keep_hardest 0.0 must be above 0"),
         (Savings(), EMA(1.0), "ema.decay 1.0 must be at least 0 and below 1"),
+        (Savings(), EMA(0.9, start_step=-1), "ema.start_step -1 must not be negative"),
+        (Savings(), EMA(None, start_step=5), "ema.start_step 5 .* needs an ema.decay"),
     ],
 )
 def test_ranges(savings: Savings, ema: EMA, line: str) -> None:
@@ -66,12 +68,14 @@ def test_what_works_together() -> None:
     check(Savings(keep_hardest=0.5), {**CPU, "accumulate_grad_batches": 2})
 
 
-def test_what_is_only_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.warns(UserWarning, match="compile and size_schedule"):
-        check(Savings(compile=True), CPU, sizes=[128, 224])
+def test_what_is_only_noted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    check(Savings(compile=True), CPU, sizes=[128, 224])
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[0].startswith("note: compile and size_schedule: one compilation for each of [128, 224] px")
+    assert notes[1].startswith("note: compile on a CPU")
     monkeypatch.setattr("paperkit.savings.cpu", lambda: {"flags": ["avx2"]})
-    with pytest.warns(UserWarning, match="no bfloat16 instructions"):
-        check(Savings(), {**CPU, "precision": "bf16-mixed"})
+    check(Savings(), {**CPU, "precision": "bf16-mixed"})
+    assert "no bfloat16 instructions" in capsys.readouterr().err
 
 
 def small(name: str, **options: Any) -> nn.Module:

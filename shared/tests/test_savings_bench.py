@@ -31,7 +31,7 @@ def test_a_whole_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads((tmp_path / "savings.json").read_text())
     assert [line["name"] for line in found["lines"]] == ["plain step again", *chosen]
     for line in found["lines"]:
-        assert len(line["equal_steps"]) == len(line["equal_time"]) == len(line["accuracy"]) == 2
+        assert len(line["equal_steps"]) == len(line["accuracy"]) == 2
         assert line["peak"] > 0 and line["time"]["median"] > 0
     assert found["lines"][1]["macs"] < 0.7 and found["lines"][2]["macs"] == 1
     assert (tmp_path / "savings.png").stat().st_size > 10_000
@@ -65,25 +65,28 @@ def test_a_trial_is_its_seed_and_accumulation_its_gradient() -> None:
     torch.testing.assert_close(weights("checkpointing", 0), plain, rtol=0, atol=1e-5)
 
 
-def line(name: str, low: float, middle: float, high: float, loss: float) -> Line:
+def line(name: str, low: float, middle: float, high: float, losses: list[float], later: list[float] | None) -> Line:
     ratio = Ratio(name, middle, low, high, 1.0, middle, 9)
-    return Line(name, ratio, ratio, 1.0, 1.0, 1.0, 10, [loss, loss], [loss, -loss], [90.0, 91.0])
+    return Line(name, ratio, ratio, 1.0, 1.0, 1.0, 10, losses, later, [90.0] * len(losses))
 
 
 def test_verdicts_begin_outside_of_the_noise() -> None:
-    """Floor of time 0.1; floor of loss 2 * sqrt(mean(0.1^2) / 2) = 0.1414."""
-    again = line(AGAIN.name, 0.95, 1.0, 1.1, 0.1)
-    inside, faster = line("a", 0.85, 0.88, 0.91, 0.14), line("b", 0.7, 0.75, 0.89, -0.15)
-    lines = [again, inside, faster]
-    assert floor_of_loss(lines) == pytest.approx(0.02**0.5)
+    """Floor of time 0.1; floor of loss 4.604 * sqrt(0.1^2 / 5) = 0.2059, 4.604 being t of 4 degrees at 99.5 %."""
+    again = line(AGAIN.name, 0.95, 1.0, 1.1, [1.1, 0.9, 1.1, 0.9, 1.1], None)
+    inside = line("a", 0.85, 0.88, 0.91, [1.2] * 5, None)
+    faster = line("b", 0.7, 0.75, 0.89, [0.79] * 5, [0.8] * 5)
+    uncertain = line("c", 0.95, 1.0, 1.05, [1.9, 0.9, 1.9, 0.9, 1.9], None)
+    lines = [again, inside, faster, uncertain]
+    assert floor_of_loss(lines) == pytest.approx(0.2059, abs=1e-4)
     ratios = {each.name: each.time for each in lines}
-    assert [moved(ratios, each.name) for each in lines] == [False, False, True]
+    assert [moved(ratios, each.name) for each in lines] == [False, False, True, False]
     assert [verdict(each, lines) for each in lines] == [
         "the noise floor",
         "within noise",
         "faster, better after equal steps",
+        "within noise",
     ]
-    assert cells(faster, lines)[1] == "0.75 (0.70-0.89)"
+    assert cells(faster, lines)[1] == "0.75 (0.70-0.89)" and cells(inside, lines)[7] == "the same run"
 
 
 def test_bad_options() -> None:

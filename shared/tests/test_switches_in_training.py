@@ -27,8 +27,9 @@ from torch.nn.functional import cross_entropy
 from paperkit.atomic_checkpoint_io import AtomicCheckpointIO
 from paperkit.classification import make_mixup
 from paperkit.digits import DigitsData
-from paperkit.guard import StopOnNaN
-from paperkit.optim import OptimConfig, build, lightning_dict, step_schedule
+from paperkit.errors import Interrupted
+from paperkit.guard import SaveOnSignal, StopOnNaN
+from paperkit.optim import OptimConfig, build, clip_gradients, lightning_dict, step_schedule
 from paperkit.resumable import SeedStep
 from paperkit.savings import EMA, Savings, check
 from paperkit.switches import apply, callbacks, hardest, sharpened
@@ -48,11 +49,17 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "sam_rho with mixup": {"savings": Savings(sam_rho=0.05), "mixup": 0.8},
     "ema": {"ema": EMA(0.9)},
     "ema from a later step": {"ema": EMA(0.9, start_step=7)},
+    "ema that never begins": {"ema": EMA(0.9, start_step=1000)},
     "bf16-mixed": {"precision": "bf16-mixed"},
     "accumulate_grad_batches": {"accumulate_grad_batches": 2},
     "gradient_clip_val": {"gradient_clip_val": 0.1},
     "size_schedule": {"size_schedule": {0: 4, 1: 8}},
     "fused": {"optim": OptimConfig(lr=3e-3, fused=True)},
+    "fused, clipped in bf16": {
+        "optim": OptimConfig(lr=3e-3, fused=True),
+        **{"precision": "bf16-mixed", "gradient_clip_val": 0.1},
+    },
+    "agc": {"optim": OptimConfig(lr=3e-3, agc=0.01)},
     **{name: {"optim": OptimConfig(name=name, lr=1e-3)} for name in ("sgd", "lamb", "lars", "lion", "muon")},
     "adafactorbv": {"optim": OptimConfig(name="adafactorbv", lr=1e-3)},
     "several": {
@@ -86,22 +93,28 @@ class Training(pl.LightningModule):
         optimizer, schedule = build(self.vit, self.optim, STEPS_PER_EPOCH, EPOCHS)
         return lightning_dict(sharpened(optimizer, self.savings), schedule)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        clip_gradients(self, optimizer, self.optim, gradient_clip_val, gradient_clip_algorithm)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         step_schedule(scheduler, self.trainer)
 
 
 class KillAt(pl.Callback):
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
+    def __init__(self, batches: int, number: int) -> None:
+        self.batches, self.number = batches, number
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
         if trainer.current_epoch * STEPS_PER_EPOCH + index == self.batches:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 def train(
     folder: Path,
     kill: int | None = None,
+    number: int = signal.SIGKILL,
     savings: Savings | None = None,
     ema: EMA | None = None,
     optim: OptimConfig | None = None,
@@ -128,7 +141,8 @@ def train(
             SeedStep(SEED),
             StopOnNaN(),
             *callbacks(ema),
-            *([] if kill is None else [KillAt(kill)]),
+            SaveOnSignal(),
+            *([] if kill is None else [KillAt(kill, number)]),
         ],
         **options,
     )
@@ -136,7 +150,7 @@ def train(
     data = DigitsData(batch, seed=SEED, val_images=190, size_schedule=size_schedule)
     trainer.fit(training, datamodule=data, ckpt_path=last if last.exists() else None)
     if trainer.global_rank == 0:
-        torch.save({name: p.detach() for name, p in training.named_parameters()}, folder / "weights.pt")
+        torch.save(training.state_dict(), folder / "weights.pt")
 
 
 def child(work: Callable[[], None], **environment: str) -> int:
@@ -149,6 +163,8 @@ def child(work: Callable[[], None], **environment: str) -> int:
             os.environ.update(environment)
             work()
             code = 0
+        except Interrupted as error:
+            code = error.exit_code
         except BaseException:
             traceback.print_exc()
         finally:
@@ -175,6 +191,13 @@ def killed_and_whole(root: Path, name: str) -> dict[str, Any]:
     ends["killed"] = end_of(child(lambda: train(root / name, kill=8, **options)))
     ends["resumed"] = end_of(child(lambda: train(root / name, **options)))
     return {"ends": ends, "digests": [digest(root / f"{name} whole"), digest(root / name)]}
+
+
+def told_to_stop(root: Path, name: str) -> list[int]:
+    """SIGTERM between two periodic saves, then the rest."""
+    options = SWITCHES[name]
+    first = end_of(child(lambda: train(root / f"{name} told", kill=8, number=signal.SIGTERM, **options)))
+    return [first, end_of(child(lambda: train(root / f"{name} told", **options)))]
 
 
 TOGETHER = {"accumulate_grad_batches": 2, "ema": EMA(0.9), "savings": Savings(checkpointing=True), "dropout": 0.0}
@@ -216,12 +239,22 @@ def test_a_killed_run_ends_with_the_same_bits(outcome: dict[str, Any], switch: s
     assert whole == resumed
 
 
+def test_an_average_is_exact_after_a_signal_too(outcome: dict[str, Any]) -> None:
+    """What a signal saves must hold the average of the step that it finished."""
+    assert outcome["told"] == [143, 0]
+    assert digest(outcome["root"] / "ema told") == outcome["ema"]["digests"][0]
+
+
+def test_until_it_begins_an_average_is_the_trained_weights(outcome: dict[str, Any]) -> None:
+    assert outcome["ema that never begins"]["digests"][0] == outcome["none"]["digests"][0]
+
+
 def test_every_switch_but_the_exact_ones_changes_the_run(outcome: dict[str, Any]) -> None:
     """A switch that is not connected would resume exactly as well."""
     digests = {name: outcome[name]["digests"][0] for name in SWITCHES}
     plain = digests.pop("none")
     same = {name for name, found in digests.items() if found == plain}
-    assert same <= {"checkpointing", "channels_last"}  # the same arithmetic, or another order of it
+    assert same <= {"checkpointing", "channels_last", "ema that never begins"}  # the same arithmetic
     others = [found for name, found in digests.items() if name not in same]
     assert len(set(others)) == len(others)
 
@@ -236,5 +269,6 @@ def test_two_processes_end_as_one_with_the_doubled_batch(outcome: dict[str, Any]
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    done = {name: killed_and_whole(folder, name) for name in SWITCHES}
-    (folder / "outcome.json").write_text(json.dumps({**done, "two processes": two_processes(folder)}))
+    done: dict[str, Any] = {name: killed_and_whole(folder, name) for name in SWITCHES}
+    done |= {"two processes": two_processes(folder), "told": told_to_stop(folder, "ema")}
+    (folder / "outcome.json").write_text(json.dumps(done))

@@ -31,6 +31,10 @@ def test_switches_of_the_embedded_experiment(tmp_path: Path) -> None:
     assert "mean of all stitches" in command("eval", cwd=tmp_path).stdout
 
 
+PLAIN = ["--training.mixup", "0", "--training.cutmix", "0"]
+RESNETS = ["--network.anchors", "[resnet18, resnet50]"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("switches")
@@ -74,12 +78,29 @@ def test_switches_of_a_run_on_images(
         (["--data.size_schedule", "{0: 16, 2: 24}"], "size_schedule {0: 16, 2: 24} must end with the full size, 32"),
         (["--data.size_schedule", "{0: 16, 3: 32}"], "size_schedule reaches the full size in epoch 3 of 3"),
         (
-            [*("--training.mixup", "0", "--training.cutmix", "0", "--savings.keep_hardest", "0.5"),
-             *("--training.stitches_per_step", "2")],
+            [*PLAIN, "--savings.keep_hardest", "0.5", "--training.stitches_per_step", "2"],
             "keep_hardest 0.5 and stitches_per_step 2",
         ),
+        ([*PLAIN, "--savings.keep_hardest", "0.5", "--network.split_bn", "2"], "keep_hardest 0.5 and split_bn 2"),
+        (["--optim.agc", "0.01", "--trainer.gradient_clip_val", "1"], "agc 0.01 and gradient_clip_val 1"),
+        (["--optim.name", "speed"], "optimizer 'speed' is unknown to timm"),
+        (["--optim.name", "lion", "--optim.fused", "true"], "optimizer lion has no fused form"),
+        (["--optim.layer_decay", "0.7"], "layer_decay builds its own parameter groups"),
+        ([*RESNETS, "--savings.patch_drop", "0.5"], "patch_drop 0.5 needs a plain ViT"),
+        ([*RESNETS, "--savings.attention", "eager"], "attention eager: SNNet has no fused attention"),
+        (
+            [
+                "--data.size_schedule",
+                "{0: 16, 1: 32}",
+                "--training.distillation",
+                "hard",
+                "--teacher.name",
+                "deit_tiny_patch16_224",
+            ],
+            "size_schedule does not go together with this VisionTransformer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refused_before_there_is_a_run_folder(
     words: list[str], line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

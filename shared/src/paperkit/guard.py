@@ -69,7 +69,7 @@ class StopOnNaN(pl.Callback):
         raise UserError(
             f"{what} is not finite at step {trainer.global_step} (epoch {trainer.current_epoch}, learning rate "
             f"{rate:.3g}); last good checkpoint: {last_good_checkpoint(trainer)}; "
-            "try a lower learning rate, --trainer.gradient_clip_val 1, or --trainer.precision 32-true",
+            "try a lower learning rate, gradient_clip_val 1, or precision 32-true",
             everywhere=True,
         )
 

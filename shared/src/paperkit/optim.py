@@ -150,6 +150,10 @@ def build(
         if cfg.fused and "fused" in str(error):
             raise UserError(f"optimizer {cfg.name} has no fused form; leave fused off") from None
         raise
+    if cfg.fused:
+        # A fused step could undo the scaling of 16-mixed gradients itself, which Lightning takes for a reason to refuse
+        # clipping, also where nothing is scaled. Without this mark the scaler does it before the gradients are clipped.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     # timm adds a prefixed warm-up to the epochs that it is given.
     curve_epochs = epochs - cfg.warmup_epochs if cfg.warmup_prefix else float(epochs)
     scheduler, _ = create_scheduler_v2(
@@ -185,9 +189,18 @@ def clip_gradients(
     if cfg.agc is None:
         module.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
         return
-    if value:
-        raise UserError(f"agc {cfg.agc} and gradient_clip_val {value} both clip the gradients; set one of them")
+    check_clipping(cfg, value)
     adaptive_clip_grad(_parameters(optimizer), clip_factor=cfg.agc)
+
+
+def check_clipping(cfg: OptimConfig, value: float | None) -> None:
+    """To be called when the options are read.
+
+    Raises:
+        UserError: if both kinds of clipping are asked for.
+    """
+    if cfg.agc is not None and value:
+        raise UserError(f"agc {cfg.agc} and gradient_clip_val {value} both clip the gradients; set one of them")
 
 
 def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:

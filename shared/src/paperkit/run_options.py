@@ -90,8 +90,7 @@ def run_in_folder(parser: Any, paper: str, argv: Sequence[str]) -> Iterator[tupl
     arguments, continued = parse_run(parser, paper, argv)
     run = continued or open_run(arguments.root, paper, arguments.name, None)
     with run.lock():
-        if continued is None:
-            write_settings(run, parser, arguments)
+        write_settings(run, parser, arguments)  # of a continued run too: what is given beside --resume counts
         print(f"run folder {run.path}", flush=True)
         yield run, arguments, continued is not None
         run.mark_finished()

@@ -136,7 +136,7 @@ class RunFolder:
             file = open(self.path / ".lock", "a+", encoding="ascii")  # noqa: SIM115 (held over the yield)
         except OSError as error:
             raise UserError(f"cannot lock the run folder {self.path}: {error.strerror or error}") from error
-        with file:
+        with file, _not_for_children(file.fileno()):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -150,6 +150,30 @@ class RunFolder:
             file.flush()
             remove_stale_temporaries(self.path)
             yield
+
+
+_held: set[int] = set()
+
+
+@contextlib.contextmanager
+def _not_for_children(descriptor: int) -> Iterator[None]:
+    """Forked children (data workers) that outlive a killed process must not go on holding its lock."""
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, descriptor)  # the number stays taken: the parent's file object lives on in the child
+        os.close(nothing)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def resolve_run(

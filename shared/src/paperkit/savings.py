@@ -9,7 +9,7 @@ Precision, accumulated batches, gradient clipping, DDP and FSDP are the Trainer'
 :class:`paperkit.optim.OptimConfig`'s, smaller images are the data's ``size_schedule``, pruned data their ``subset``.
 """
 
-import warnings
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,8 +30,10 @@ class Savings:
         compile: torch.compile the model in place; minutes at the start, and again for each new size of input. A resumed
             run is compiled anew, and another build of the compiler may round otherwise.
         patch_drop: share of a plain ViT's image tokens that a training step leaves out (PatchDropout).
-        sam_rho: sharpness-aware minimisation, usually 0.05; doubles the time of a step, 0 is off.
-        keep_hardest: share of the batch with the highest losses that is trained on; the rest costs a forward pass.
+        sam_rho: sharpness-aware minimisation, usually 0.05; doubles the time of a step, 0 is off. The loss that is
+            logged is the second pass's, and BatchNorm's statistics see both passes.
+        keep_hardest: share of the batch with the highest losses that is trained on; the rest costs a forward pass. Each
+            process, and each accumulated batch, chooses among its own images.
     """
 
     checkpointing: bool = False
@@ -52,7 +54,7 @@ class EMA:
     Args:
         decay: share of the average that a step keeps; None is off. It must fit the run: 0.98 to 0.99 for hundreds of
             steps, 0.9999 for hundreds of thousands.
-        start_step: optimiser steps before the average begins.
+        start_step: optimiser steps before the averaging begins; until then the average is the trained weights.
     """
 
     decay: float | None = None
@@ -86,7 +88,7 @@ def check(
     precision, strategy = str(trainer.get("precision") or "32-true"), str(trainer.get("strategy") or "auto")
     sam, hardest = savings.sam_rho > 0, savings.keep_hardest < 1
     fsdp, half = "fsdp" in strategy.lower(), precision in ("16-mixed", "16")
-    on_cpu = trainer.get("accelerator") == "cpu" or not _cuda()
+    on_cpu = trainer.get("accelerator") == "cpu" or not _accelerator()
     pairs = [
         (
             sam and (trainer.get("accumulate_grad_batches") or 1) > 1,
@@ -114,17 +116,22 @@ def check(
         if getattr(given[0], name) != getattr(given[1], name):
             raise UserError(f"{name} {getattr(savings, name)} is not for this method: {reason}")
     if savings.compile and len(set(sizes)) > 1:
-        warnings.warn(f"compile and size_schedule: one compilation for each of {sorted(set(sizes))} px", stacklevel=2)
+        _note(f"compile and size_schedule: one compilation for each of {sorted(set(sizes))} px")
+    if savings.compile and on_cpu:
+        _note("compile on a CPU takes minutes before the first step and gains little; it is for long runs")
     if on_cpu and "bf16" in precision and not {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu()["flags"]):
-        warnings.warn(
-            f"precision {precision}: this processor has no bfloat16 instructions; expect no gain", stacklevel=2
-        )
+        _note(f"precision {precision}: this processor has no bfloat16 instructions; expect no gain")
 
 
-def _cuda() -> bool:
+def _accelerator() -> bool:
     import torch  # late: options have to be had without it
 
-    return torch.cuda.is_available()
+    return torch.accelerator.is_available()
+
+
+def _note(line: str) -> None:
+    """Not by `warnings`, which a command silences because of its libraries."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def _check_ranges(savings: Savings, ema: EMA) -> None:
@@ -136,3 +143,5 @@ def _check_ranges(savings: Savings, ema: EMA) -> None:
         raise UserError(f"keep_hardest {savings.keep_hardest} must be above 0 and at most 1")
     if ema.decay is not None and not 0 <= ema.decay < 1:
         raise UserError(f"ema.decay {ema.decay} must be at least 0 and below 1")
+    if ema.start_step < 0 or (ema.start_step and ema.decay is None):
+        raise UserError(f"ema.start_step {ema.start_step} must not be negative, and needs an ema.decay")

@@ -73,6 +73,15 @@ def macs(variant: Variant) -> float:
     return float(counter.macs)
 
 
+def compiles() -> bool:
+    """Whether torch.compile works on this machine; on a CPU it needs a C++ compiler."""
+    try:
+        torch.compile(torch.sin)(torch.ones(1))
+    except Exception:
+        return False
+    return True
+
+
 def train_seed(
     seed: int, advance: Callable[[int], None], plan: dict[str, list[int]], device: str
 ) -> dict[str, list[tuple[float, float]]]:
@@ -88,6 +97,9 @@ def train_seed(
 def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, device: str) -> list[Line]:
     """All figures of the plain step against itself and of each variant."""
     print(f"time of a step: {len(variants)} switches, interleaved", flush=True)
+    if not compiles():
+        print("note: no compiler that torch.compile could use; its row is left out", flush=True)
+        variants = [variant for variant in variants if not variant.savings.compile]
     large, small = times(variants, LARGE, pairs, device), times(variants, SMALL, 3 * pairs, device)
     print("peak memory: a process per switch", flush=True)
     peak = peaks([BASE, AGAIN, *variants], device)
@@ -106,9 +118,9 @@ def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, dev
     for line in trained:
         found = [results[seed][line.name] for seed in range(seeds)]
         line.accuracy = [runs[0][1] for runs in found]
-        line.equal_steps, line.equal_time = (
-            [runs[which][0] - plain[0] for runs, plain in zip(found, base, strict=True)] for which in (0, -1)
-        )
+        ratios = [[loss / plain[0] for loss, _ in runs] for runs, plain in zip(found, base, strict=True)]
+        line.equal_steps = [values[0] for values in ratios]
+        line.equal_time = [values[1] for values in ratios] if line.steps != steps else None
     return lines
 
 

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from paperkit.digits import DigitsData
@@ -54,6 +55,7 @@ class Variant:
         bf16: autocast to bfloat16, as precision bf16-mixed.
         accumulate: parts of the batch whose gradients are added up.
         ema: decay of averaged weights.
+        clip: largest norm of the gradients.
         small_share: share of the run that trains on images of half the size.
     """
 
@@ -63,6 +65,7 @@ class Variant:
     bf16: bool = False
     accumulate: int = 1
     ema: float | None = None
+    clip: float | None = None
     small_share: float = 0.0
 
 
@@ -88,7 +91,10 @@ SWITCHES = [
     Variant("sam_rho 0.05", savings=Savings(sam_rho=0.05)),
     Variant("ema.decay 0.98", ema=0.98),
     Variant("compile", savings=Savings(compile=True)),
+    Variant("gradient_clip_val 1", clip=1.0),
     Variant("optim.fused", optim=replace(ADAMW, fused=True)),
+    Variant("optim.name sgd, lr 0.1", optim=replace(ADAMW, name="sgd", lr=0.1)),
+    Variant("optim.name lars, lr 1", optim=replace(ADAMW, name="lars", lr=1.0)),
     Variant("optim.name lion, lr 3e-4", optim=replace(ADAMW, name="lion", lr=3e-4)),
     Variant("optim.name adafactorbv", optim=replace(ADAMW, name="adafactorbv")),
     Variant("optim.name lamb, lr 1e-2", optim=replace(ADAMW, name="lamb", lr=1e-2)),
@@ -151,6 +157,8 @@ class Trial:
                 loss = self.loss(x, y)
                 loss.backward()
                 total += loss.detach()
+            if self.variant.clip is not None:
+                clip_grad_norm_(self.model.parameters(), self.variant.clip)
             return total
 
         if self.variant.savings.sam_rho:
@@ -174,7 +182,7 @@ class Trial:
     def train(self, advance: Callable[[int], None] = lambda _: None) -> tuple[float, float]:
         """The whole run; returns loss and accuracy (%) on the 600 test images."""
         for done, (images, labels) in zip(range(self.steps), self.batches(), strict=False):
-            seed_generators(self.seed, done)
+            torch.manual_seed(seed_generators(self.seed, done))  # of accelerators as well
             self.step(images, labels)
             self.schedule.advance(done + 1)
             advance(1)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback
 from timm.layers import PatchDropout
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from paperkit.averaging import Averaging
 from paperkit.errors import UserError
 from paperkit.savings import EMA, Savings
 from paperkit.sharpness import SAM
@@ -57,10 +58,8 @@ def _to_channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, 
 
 
 def callbacks(ema: EMA) -> list[Callback]:
-    """Lightning's own averaging, if it is asked for."""
-    if ema.decay is None:
-        return []
-    return [EMAWeightAveraging(decay=ema.decay, update_starting_at_step=ema.start_step or None)]
+    """The averaging, if it is asked for; it belongs before :class:`paperkit.guard.SaveOnSignal`."""
+    return [] if ema.decay is None else [Averaging(ema.decay, ema.start_step)]
 
 
 def sharpened(optimizer: Optimizer, savings: Savings) -> Optimizer:

@@ -21,7 +21,7 @@ from paperkit.digits import DigitsData
 from paperkit.optim import OptimConfig
 from paperkit.resumable import seed_generators
 from paperkit.runs import write_atomic
-from paperkit.switches import apply, callbacks
+from paperkit.switches import apply
 from snnet.anchors import SNNet
 from snnet.counting import configuration_macs, parameters
 from snnet.evaluation import evaluate
@@ -112,8 +112,7 @@ class Arms:
             network, settings, optim, data.num_classes, self.seed, ids, teacher=teacher, savings=config.savings
         )
         curve = MeasureCurve(self, folder / "curve.json") if len(ids) > 1 else None
-        extra = [*callbacks(config.ema), *([curve] if curve else [])]
-        fit(training, data, folder, epochs, self.advance, extra, log, config.trainer)
+        fit(training, data, folder, epochs, self.advance, [curve] if curve else [], log, config.trainer, config.ema)
         save_weights(done, network.state_dict())
         for leftover in folder.glob("*.ckpt"):
             leftover.unlink()  # the stage is done; what resume would need is no longer needed

@@ -13,6 +13,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from paperkit.atomic_checkpoint_io import AtomicCheckpointIO
 from paperkit.guard import SaveOnSignal, StopOnNaN
 from paperkit.resumable import SeedStep
+from paperkit.savings import EMA
+from paperkit.switches import callbacks as averaging
 from snnet.training import JointTraining
 
 SAVE_EVERY = 200  # steps; a checkpoint of the digits' networks takes milliseconds
@@ -40,11 +42,13 @@ def fit(
     callbacks: Sequence[Callback] = (),
     log: bool = False,
     options: Mapping[str, Any] | None = None,
+    ema: EMA | None = None,
 ) -> None:
     """Train to the end on one CPU thread, from `folder`/last.ckpt if that is there.
 
     Args:
         options: of Lightning's Trainer.
+        ema: averaged weights.
         log: write TensorBoard files into the folder.
     """
     last = folder / "last.ckpt"
@@ -56,6 +60,7 @@ def fit(
         callbacks=[
             SeedStep(training.seed),
             StopOnNaN(),
+            *averaging(ema or EMA()),
             SaveOnSignal(),
             ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=SAVE_EVERY),
             CountSteps(advance),

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
@@ -18,7 +19,7 @@ from paperkit.checkpoints import load_strict, read_checkpoint, read_weights
 from paperkit.errors import UserError
 from paperkit.guard import SaveOnSignal, StopOnNaN
 from paperkit.image_data import ImageData
-from paperkit.optim import OptimConfig
+from paperkit.optim import OptimConfig, build
 from paperkit.resumable import SeedStep
 from paperkit.runs import RunFolder, process_rank, write_atomic
 from paperkit.savings import EMA, Savings
@@ -28,7 +29,7 @@ from snnet.anchors import SNNet, create_anchor, stitch
 from snnet.counting import configuration_macs
 from snnet.enumeration import LayerAssignment
 from snnet.least_squares import cut_residuals, initialise
-from snnet.training import JointTraining, TrainingConfig
+from snnet.training import JointTraining, TrainingConfig, parameter_groups
 
 
 @dataclass
@@ -109,6 +110,32 @@ def source_of(weights: str | None) -> bool | str:
     return weights == "timm" or weights or False
 
 
+def rehearse(
+    network_config: NetworkConfig,
+    training: TrainingConfig,
+    teacher: TeacherConfig,
+    optim: OptimConfig,
+    savings: Savings,
+    data: ImageData,
+) -> None:
+    """Builds everything on the meta device, so that what a model or an optimiser cannot do ends the run before it is
+    one, and before any data are read.
+
+    Raises:
+        UserError: naming the switch and the model.
+    """
+    bare = replace(network_config, weights=None, start=None)
+    with torch.device("meta"):
+        network = build_network(bare, data.num_classes)
+        models = [*network.anchors]
+        if training.distillation != "none":
+            models.append(create_anchor(teacher.name, False, num_classes=data.num_classes))
+    apply(network, savings)
+    for model in models if len(data.sizes.sizes) > 1 else ():
+        check_sizes(model, data.sizes.sizes)
+    build(parameter_groups(network, training, optim.weight_decay), optim, 1, 1_000_000, global_batch=1)
+
+
 def train(
     run: RunFolder,
     network_config: NetworkConfig,
@@ -135,8 +162,6 @@ def train(
     if not resuming and network_config.initialisation != "default" and not network_config.start:
         images = data.training_sample(network_config.init_images)
         initialise(network, images.split(20), network_config.initialisation)
-    for anchor in network.anchors if len(data.sizes.sizes) > 1 else ():
-        check_sizes(anchor, data.sizes.sizes)
     apply(network, savings)
     teacher = build_teacher(teacher_config, data.num_classes) if training_config.distillation != "none" else None
     macs = None
@@ -179,11 +204,11 @@ def build_trainer(run: RunFolder, options: dict[str, Any], seed: int, save_every
     used: list[Callback] = [
         SeedStep(seed),
         StopOnNaN(),
+        *callbacks(ema),
         SaveOnSignal(f"snnet train --resume {run.path}"),
         ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
         ModelCheckpoint(folder, filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
         LearningRateMonitor(logging_interval="step"),
-        *callbacks(ema),
     ]
     return pl.Trainer(
         **{**options, "strategy": strategy_for(options)},

@@ -17,16 +17,22 @@ REFUSED = {"compile": "every stitch is a graph of its own, and each step draws a
 
 
 def check_experiment(config: ExperimentConfig) -> None:
-    """For the embedded experiment, whose arms hold a distilled one.
+    """For the embedded experiment.
 
     Raises:
         UserError: naming what does not go together.
     """
-    check(config.savings, config.trainer, ema=config.ema, distillation=True, refused=REFUSED)
+    arms = {"keep_hardest": "its middle anchor is also trained by distillation, whose images have no loss of their own"}
+    check(config.savings, config.trainer, ema=config.ema, refused={**REFUSED, **arms})
 
 
 def check_images(
-    training: TrainingConfig, savings: Savings, ema: EMA, sizes: SizeSchedule, trainer: Mapping[str, Any]
+    training: TrainingConfig,
+    savings: Savings,
+    ema: EMA,
+    sizes: SizeSchedule,
+    trainer: Mapping[str, Any],
+    split_bn: int = 0,
 ) -> None:
     """For training on real images.
 
@@ -47,4 +53,8 @@ def check_images(
         raise UserError(
             f"keep_hardest {savings.keep_hardest} and stitches_per_step {training.stitches_per_step}: which images are "
             "hard depends on the stitch; train one per step"
+        )
+    if savings.keep_hardest < 1 and split_bn > 1:
+        raise UserError(
+            f"keep_hardest {savings.keep_hardest} and split_bn {split_bn}: the parts of a batch would not stay parts"
         )

@@ -82,6 +82,7 @@ def run(arguments: Any) -> int:
     with folder.lock():
         if arguments.resume:
             config = from_plain(folder.read_config())
+            check_unchanged(asked, config)
             if folder.finished:
                 raise UserError(f"{folder.path} is finished; `snnet eval --ckpt {folder.path}` shows it")
         else:
@@ -100,6 +101,20 @@ def run(arguments: Any) -> int:
         finish(folder, list(results.values()), config, "snnet train", time.monotonic() - start)
         folder.mark_finished()
     return 0
+
+
+def check_unchanged(asked: Any, config: Any) -> None:
+    """A resumed run keeps its settings: its finished stages were trained with them.
+
+    Raises:
+        UserError: for an option that was given and is not the run's.
+    """
+    from snnet.experiment_config import ExperimentConfig
+
+    default, given = to_plain(ExperimentConfig()), to_plain(asked)
+    for name, was in to_plain(config).items():
+        if given[name] not in (default[name], was):
+            raise UserError(f"a resumed run keeps its settings: {name} was {was}, is {given[name]}")
 
 
 def to_plain(config: Any) -> dict[str, Any]:

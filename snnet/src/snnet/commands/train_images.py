@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 
 from paperkit.cli import make_parser
 from paperkit.image_data import ImageData
-from paperkit.optim import OptimConfig
+from paperkit.optim import OptimConfig, check_clipping
 from paperkit.run_options import add_run_options, open_run, parse_run, write_settings
 from paperkit.savings import EMA, Savings
-from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, strategy_for, train
+from snnet.image_training import TRAINER_OPTIONS, NetworkConfig, TeacherConfig, rehearse, strategy_for, train
 from snnet.refusals import check_images
 from snnet.training import TrainingConfig
 
@@ -29,12 +29,20 @@ def main(argv: Sequence[str], prog: str) -> int:
     options = parser.instantiate_classes(arguments)
     # Before there is a run folder: neither switches that are refused nor missing data leave anything behind.
     strategy_for(vars(arguments.trainer))
-    check_images(options.training, options.savings, options.ema, options.data.sizes, vars(arguments.trainer))
+    check_images(
+        options.training,
+        options.savings,
+        options.ema,
+        options.data.sizes,
+        vars(arguments.trainer),
+        options.network.split_bn,
+    )
+    check_clipping(options.optim, arguments.trainer.gradient_clip_val)
+    rehearse(options.network, options.training, options.teacher, options.optim, options.savings, options.data)
     options.data.setup()
     run = run or open_run(arguments.root, "snnet", arguments.name, None)
     with run.lock():
-        if not resuming:
-            write_settings(run, parser, arguments)
+        write_settings(run, parser, arguments)  # of a resumed run too: what is given beside --resume counts
         print(f"run folder {run.path}", flush=True)
         train(
             run,
