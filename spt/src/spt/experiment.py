@@ -335,8 +335,8 @@ def concentration(values: dict[str, Tensor], count: int) -> list[tuple[float, fl
     """(share of the entries, share of all sensitivity in them) in percent, for the most sensitive ``count`` entries."""
     flat = torch.cat([value.flatten() for value in values.values()])
     top = flat.topk(min(count, flat.numel())).values.double().cumsum(0) / flat.double().sum()
-    steps = range(0, top.numel(), max(1, top.numel() // 100))
-    return [(100 * (step + 1) / flat.numel(), 100 * float(top[step])) for step in steps]
+    places = torch.logspace(0, math.log10(top.numel()), 100, dtype=torch.float64).long().clamp(1, top.numel()).unique()
+    return [(100 * place / flat.numel(), 100 * float(top[place - 1])) for place in places.tolist()]
 
 
 def staircase(values: dict[str, Tensor], rule: Rule, largest: int) -> list[tuple[int, int]]:

@@ -78,7 +78,7 @@ def draw_shares(metrics: Metrics) -> Any:
         share = 100 * spent[row.arm] / largest
         axes.errorbar(share, row.mean, row.spread or 0, marker=marker, color=color, linestyle="", label=row.arm)
     axes.set_xscale("symlog", linthresh=0.5)
-    axes.set_xlabel("tuned parameters beside head and class token (% of those of the largest arm)")
+    axes.set_xlabel("tuned parameters (% of the largest arm's)")
     axes.set_ylabel("accuracy (%), mean over tasks")
     axes.set_title("Accuracy and what was tuned for it (bar: spread over seeds)")
     axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
