@@ -52,13 +52,25 @@ def kind_of_data(argv: Sequence[str]) -> str:
         if name.split(".")[0] in REAL_DATA:
             kind = "lists"
         file = Path(value or following)
-        if name == "--resume" and file.is_dir():
-            file = file / "config.yaml"
+        if name == "--resume":
+            file = resumed_config(argv, value or following)
         if name in ("--config", "--resume") and file.is_file() and "data" in (content := read_yaml(file)):
             kind = "lists"
             if isinstance(content["data"], dict) and content["data"].get("kind") == "ade20k":
                 return "ade20k"
     return kind
+
+
+def resumed_config(argv: Sequence[str], run: str) -> Path:
+    """Settings of the run that ``--resume`` names: a folder, a name, or the newest unfinished one."""
+    from paperkit.runs import RunFolder
+
+    words = [word for option in argv for word in option.split("=", 1)]
+    root = words[words.index("--root") + 1] if "--root" in words[:-1] else "runs"
+    if not run or run.startswith("-"):
+        newest = RunFolder.newest(root, "spt", finished=False)
+        return newest.path / "config.yaml" if newest else Path("nowhere")
+    return (Path(run) if Path(run).is_dir() else Path(root) / "spt" / run) / "config.yaml"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
