@@ -34,7 +34,7 @@ class SplitQKV(nn.Module):
                 linear.bias = nn.Parameter(biases[index].data)
             self.add_module(part, linear)
         self.shared_drop = nn.Dropout(0.0)  # one draw for the modules of q, k and v (section 5 of the specification)
-        self._places: tuple[tuple[Any, ...], Places] | None = None
+        self._places: tuple[Any, Any, Places] | None = None
 
     @property
     def parts(self) -> list[nn.Linear | TunedLinear]:
@@ -107,8 +107,9 @@ class SplitQKV(nn.Module):
         key = tuple((start, id(index), index._version) for start, index in kept)
         if self._places is None or self._places[0] != key:
             rows = torch.cat([index[0].long() + start for start, index in kept])
-            self._places = key, Places.of(rows, torch.cat([index[1] for _, index in kept]))
-        return self._places[1]
+            # The tensors are held as well: the id of one that is gone could come again.
+            self._places = key, kept, Places.of(rows, torch.cat([index[1] for _, index in kept]))
+        return self._places[2]
 
     @torch.no_grad()
     def fused(self) -> nn.Linear:
