@@ -1,5 +1,4 @@
-"""The embedded experiment through the real command: claims, table, exact resume after kill -9, stored losses, bad
-input."""
+"""The embedded experiment through the real command: exact resume after kill -9, stored losses, figures, bad input."""
 
 import hashlib
 import json
@@ -14,11 +13,10 @@ import pytest
 import torch
 
 from paperkit.cli import main as run_verb
-from paperkit.metrics import Metrics
 from spt.cli import VERBS
 from spt.digit_tasks import CLASSES, SOURCE_IMAGES, make_task, source_digits, unseen_digits
 from spt.experiment import first_losses
-from spt.experiment_config import LEAST, LINEAR, RANDOM, SENSITIVE
+from spt.experiment_config import SENSITIVE
 
 SPT = [str(Path(sys.executable).with_name("spt"))]
 SHORT = ["--seeds", "2", "--tasks", "[flip,location]", "--steps", "20", "--pretrain_steps", "250"]
@@ -69,27 +67,6 @@ def test_data_are_disjoint_and_repeat() -> None:
         assert (len(once.train[1]), len(once.test[1])) == (250, 647) and int(once.test[1].max()) == classes - 1
     held = make_task("flip", 3, val_images=50)
     assert torch.equal(torch.cat([held.train[0], held.test[0]]), make_task("flip", 3).train[0])
-
-
-@pytest.mark.xdist_group("long")
-def test_claims_hold_and_the_run_folder_is_complete(tmp_path: Path) -> None:
-    """The three claims that the specification calls safe: four seeds, four tasks, the arms that they need."""
-    arms = f"[{SENSITIVE},{RANDOM},{LEAST},{LINEAR}]"
-    out = spt("train", "--name", "claims", "--arms", arms, cwd=tmp_path)
-    run = tmp_path / "runs" / "spt" / "claims"
-    metrics = Metrics.read(run / "metrics.json")
-    claims = [claim for claim in metrics.claims if claim.asserted]
-    assert len(claims) == 3 and all(claim.held for claim in claims), claims
-    assert "held (asserted)" in out and len(metrics.seeds) == 4
-    for name in ("config.yaml", "env.json", "metrics.json", "finished", "backbone.safetensors"):
-        assert (run / name).is_file()
-    for row in metrics.rows:
-        if row.metric.startswith("trained of"):
-            assert row.mean == (0 if row.arm == LINEAR else 700)
-    again = spt("eval", cwd=tmp_path)
-    assert "held (asserted)" in again
-    after = Metrics.read(run / "metrics.json")
-    assert [r.values for r in after.rows] == [r.values for r in metrics.rows]
 
 
 def test_losses_are_those_stored(short_run: Path) -> None:
