@@ -51,7 +51,7 @@ def test_same_weights(name: str, folder: Path, plain: dict[str, Tensor]) -> None
 
 @pytest.mark.parametrize(
     "words",
-    [["--savings.sam_rho", "0.05"], ["--data.size_schedule", "{0: 32, 1: 64}"],
+    [["--savings.sam_rho", "0.05"], ["--recipe.optimizer", "lamb"], ["--data.size_schedule", "{0: 32, 1: 64}"],
      ["--savings.keep_hardest", "0.5", "--mixing.mixup", "0", "--mixing.cutmix", "0"], ["--ema.decay", "0.5"]],
     ids=lambda words: words[0],
 )  # fmt: skip
@@ -80,6 +80,7 @@ def test_the_average_is_what_is_kept(folder: Path, plain: dict[str, Tensor]) -> 
         (["--savings.sam_rho", "0.05", "--trainer.accumulate_grad_batches", "2"], "sam_rho 0.05 and accumulate"),
         (["--trainer.precision", "16-mixed"], "precision 16-mixed and a CPU"),
         (["--data.size_schedule", "{0: 16, 1: 64}"], "the smallest is 32 x 32"),
+        (["--recipe.optimizer", "speed"], "optimizer 'speed' is unknown to timm"),
         (["--network.name", "litv1_s", "--data.size_schedule", "{0: 32, 1: 64}"], "does not go together with"),
     ],
 )
@@ -87,6 +88,7 @@ def test_refused(words: list[str], message: str, folder: Path, capsys: pytest.Ca
     root = folder / "refused" / "".join(words).replace("/", "")
     assert here("train", folder / "images.yaml", "--root", root, *words) == 1
     assert message in one_line(capsys)
+    assert not (root / "litv2").exists(), "nothing is left behind"
 
 
 def test_eager_attention_is_the_same_network() -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from paperkit.errors import UserError
 from paperkit.guard import SaveOnSignal, StopOnNaN
 from paperkit.image_data import ImageData
 from paperkit.metrics import Metrics, Row
+from paperkit.optim import check_name
 from paperkit.resumable import SeedStep
 from paperkit.runs import RunFolder, process_rank
 from paperkit.savings import EMA, Savings, check
@@ -153,21 +154,18 @@ def train(
 ) -> ImageTraining:
     """Train to the end, or from the last checkpoint; ``model/`` (last) and ``best/`` are folders of save_pretrained."""
     savings, ema = savings or Savings(), ema or EMA()
-    check_savings(savings, ema, recipe, mixing, data, trainer_options)
     last = run.path / "checkpoints" / "last.ckpt"
     resuming = resume and last.exists()
     pl.seed_everything(seed, workers=False, verbose=False)
     model = build_classifier(network, data.num_classes, data.input_size)
-    if len(data.sizes.sizes) > 1:
-        check_sizes(model, data.sizes.sizes)
     apply(model, savings)
     options = {**trainer_options, "max_epochs": recipe.epochs}
-    trainer = build_trainer(run, options, seed, save_every, more=callbacks(ema))
+    trainer = build_trainer(run, options, seed, save_every, averaging=callbacks(ema))
     data.trainer = trainer
     data.setup()
     accumulate = trainer.accumulate_grad_batches
     total_batch = data.batch_size * trainer.world_size * accumulate
-    steps = max(1, data.steps_per_epoch // accumulate)
+    steps = max(1, -(-data.steps_per_epoch // accumulate))  # Lightning steps with what remains of an epoch as well
     training = ImageTraining(model, recipe, mixing, total_batch, steps, savings)
     start = time.monotonic()
     trainer.fit(training, datamodule=data, ckpt_path=last if resuming else None)
@@ -180,9 +178,16 @@ REFUSED = {"patch_drop": "windows, pooling and merging need the whole grid of to
 
 
 def check_savings(
-    savings: Savings, ema: EMA, recipe: Recipe, mixing: MixingConfig, data: ImageData, trainer: dict[str, Any]
+    network: NetworkConfig,
+    savings: Savings,
+    ema: EMA,
+    recipe: Recipe,
+    mixing: MixingConfig,
+    data: ImageData,
+    trainer: dict[str, Any],
 ) -> None:
-    """Refuse savings that this training cannot take, or cannot take together, before any data are read.
+    """Refuse what this training cannot take, or not together, before any data are read; the model is built for it on
+    the meta device.
 
     Raises:
         UserError: the first of them.
@@ -190,6 +195,12 @@ def check_savings(
     mixes = bool(mixing.mixup or mixing.cutmix)
     check(savings, trainer, ema=ema, mixing=mixes, sizes=data.sizes.sizes, refused=REFUSED)
     data.sizes.check_length(recipe.epochs)
+    check_name(recipe.optimizer)
+    with torch.device("meta"):
+        model = build_classifier(replace(network, weights=None), data.num_classes, data.input_size)
+    apply(model, savings)
+    if len(data.sizes.sizes) > 1:
+        check_sizes(model, data.sizes.sizes)
 
 
 def finish(run: RunFolder, training: ImageTraining, seed: int, seconds: float) -> None:
@@ -218,7 +229,7 @@ def build_trainer(
     seed: int,
     save_every: int,
     best: str = "val/acc1",
-    more: Sequence[pl.Callback] = (),
+    averaging: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end."""
     folder = run.path / "checkpoints"
@@ -229,11 +240,11 @@ def build_trainer(
         callbacks=[
             SeedStep(seed),
             StopOnNaN(),
+            *averaging,
             SaveOnSignal(f"litv2 train --resume {run.path}"),
             ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
             ModelCheckpoint(folder, filename="best", monitor=best, mode="max", enable_version_counter=False),
             LearningRateMonitor(logging_interval="step"),
-            *more,
         ],
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,

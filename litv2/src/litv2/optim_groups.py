@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from timm.optim import create_optimizer_v2
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from paperkit.errors import UserError
 
@@ -29,8 +30,8 @@ class Recipe:
         epochs: length of the schedule.
         warmup_epochs: linear warm-up.
         offset_lr_multi: factor on the rate of the offset convolutions' weights.
-        betas: AdamW's.
-        eps: AdamW's.
+        betas, eps: of the Adam family; other optimisers have their own.
+        optimizer: any of timm's optimisers; the paper's is adamw.
     """
 
     lr: float = 5e-4
@@ -42,6 +43,7 @@ class Recipe:
     offset_lr_multi: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    optimizer: str = "adamw"
 
     def scaled(self, total_batch: int) -> "Recipe":
         """The same with its three rates multiplied by total batch / 512."""
@@ -82,9 +84,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW over the three groups, at the rate of iteration 0."""
-    optimizer = AdamW(parameter_groups(model, recipe), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """AdamW, or what the recipe asks for, over the three groups, at the rate of iteration 0."""
+    family = {"betas": recipe.betas, "eps": recipe.eps} if "adam" in recipe.optimizer else {}
+    groups = parameter_groups(model, recipe)
+    optimizer: Optimizer = create_optimizer_v2(groups, recipe.optimizer, lr=recipe.lr, **family)  # type: ignore[arg-type]
     for group in optimizer.param_groups:
         group["lr"] = recipe.warmup_lr if recipe.warmup_epochs else group["base_lr"]
     return optimizer

@@ -207,6 +207,16 @@ def _parameters(optimizer: Optimizer) -> Iterable[nn.Parameter]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
+def check_name(name: str) -> None:
+    """Raises a UserError for an optimiser that timm does not know, or knows only with another package."""
+    known = [str(each) for each in list_optimizers()]
+    if name.lower().removeprefix("lookahead_") not in known:
+        close = get_close_matches(name, known, n=3) or ["adamw", "sgd", "lamb"]
+        raise UserError(f"optimizer {name!r} is unknown to timm; did you mean {', '.join(close)}?")
+    if name.lower().startswith("bnb") and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"optimizer {name} is bitsandbytes', which is not installed: pip install bitsandbytes")
+
+
 def _check(
     cfg: OptimConfig,
     model_or_groups: nn.Module | ParamGroups,
@@ -214,12 +224,7 @@ def _check(
     epochs: int,
     global_batch: int | None,
 ) -> None:
-    known = [str(name) for name in list_optimizers()]
-    if cfg.name.lower().removeprefix("lookahead_") not in known:
-        close = get_close_matches(cfg.name, known, n=3) or ["adamw", "sgd", "lamb"]
-        raise UserError(f"optimizer {cfg.name!r} is unknown to timm; did you mean {', '.join(close)}?")
-    if cfg.name.lower().startswith("bnb") and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"optimizer {cfg.name} is bitsandbytes', which is not installed: pip install bitsandbytes")
+    check_name(cfg.name)
     if cfg.lr <= 0 or min(cfg.weight_decay, cfg.warmup_lr, cfg.min_lr, cfg.warmup_epochs, cfg.lag) < 0:
         raise UserError(f"lr {cfg.lr} must be positive, and weight decay, warm-up, min_lr and lag must not be negative")
     if steps_per_epoch < 1 or epochs < 1:

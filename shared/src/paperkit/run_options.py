@@ -1,7 +1,7 @@
 """The options by which every `train` command names its run folder, and what they mean."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,19 @@ def write_settings(run: RunFolder, parser: Any, arguments: Any) -> None:
 
 
 @contextmanager
-def run_in_folder(parser: Any, paper: str, argv: Sequence[str]) -> Iterator[tuple[RunFolder, Any, bool]]:
+def run_in_folder(
+    parser: Any, paper: str, argv: Sequence[str], check: Callable[[Any], None] = lambda arguments: None
+) -> Iterator[tuple[RunFolder, Any, bool]]:
     """Parse, open and lock the run folder, and mark the run finished if the block ends well.
+
+    Args:
+        check: called with the options before there is a folder; what it refuses leaves none behind.
 
     Yields:
         The folder, the options, and whether the run is continued.
     """
     arguments, continued = parse_run(parser, paper, argv)
+    check(arguments)
     run = continued or open_run(arguments.root, paper, arguments.name, None)
     with run.lock():
         write_settings(run, parser, arguments)  # of a continued run too: what is given beside --resume counts

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from litv2.image_training import MixingConfig, NetworkConfig, train
+from litv2.image_training import MixingConfig, NetworkConfig, check_savings, train
 from litv2.optim_groups import Recipe
 from paperkit.cli import make_parser
 from paperkit.image_data import ImageData
@@ -29,7 +29,14 @@ TRAINER_OPTIONS = (
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse, open the run folder, train."""
     parser = build_parser(prog)
-    with run_in_folder(parser, "litv2", argv) as (run, arguments, resuming):
+
+    def check(arguments: Any) -> None:
+        made = parser.instantiate_classes(arguments)
+        check_savings(
+            made.network, made.savings, made.ema, made.recipe, made.mixing, made.data, vars(arguments.trainer)
+        )
+
+    with run_in_folder(parser, "litv2", argv, check) as (run, arguments, resuming):
         made = parser.instantiate_classes(arguments)
         train(
             run, made.network, made.recipe, made.mixing, made.data, vars(arguments.trainer), arguments.training_seed,
