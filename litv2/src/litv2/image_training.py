@@ -186,8 +186,7 @@ def check_savings(
     data: ImageData,
     trainer: dict[str, Any],
 ) -> None:
-    """Refuse what this training cannot take, or not together, before any data are read; the model is built for it on
-    the meta device.
+    """Refuse what this training cannot take, or not together, before any data are read; the model is built for it.
 
     Raises:
         UserError: the first of them.
@@ -196,10 +195,11 @@ def check_savings(
     check(savings, trainer, ema=ema, mixing=mixes, sizes=data.sizes.sizes, refused=REFUSED)
     data.sizes.check_length(recipe.epochs)
     check_name(recipe.optimizer)
-    with torch.device("meta"):
+    several = len(data.sizes.sizes) > 1
+    with torch.device("cpu" if several else "meta"):  # the sampling of the merges does not run on the meta device
         model = build_classifier(replace(network, weights=None), data.num_classes, data.input_size)
     apply(model, savings)
-    if len(data.sizes.sizes) > 1:
+    if several:
         check_sizes(model, data.sizes.sizes)
 
 
