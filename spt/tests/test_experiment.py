@@ -121,7 +121,7 @@ def test_kill_and_resume_give_the_same_bits(moment: str, short_run: Path, tmp_pa
         (["train", "--budget", "0", "--steps", "1", "--pretrain_steps", "1"], 1, "budget 0 is smaller than one entry"),
         (["train", "--lr", "1e30", "--steps", "9", "--pretrain_steps", "1", "--seeds", "1"], 1, "the loss is"),
         (["train", "--seeds", "many"], 2, "seeds"),
-        (["train", "--resume"], 1, "nothing to resume"),
+        (["train", "--resume"], 1, "no unfinished run"),
         (["eval"], 1, "no finished run"),
         (["eval", "--ckpt", "nowhere"], 1, "no checkpoint at nowhere"),
         (["fly"], 2, "no verb 'fly'"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from litv2.bench_networks import RIVALS, litv2_s, rival
 from litv2.classifier import LITv2
 from litv2.fused import fuse
 from litv2.plain import plain_logits
@@ -32,8 +33,6 @@ def network_peak(name: str, size: int) -> float:
 
 def run_once(name: str, size: int) -> None:
     """The measured process of `network_peak`."""
-    from litv2.bench import RIVALS, litv2_s, rival
-
     torch.set_num_threads(1)
     image = torch.randn(1, 3, size, size)
     if name not in ("fused", "plain", *RIVALS):

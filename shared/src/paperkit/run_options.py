@@ -46,6 +46,18 @@ def open_run(root: str, paper: str, name: str | None, resume: str | None) -> Run
     return newest
 
 
+def find_run(root: str, paper: str, name: str | None, resume: str | None) -> RunFolder:
+    """As `open_run`, for a command that works in the folder.
+
+    Raises:
+        UserError: also if the run is finished, so that there is nothing to continue.
+    """
+    run = open_run(root, paper, name, resume)
+    if resume is not None and run.finished:
+        raise UserError(f"{run.path} is finished; `{paper} eval --ckpt {run.path}` shows it")
+    return run
+
+
 def parse_run(parser: Any, paper: str, argv: Sequence[str]) -> tuple[Any, RunFolder | None]:
     """The options of a run and, with `--resume`, the folder that it continues.
 
@@ -67,9 +79,7 @@ def parse_run(parser: Any, paper: str, argv: Sequence[str]) -> tuple[Any, RunFol
     if resume is None:
         return parser.parse_args(rest), None
     root = rest[rest.index("--root") + 1] if "--root" in rest[:-1] else "runs"
-    run = open_run(root, paper, None, resume)
-    if run.finished:
-        raise UserError(f"{run.path} is finished; `{paper} eval --ckpt {run.path}` shows it")
+    run = find_run(root, paper, None, resume)
     return parser.parse_args(["--config", str(run.path / "config.yaml"), *rest]), run
 
 

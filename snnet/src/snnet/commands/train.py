@@ -8,7 +8,7 @@ from typing import Any
 
 from paperkit.cli import make_parser
 from paperkit.errors import UserError
-from paperkit.run_options import RUN_OPTIONS, add_run_options, open_run
+from paperkit.run_options import RUN_OPTIONS, add_run_options, find_run, open_run
 
 REAL_DATA = ("--data", "--network", "--training", "--optim", "--trainer", "--teacher")  # --savings and --ema: both
 HELP = """Without data: the embedded experiment on handwritten digits (anchors, stitched network, baselines).
@@ -77,14 +77,12 @@ def run(arguments: Any) -> int:
 
     asked = from_plain({k: v for k, v in arguments.as_dict().items() if k not in RUN_OPTIONS})
     check_experiment(asked)
-    folder = open_run(arguments.root, "snnet", arguments.name, arguments.resume)
+    folder = find_run(arguments.root, "snnet", arguments.name, arguments.resume)
     start = time.monotonic()
     with folder.lock():
         if arguments.resume:
             config = from_plain(folder.read_config())
             check_unchanged(asked, config)
-            if folder.finished:
-                raise UserError(f"{folder.path} is finished; `snnet eval --ckpt {folder.path}` shows it")
         else:
             config = asked
             folder.write_config(to_plain(config))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from paperkit.errors import UserError
+from paperkit.run_options import find_run
 
 
 def add_arguments(parser: Any) -> None:
@@ -27,14 +28,13 @@ def run(arguments: Any) -> None:
     """Runs what is not there yet and prints the table."""
     from dataclasses import asdict
 
-    from spt.commands.train import find_run
     from spt.commands.train_real import to_options
     from spt.image_lists import VTAB
     from spt.sweep import print_sweep, sweep
 
     if unknown := [task for task in arguments.tasks if task not in VTAB]:
         raise UserError(f"no VTAB-1k task {unknown[0]!r}; there are {', '.join(VTAB)}")
-    folder = find_run(arguments.root, arguments.name, arguments.resume)
+    folder = find_run(arguments.root, "spt", arguments.name, arguments.resume)
     with folder.lock():
         if arguments.resume:
             content = folder.read_config()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from paperkit.cli import make_parser
 from paperkit.errors import UserError
+from paperkit.run_options import RUN_OPTIONS, add_run_options, find_run
 
 if TYPE_CHECKING:
     from paperkit.runs import RunFolder
@@ -94,38 +95,8 @@ def add_arguments(parser: Any) -> None:
     """Options of the embedded experiment."""
     from spt.experiment_config import ExperimentConfig
 
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    add_run_arguments(parser)
+    add_run_options(parser)
     parser.add_class_arguments(ExperimentConfig)
-
-
-def add_run_arguments(parser: Any) -> None:
-    """Where runs lie, and how one goes on."""
-    parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
-    parser.add_argument("--name", type=str | None, default=None, help="name of the new run (default: the time)")
-    parser.add_argument(
-        "--resume", nargs="?", const="newest", default=None, help="a run to continue; alone: the newest unfinished"
-    )
-
-
-def find_run(root: str, name: str | None, resume: str | None) -> RunFolder:
-    """The new run folder, or the unfinished one to continue.
-
-    Raises:
-        UserError: when there is nothing to continue, or the run is finished.
-    """
-    from paperkit.runs import RunFolder
-
-    if resume is None:
-        return RunFolder.create(root, "spt", name)
-    run = RunFolder.newest(root, "spt", finished=False) if resume == "newest" else None
-    if resume == "newest" and run is None:
-        raise UserError(f"nothing to resume: {Path(root) / 'spt'} holds no unfinished run")
-    if run is None:
-        run = RunFolder.open(resume if Path(resume).is_dir() else Path(root) / "spt" / resume)
-    if run.finished:
-        raise UserError(f"{run.path} is finished; see it with `spt eval --ckpt {run.path}`")
-    return run
 
 
 def run(arguments: Any) -> None:
@@ -133,10 +104,8 @@ def run(arguments: Any) -> None:
     from paperkit.parallel_seeds import run_seeds
     from spt.experiment_config import ExperimentConfig
 
-    config = ExperimentConfig(
-        **{k: v for k, v in vars(arguments).items() if k not in ("config", "root", "name", "resume")}
-    )
-    folder, start = find_run(arguments.root, arguments.name, arguments.resume), time.monotonic()
+    config = ExperimentConfig(**{k: v for k, v in vars(arguments).items() if k not in RUN_OPTIONS})
+    folder, start = find_run(arguments.root, "spt", arguments.name, arguments.resume), time.monotonic()
     with folder.lock():
         if arguments.resume:
             config = saved_config(folder)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paperkit.cli import make_parser
 from paperkit.errors import UserError
+from paperkit.run_options import add_run_options, find_run
 from paperkit.savings import EMA, Savings, check
 
 if TYPE_CHECKING:
@@ -49,11 +50,9 @@ def add_arguments(parser: Any) -> None:
 
 def add_groups(parser: Any, data: type, recipe: type) -> None:
     """Run options, ``data``, ``backbone``, ``method``, ``recipe`` and ``trainer``."""
-    from spt.commands.train import add_run_arguments
     from spt.recipe import BackboneOptions, MethodOptions
 
-    parser.add_argument("--config", action="config", help="YAML file with these options")
-    add_run_arguments(parser)
+    add_run_options(parser)
     groups = {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}
     for name, kind in {**groups, "savings": Savings, "ema": EMA}.items():
         parser.add_class_arguments(kind, name)
@@ -99,10 +98,9 @@ def _number(value: Any) -> Any:
 
 def run(arguments: Any) -> None:
     """One run, new or continued."""
-    from spt.commands.train import find_run
     from spt.real_run import train_run
 
-    folder = find_run(arguments.root, arguments.name, arguments.resume)
+    folder = find_run(arguments.root, "spt", arguments.name, arguments.resume)
     with folder.lock():
         if arguments.resume:
             if "tasks" in (content := folder.read_config()):

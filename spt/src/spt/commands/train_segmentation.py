@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from paperkit.cli import make_parser
+from paperkit.run_options import find_run
 
 
 def main(argv: Sequence[str], prog: str) -> None:
@@ -38,10 +39,9 @@ def to_options(content: Any) -> Any:
 
 def run(arguments: Any) -> None:
     """One run, new or continued."""
-    from spt.commands.train import find_run
     from spt.segmentation_run import train_run
 
-    folder = find_run(arguments.root, arguments.name, arguments.resume)
+    folder = find_run(arguments.root, "spt", arguments.name, arguments.resume)
     with folder.lock():
         options = to_options(folder.read_config() if arguments.resume else vars(arguments))
         if not arguments.resume:
