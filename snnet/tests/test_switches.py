@@ -9,6 +9,7 @@ import yaml
 from paperkit.checkpoints import read_checkpoint
 from paperkit.made_images import make_image_folder
 from snnet.anchors import load_folder
+from snnet.commands.train_images import build_parser
 
 from .real_images import CLASSES, command, here, one_line, vit, write_recipe
 
@@ -62,6 +63,14 @@ def test_switches_of_a_run_on_images(
     weight = network.state_dict()[key]
     assert torch.equal(weight, checkpoint["state_dict"][f"network.{key}"])
     assert not torch.equal(weight, checkpoint["current_model_state"][f"network.{key}"])
+
+
+def test_the_recommended_set_comes_after_a_recipe() -> None:
+    root = Path(__file__).parents[2]
+    recipe, fast = root / "snnet" / "configs" / "imagenet" / "deit.yaml", root / "shared" / "configs" / "fast_vit.yaml"
+    arguments = build_parser("snnet train").parse_args(["--config", str(recipe), "--config", str(fast)])
+    assert arguments.trainer.precision == "bf16-mixed" and arguments.savings.patch_drop == 0.25
+    assert arguments.trainer.max_epochs == 50 and arguments.data.repeats == 3  # the rest is the recipe's
 
 
 @pytest.mark.parametrize(

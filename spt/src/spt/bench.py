@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import tempfile
 import time
@@ -99,12 +98,7 @@ def bench_step(pairs: int = 3) -> dict[str, Any]:
 
 
 def bench_memory() -> dict[str, Any]:
-    """Peak of a process a side, and the parts that can be counted: weights, saved activations, optimiser state.
-
-    Blocks from 1 MiB on go back to the system when they are freed. Left in the heap their places are a matter of
-    chance: without this the ratio of SPT to LoRA was 1.11, 1.24 and 1.45 in three runs.
-    """
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MIB)
+    """Peak of a process a side, and the parts that can be counted: weights, saved activations, optimiser state."""
     torch.set_float32_matmul_precision("medium")
     out: dict[str, Any] = {}
     for arm in ARMS:
