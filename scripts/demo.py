@@ -99,7 +99,7 @@ def run_paper(outcome: Outcome, root: Path) -> None:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """The part of metrics.json (paperkit.metrics) that the page shows; raises if it is missing or of another form."""
+    """The part of metrics.json (paperkit.results.metrics) that the page shows; raises if it is missing or misshapen."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["schema"] != 1:
         raise ValueError(f"schema {content['schema']}, not 1")

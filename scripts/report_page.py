@@ -177,7 +177,7 @@ def figure(path: Path, root: Path) -> str:
 
 
 def png_title(content: bytes) -> str:
-    """The title that paperkit.report.save_figure stores in a PNG, or the empty string."""
+    """The title that paperkit.results.report.save_figure stores in a PNG, or the empty string."""
     at = 8
     while at + 12 <= len(content):
         size, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]

@@ -1,6 +1,6 @@
 """The network's equations (sections 3.2 to 3.4 of the paper) written out once more, slowly, on the weights of a model.
 
-Nothing of `litv2` is called: modules are read for their parameters only. Shapes as in `litv2.pyramid`.
+Nothing of `litv2` is called: modules are read for their parameters only. Shapes as in `litv2.models.pyramid`.
 """
 
 from typing import Any

@@ -60,7 +60,7 @@ def test_no_arrow_points_the_wrong_way() -> None:
 
 def test_every_module_of_the_tree_is_looked_at() -> None:
     looked_at = {path.relative_to(ROOT).as_posix() for path in python_files(ROOT)}
-    assert "shared/src/paperkit/verify.py" in looked_at and "shared/tests/test_arrows.py" in looked_at
+    assert "shared/src/paperkit/verification/verify.py" in looked_at and "shared/tests/test_arrows.py" in looked_at
     assert all(any(path.startswith(f"{paper}/src/{paper}/") for path in looked_at) for paper in find_papers(ROOT))
 
 
@@ -73,7 +73,7 @@ def tree(tmp_path: Path) -> Path:
         (tmp_path / folder / "pyproject.toml").write_text("")
         (source / "deep" / "code.py").write_text("import notes\nfrom . import beta\n")
     (tmp_path / "alpha" / "src" / "alpha" / "code.py").write_text(
-        "import paperkit.flops, alpha.deep\nprint('beta.x')\n"
+        "import paperkit.results.flops, alpha.deep\nprint('beta.x')\n"
     )
     (tmp_path / "alpha" / ".venv").mkdir()
     (tmp_path / "alpha" / ".venv" / "code.py").write_text("import beta")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from paperkit import report
-from paperkit.metrics import Claim, Metrics, Row
+from paperkit.results import report
+from paperkit.results.metrics import Claim, Metrics, Row
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
 MAKEFILE = """

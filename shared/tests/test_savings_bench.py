@@ -12,7 +12,7 @@ import torch
 
 from paperkit import savings_bench
 from paperkit.errors import UserError
-from paperkit.measure import Ratio
+from paperkit.results.measure import Ratio
 from paperkit.savings_bench import macs, saved
 from paperkit.savings_report import Line, cells, floor_of_loss, moved, verdict
 from paperkit.savings_trial import AGAIN, BASE, LARGE, SMALL, VARIANTS, Trial

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from paperkit.cli import main
+from paperkit.command.cli import main
 from snnet.cli import VERBS
 
 CLASSES = ("ant", "bee", "cow")

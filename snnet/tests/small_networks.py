@@ -9,8 +9,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from snnet.families.resnet import narrow_resnet
-from snnet.stitching import StitchedNetwork
+from snnet.method.families.resnet import narrow_resnet
+from snnet.method.stitching import StitchedNetwork
 
 CLASSES = 5
 

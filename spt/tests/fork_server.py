@@ -12,10 +12,10 @@ import sys
 
 import torch
 
-from paperkit.cli import main as run_verb
+from paperkit.command.cli import main as run_verb
 from spt.cli import VERBS
 
-for heavy in ("paperkit.parallel_seeds", "spt.experiment", "spt.real_run", "spt.segmentation_run"):
+for heavy in ("paperkit.command.seeds", "spt.experiment.run", "spt.training.lists", "spt.training.segmentation"):
     importlib.import_module(heavy)
 NOBODY = 65534
 

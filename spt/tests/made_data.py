@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from spt.image_lists import DOMAINS, FEW_SHOT, FGVC, VTAB
+from spt.training.image_lists import DOMAINS, FEW_SHOT, FGVC, VTAB
 
 
 def _picture(path: Path, number: int) -> None:

@@ -6,7 +6,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from spt.sensitivity import measure_sensitivities, reset_head
+from spt.method.sensitivity import measure_sensitivities, reset_head
 
 CLASSES = 6
 

@@ -2,7 +2,7 @@
 # Command:  make litv2-train CONFIG=litv2/configs/ade20k/semantic_fpn_litv2_s.py
 # Paper:    44.3 mIoU, 31 M parameters, 41 GFLOPs at 512 x 512 (single scale)
 # Measured here: not run (needs ADE20K and 8 GPUs); training, validation and resume on a made folder are in
-#           tests/test_segmentation.py. Starts from the ImageNet weights litv2_s.pth in the current folder.
+#           tests/training/test_segmentation.py. Starts from the ImageNet weights litv2_s.pth in the current folder.
 _base_ = ["./_semantic_fpn.py"]
 model = dict(
     backbone=dict(name="litv2_s", pretrained="litv2_s.pth", drop_path_rate=0.2),

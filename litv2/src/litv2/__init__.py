@@ -10,18 +10,18 @@ filled when timm is there or arrives, so that the command line answers at once.
 import importlib
 from typing import Any
 
-from litv2.timm_arrival import when_timm_arrives
+from litv2.models.timm_arrival import when_timm_arrives
 
 _HOMES = {
-    "HiLo": "hilo",
-    "ConvFFN": "conv_ffn",
-    "DeformableMerging": "deformable_merging",
-    "Pyramid": "pyramid",
-    "architecture": "pyramid",
-    "LITv2": "classifier",
-    "LITv2Backbone": "backbone",
-    "fuse": "fused",
-    "load_released": "released",
+    "HiLo": "method.hilo",
+    "ConvFFN": "method.conv_ffn",
+    "DeformableMerging": "method.deformable_merging",
+    "Pyramid": "models.pyramid",
+    "architecture": "models.pyramid",
+    "LITv2": "models.classifier",
+    "LITv2Backbone": "models.backbone",
+    "fuse": "deployment.fused",
+    "load_released": "models.released",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
@@ -36,4 +36,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-when_timm_arrives("litv2.timm_models")
+when_timm_arrives("litv2.models.timm_models")

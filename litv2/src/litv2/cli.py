@@ -2,8 +2,8 @@
 
 import sys
 
-from paperkit.cli import Verb
-from paperkit.cli import main as run_verb
+from paperkit.command.cli import Verb
+from paperkit.command.cli import main as run_verb
 
 VERBS = {
     "train": Verb("train the embedded experiment, or what the --config file asks for", "litv2.commands.train"),

@@ -2,7 +2,7 @@
 
 import sys
 
-from paperkit.cli import Verb, main
+from paperkit.command.cli import Verb, main
 
 VERBS = {
     "bench": Verb("what each of the survey's savings is worth on this machine", "paperkit.savings_bench"),

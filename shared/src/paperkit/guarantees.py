@@ -12,10 +12,10 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 
-from paperkit.checkpoints import read_checkpoint, read_weights, save_checkpoint, save_weights
-from paperkit.measure import Ratio, compare, print_ratios, write_bench
-from paperkit.optim import OptimConfig, build
-from paperkit.resumable import SeededDataset, SeededSampler, seeded_loader
+from paperkit.data.resumable import SeededDataset, SeededSampler, seeded_loader
+from paperkit.files.weights import read_checkpoint, read_weights, save_checkpoint, save_weights
+from paperkit.results.measure import Ratio, compare, print_ratios, write_bench
+from paperkit.training.optim import OptimConfig, build
 
 MODEL = "vit_tiny_patch16_224"
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from paperkit.command.seeds import run_seeds
 from paperkit.errors import UserError
-from paperkit.flops import MacCounter
-from paperkit.measure import Ratio, compare, peak_cuda, peak_rss, saved_bytes, write_bench
-from paperkit.parallel_seeds import run_seeds
+from paperkit.results.flops import MacCounter
+from paperkit.results.measure import Ratio, compare, peak_cuda, peak_rss, saved_bytes, write_bench
 from paperkit.savings_report import Line, moved, report
 from paperkit.savings_trial import AGAIN, BASE, HEAVY, LARGE, SMALL, SWITCHES, VARIANTS, Size, Trial, Variant
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from scipy.stats import t
 
-from paperkit.atomic_files import write_atomic
-from paperkit.measure import Ratio
-from paperkit.report import figure, markdown_table, save_figure, style, table
+from paperkit.files.atomic import write_atomic
+from paperkit.results.measure import Ratio
+from paperkit.results.report import figure, markdown_table, save_figure, style, table
 
 AGAIN = "plain step again"
 

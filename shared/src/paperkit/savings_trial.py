@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from paperkit.digits import DigitsData
-from paperkit.measure import mark_start
-from paperkit.optim import OptimConfig, build
-from paperkit.resumable import SeededSampler, seed_generators
-from paperkit.savings import Savings
-from paperkit.switches import apply, hardest, sharpened
+from paperkit.data.digits import DigitsData
+from paperkit.data.resumable import SeededSampler, seed_generators
+from paperkit.results.measure import mark_start
+from paperkit.training.optim import OptimConfig, build
+from paperkit.training.savings import Savings
+from paperkit.training.switches import apply, hardest, sharpened
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,21 @@ logits = network.set_stitch(5)(images)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snnet.anchors import SNNet, stitch
-    from snnet.budget import OperatingPoint, operating_points, select
-    from snnet.extraction import SubNetwork
-    from snnet.least_squares import initialise
-    from snnet.stitching import StitchedNetwork
+    from snnet.deployment.extraction import SubNetwork
+    from snnet.method.budget import OperatingPoint, operating_points, select
+    from snnet.method.least_squares import initialise
+    from snnet.method.stitching import StitchedNetwork
+    from snnet.models.anchors import SNNet, stitch
 
 _HOMES = {
-    "SNNet": "anchors",
-    "stitch": "anchors",
-    "OperatingPoint": "budget",
-    "operating_points": "budget",
-    "select": "budget",
-    "SubNetwork": "extraction",
-    "initialise": "least_squares",
-    "StitchedNetwork": "stitching",
+    "SNNet": "models.anchors",
+    "stitch": "models.anchors",
+    "OperatingPoint": "method.budget",
+    "operating_points": "method.budget",
+    "select": "method.budget",
+    "SubNetwork": "deployment.extraction",
+    "initialise": "method.least_squares",
+    "StitchedNetwork": "method.stitching",
 }
 __all__ = [
     "OperatingPoint",

@@ -6,18 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .hot_swap import HotSwap
-    from .peft_style import SPTConfig, SPTModel, get_spt_model
-    from .sensitivity import measure_sensitivities
+    from spt.deployment.hot_swap import HotSwap
+    from spt.method.sensitivity import measure_sensitivities
+    from spt.models.spt_model import SPTConfig, SPTModel, get_spt_model
 
 __all__ = ["HotSwap", "SPTConfig", "SPTModel", "get_spt_model", "measure_sensitivities"]
 
 _HOMES = {
-    "HotSwap": "hot_swap",
-    "SPTConfig": "peft_style",
-    "SPTModel": "peft_style",
-    "get_spt_model": "peft_style",
-    "measure_sensitivities": "sensitivity",
+    "HotSwap": "deployment.hot_swap",
+    "SPTConfig": "models.spt_model",
+    "SPTModel": "models.spt_model",
+    "get_spt_model": "models.spt_model",
+    "measure_sensitivities": "method.sensitivity",
 }
 
 

@@ -17,9 +17,9 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     from pathlib import Path
 
-    from litv2 import bench
-    from litv2.bench_figure import draw
-    from paperkit.measure import write_bench
+    from litv2.bench import race as bench
+    from litv2.bench.bench_figure import draw
+    from paperkit.results.measure import write_bench
 
     if arguments.protocol:
         print(f"LITv2-S: {bench.throughput(device=arguments.device):.1f} images/s (batch 64, 224 px, 50 + 30 forwards)")
@@ -34,7 +34,7 @@ def run(arguments: Any) -> int:
 
 
 def _layers(bench: Any, quick: bool) -> list[dict[str, Any]]:
-    from paperkit.report import table
+    from paperkit.results.report import table
 
     rows = bench.single_layers(quick)
     title = "One layer, D 384, 12 heads, batch 1, one thread, default float32"
@@ -49,7 +49,7 @@ def _layers(bench: Any, quick: bool) -> list[dict[str, Any]]:
 
 
 def _forms(bench: Any, quick: bool) -> list[dict[str, Any]]:
-    from paperkit.report import table
+    from paperkit.results.report import table
 
     rows = bench.forms(quick)
     keys = ("size", "form", "over_litv2", "q25", "q75", "ms", "differs")
@@ -62,7 +62,7 @@ def _forms(bench: Any, quick: bool) -> list[dict[str, Any]]:
 def _rivals(bench: Any, quick: bool) -> list[dict[str, Any]]:
     import os
 
-    from paperkit.report import table
+    from paperkit.results.report import table
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = [(224, 1, "highest", 3 if quick else 9)]
@@ -78,8 +78,8 @@ def _rivals(bench: Any, quick: bool) -> list[dict[str, Any]]:
 
 
 def _memory(bench: Any, quick: bool) -> list[dict[str, Any]]:
-    from litv2.bench_memory import network_peak
-    from paperkit.report import table
+    from litv2.bench.memory import network_peak
+    from paperkit.results.report import table
 
     names = ("fused", "plain", *names_of(bench, quick))
     rows = [

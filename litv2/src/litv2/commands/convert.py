@@ -20,7 +20,7 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     from pathlib import Path
 
-    from litv2.conversion import to_folder, to_released
+    from litv2.models.conversion import to_folder, to_released
 
     source, target = Path(arguments.source), Path(arguments.target)
     if source.is_dir():

@@ -20,10 +20,10 @@ def run(arguments: Any) -> int:
     import json
     import time
 
-    from litv2.commands.embedded import COSTS
-    from litv2.commands.run_folders import finish, read_experiment
+    from litv2.experiment.engine import COSTS
+    from litv2.experiment.run_folders import finish, read_experiment
     from paperkit.errors import UserError
-    from paperkit.runs import resolve_run
+    from paperkit.files.runs import resolve_run
 
     if arguments.config is not None:
         return evaluate_file(arguments)
@@ -37,15 +37,15 @@ def run(arguments: Any) -> int:
     if "detection" in content:
         return evaluate_detection(folder.path, with_root(content, arguments.data.root))
     if "network" in content:
-        from litv2.classifier import LITv2
-        from litv2.image_training import folder_of
+        from litv2.models.classifier import LITv2
+        from litv2.training.images import folder_of
 
         model = LITv2.from_pretrained(folder_of(folder.path))
         return print_accuracy(model, with_root(content, arguments.data.root)["data"], str(folder.path))
     config = read_experiment(folder)
     import torch
 
-    from litv2.experiment import measure_seed
+    from litv2.experiment.run import measure_seed
 
     torch.set_num_threads(1)
     results = [measure_seed(seed, folder.path, config) for seed in config.seed_list]
@@ -64,8 +64,8 @@ def with_root(content: dict[str, Any], root: str | None) -> dict[str, Any]:
 
 def evaluate_file(arguments: Any) -> int:
     """Weights on the evaluation images of an image config."""
-    from litv2.commands.train_images import build_parser
-    from litv2.conversion import load_classifier
+    from litv2.models.conversion import load_classifier
+    from litv2.training.train_images import build_parser
     from paperkit.errors import UserError
 
     if arguments.ckpt is None:
@@ -82,9 +82,9 @@ def print_accuracy(model: Any, data: dict[str, Any], title: str) -> int:
     """Top-1 and top-5 of a classifier on a data section."""
     import torch
 
-    from litv2.image_training import evaluate
-    from paperkit.image_data import ImageData
-    from paperkit.report import table
+    from litv2.training.images import evaluate
+    from paperkit.data.images import ImageData
+    from paperkit.results.report import table
 
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     found = evaluate(model, ImageData(**options), "cuda" if torch.cuda.is_available() else "cpu")
@@ -96,10 +96,10 @@ def evaluate_detection(run: Path, content: dict[str, Any]) -> int:
     """Average precision of a detection run's last weights."""
     import torch
 
-    from litv2.coco import CocoData
-    from litv2.detection_training import DetectionConfig, DetectionTraining, average_precisions
-    from paperkit.checkpoints import load_strict, read_weights
-    from paperkit.report import table
+    from litv2.training.coco import CocoData
+    from litv2.training.detection import DetectionConfig, DetectionTraining, average_precisions
+    from paperkit.files.weights import load_strict, read_weights
+    from paperkit.results.report import table
 
     config = DetectionConfig(**{**content["detection"], "weights": None})
     data = CocoData(**content["data"])
@@ -116,9 +116,9 @@ def evaluate_segmentation(run: Path) -> int:
     """mIoU of a segmentation run's newest checkpoint, by mmengine's own test loop."""
     from mmengine.runner import Runner
 
-    from litv2.commands.train_segmentation import KEPT, newest_whole, read_config, refuse_code
+    from litv2.training.segmentation import KEPT, newest_whole, read_config, refuse_code
     from paperkit.errors import UserError
-    from paperkit.report import table
+    from paperkit.results.report import table
 
     checkpoint = newest_whole(run)
     if checkpoint is None:

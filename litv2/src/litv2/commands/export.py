@@ -14,8 +14,8 @@ def run(arguments: Any) -> int:
 
     import torch
 
-    from litv2.conversion import load_classifier
-    from litv2.exporting import export_onnx, export_program, load_program, onnx_difference, save_program
+    from litv2.deployment.exporting import export_onnx, export_program, load_program, onnx_difference, save_program
+    from litv2.models.conversion import load_classifier
     from paperkit.errors import UserError
 
     target = Path(arguments.target)

@@ -19,10 +19,10 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from litv2.local_weights import WEIGHTS
+    from litv2.models.local_weights import WEIGHTS
     from paperkit.errors import UserError
-    from paperkit.metrics import Metrics
-    from paperkit.runs import resolve_run
+    from paperkit.files.runs import resolve_run
+    from paperkit.results.metrics import Metrics
 
     if arguments.run is not None and (Path(arguments.run) / WEIGHTS).is_file():
         return draw_classifier(Path(arguments.run), Path(arguments.run) / "figures", arguments)
@@ -41,9 +41,9 @@ def run(arguments: Any) -> int:
 
 def draw_embedded(metrics: Any, folder: Path) -> list[Path]:
     """Every figure of an embedded run: those of its numbers, and those of the first seed's network with alpha .5."""
-    from litv2.experiment_config import arm_name
-    from litv2.figures import draw
-    from litv2.network_figures import draw_digit_network
+    from litv2.experiment.figures import draw
+    from litv2.experiment.settings import arm_name
+    from litv2.figures.of_a_network import draw_digit_network
 
     seed = metrics.seeds[0]
     weights = folder / f"seed-{seed}" / f"digits {arm_name(0.5)}" / "weights.safetensors"
@@ -57,8 +57,8 @@ def draw_classifier(weights: Path, target: Path, arguments: Any) -> int:
     from timm.data import create_transform
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    from litv2.conversion import load_classifier
-    from litv2.network_figures import draw_pyramid
+    from litv2.figures.of_a_network import draw_pyramid
+    from litv2.models.conversion import load_classifier
     from paperkit.errors import UserError
 
     if arguments.image is None:

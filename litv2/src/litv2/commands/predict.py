@@ -19,8 +19,8 @@ def run(arguments: Any) -> int:
     from PIL import Image
     from timm.data import create_transform
 
-    from litv2.conversion import load_classifier
-    from litv2.window_choice import output_change, set_window
+    from litv2.method.window_choice import output_change, set_window
+    from litv2.models.conversion import load_classifier
     from paperkit.errors import UserError
 
     window, size = arguments.window, arguments.size

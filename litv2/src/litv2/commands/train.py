@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paperkit.cli import make_parser
+from paperkit.command.cli import make_parser
 from paperkit.errors import UserError
 
 IMAGES = ("--data", "--network", "--recipe", "--mixing", "--savings", "--ema", "--trainer")
@@ -27,7 +27,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
         module = importlib.import_module(f"litv2.commands.{ENGINES[engine]}")
         return module.main(["--help" if word == f"--help-{engine}" else word for word in argv], prog)
-    from litv2.commands import embedded
+    from litv2.experiment import engine as embedded
 
     parser = make_parser(prog, __doc__)
     embedded.add_arguments(parser)
@@ -57,7 +57,7 @@ def engine_of(argv: Sequence[str]) -> str | None:
                 keys |= sections(str(folder / "config.yaml"))
                 break
     elif "--resume" in argv:
-        from paperkit.runs import RunFolder
+        from paperkit.files.runs import RunFolder
 
         newest = RunFolder.newest(value_of(argv, "--root") or "runs", "litv2", finished=False)
         if newest is not None:

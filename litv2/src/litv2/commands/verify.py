@@ -9,7 +9,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from litv2.reference import KINDS
-    from paperkit.verify import run as verify
+    from litv2.verification.kinds import KINDS
+    from paperkit.verification.verify import run as verify
 
     return verify(arguments.files, KINDS, arguments.rtol)

@@ -23,10 +23,10 @@ def run(arguments: Any) -> int:
     import torch
 
     from paperkit.errors import UserError
-    from paperkit.measure import print_ratios, write_bench
-    from paperkit.report import table
-    from snnet import benchmarks
-    from snnet.figures import draw_bench
+    from paperkit.results.measure import print_ratios, write_bench
+    from paperkit.results.report import table
+    from snnet.bench import race as benchmarks
+    from snnet.figures.stitches import draw_bench
 
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:

@@ -16,7 +16,7 @@ def run(arguments: Any) -> int:
     from pathlib import Path
 
     from paperkit.errors import UserError
-    from snnet.released_networks import RELEASED
+    from snnet.models.released_networks import RELEASED
 
     source, target = Path(arguments.source), Path(arguments.target)
     if source.is_dir():
@@ -28,10 +28,10 @@ def run(arguments: Any) -> int:
 
 
 def _from_official(source: Any, target: Any, name: str, trust_pickle: bool) -> int:
-    from paperkit.checkpoints import save_weights
-    from snnet.anchors import SNNet
-    from snnet.official import read_official
-    from snnet.released_networks import build
+    from paperkit.files.weights import save_weights
+    from snnet.models.anchors import SNNet
+    from snnet.models.official import read_official
+    from snnet.models.released_networks import build
 
     network = build(name)
     aside = read_official(network, source, trust_pickle)
@@ -46,10 +46,10 @@ def _from_official(source: Any, target: Any, name: str, trust_pickle: bool) -> i
 
 
 def _to_official(source: Any, target: Any) -> int:
-    from paperkit.checkpoints import read_weights, save_checkpoint, save_weights
     from paperkit.errors import UserError
-    from snnet.anchors import load_folder
-    from snnet.official import Aside, official_buffers, to_official
+    from paperkit.files.weights import read_weights, save_checkpoint, save_weights
+    from snnet.models.anchors import load_folder
+    from snnet.models.official import Aside, official_buffers, to_official
 
     if not (source / "config.json").is_file():
         raise UserError(f"{source} has no config.json; give a folder that `snnet convert` or save_pretrained wrote")

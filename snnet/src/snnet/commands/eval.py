@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paperkit.cli import make_parser
+from paperkit.command.cli import make_parser
 from paperkit.errors import UserError
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from paperkit.runs import resolve_run
+    from paperkit.files.runs import resolve_run
 
     saved = arguments.ckpt is not None and (Path(arguments.ckpt) / "config.json").is_file()
     if not (saved or arguments.released or arguments.anchors or arguments.config):
@@ -61,7 +61,7 @@ def evaluate_experiment(folder: Any, config: dict[str, Any]) -> int:
     import time
 
     from snnet.commands.train import finish, from_plain
-    from snnet.experiment import measure_seed
+    from snnet.experiment.run import measure_seed
 
     start, settings = time.monotonic(), from_plain(config)
     results = [measure_seed(seed, folder.path, settings) for seed in settings.seed_list]
@@ -73,11 +73,11 @@ def evaluate_real(arguments: Any, data_options: dict[str, Any], weights: str | N
     """Every configuration on real images; results, metrics.json and figures go to `target`."""
     import time
 
-    from paperkit.image_data import ImageData
-    from paperkit.report import table
-    from snnet.figures import draw
-    from snnet.image_evaluation import evaluate_images, summarise_images
-    from snnet.sources import open_source
+    from paperkit.data.images import ImageData
+    from paperkit.results.report import table
+    from snnet.deployment.source import open_source
+    from snnet.figures.stitches import draw
+    from snnet.training.image_evaluation import evaluate_images, summarise_images
 
     if weights is None and not arguments.released and not arguments.anchors:
         raise UserError("name the weights with --ckpt")
@@ -118,7 +118,7 @@ def recalibrate_on(network: Any, data: Any, ids: list[int], batches: int) -> str
     """Give each configuration BatchNorm statistics of its own, if asked to; returns how to name the result."""
     from itertools import islice
 
-    from snnet.bn_recalibration import recalibrate
+    from snnet.method.bn_recalibration import recalibrate
 
     if not batches:
         return ""

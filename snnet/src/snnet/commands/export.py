@@ -16,9 +16,9 @@ def run(arguments: Any) -> int:
     from pathlib import Path
 
     from paperkit.errors import UserError
-    from snnet.export import export_onnx, export_torch
-    from snnet.extraction import SubNetwork
-    from snnet.sources import open_source
+    from snnet.deployment.export import export_onnx, export_torch
+    from snnet.deployment.extraction import SubNetwork
+    from snnet.deployment.source import open_source
 
     source = open_source(arguments)
     model = SubNetwork(source.network, arguments.config_id).eval()

@@ -15,9 +15,9 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from paperkit.metrics import Metrics
-    from paperkit.runs import resolve_run
-    from snnet.figures import draw, draw_latency, draw_zoo, points_of
+    from paperkit.files.runs import resolve_run
+    from paperkit.results.metrics import Metrics
+    from snnet.figures.stitches import draw, draw_latency, draw_zoo, points_of
 
     folder, _ = resolve_run(arguments.run, arguments.root, "snnet")
     if folder is None:

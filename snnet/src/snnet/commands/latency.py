@@ -21,11 +21,11 @@ def run(arguments: Any) -> int:
     import torch
     from rich.progress import track
 
-    from paperkit.measure import machine
-    from paperkit.report import table
-    from paperkit.runs import write_atomic
-    from snnet.latency import measure_latencies
-    from snnet.sources import LATENCIES, open_source
+    from paperkit.files.runs import write_atomic
+    from paperkit.results.measure import machine
+    from paperkit.results.report import table
+    from snnet.deployment.latency import measure_latencies
+    from snnet.deployment.source import LATENCIES, open_source
 
     torch.set_num_threads(arguments.threads)
     source = open_source(arguments)

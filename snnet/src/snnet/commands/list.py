@@ -11,9 +11,9 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from paperkit.report import table
-    from snnet.evaluation import pareto_front
-    from snnet.sources import open_source
+    from paperkit.results.report import table
+    from snnet.deployment.source import open_source
+    from snnet.training.evaluation import pareto_front
 
     source = open_source(arguments)
     points = source.points()

@@ -15,9 +15,9 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     import torch
 
-    from snnet.evaluation import mean_logits
-    from snnet.prediction import class_names, image_transform, read_image
-    from snnet.sources import open_source
+    from snnet.deployment.prediction import class_names, image_transform, read_image
+    from snnet.deployment.source import open_source
+    from snnet.training.evaluation import mean_logits
 
     source = open_source(arguments)
     network, transform = source.network, image_transform(source)

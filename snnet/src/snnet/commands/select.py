@@ -13,8 +13,8 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from snnet.budget import select
-    from snnet.sources import open_source
+    from snnet.deployment.source import open_source
+    from snnet.method.budget import select
 
     points = open_source(arguments).points()
     chosen = points[select(points, arguments.flops, arguments.params, arguments.latency)]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paperkit.cli import make_parser
+from paperkit.command.cli import make_parser
+from paperkit.command.run_options import RUN_OPTIONS, add_run_options, find_run, open_run
 from paperkit.errors import UserError
-from paperkit.run_options import RUN_OPTIONS, add_run_options, find_run, open_run
 
 REAL_DATA = ("--data", "--network", "--training", "--optim", "--trainer", "--teacher")  # --savings and --ema: both
 HELP = """Without data: the embedded experiment on handwritten digits (anchors, stitched network, baselines).
@@ -21,7 +21,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     heavy.
     """
     if "--help-all" in argv or is_real_data(argv):
-        from snnet.commands import train_images
+        from snnet.training import train_images
 
         return train_images.main(["--help" if word == "--help-all" else word for word in argv], prog)
     parser = make_parser(prog, HELP)
@@ -62,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def add_arguments(parser: Any) -> None:
     """Options of the embedded experiment."""
-    from snnet.experiment_config import ExperimentConfig
+    from snnet.experiment.settings import ExperimentConfig
 
     add_run_options(parser)
     parser.add_class_arguments(ExperimentConfig)
@@ -72,8 +72,8 @@ def run(arguments: Any) -> int:
     """Train every seed, side by side, and write the result."""
     import time
 
-    from paperkit.parallel_seeds import run_seeds
-    from snnet.refusals import check_experiment
+    from paperkit.command.seeds import run_seeds
+    from snnet.training.refusals import check_experiment
 
     asked = from_plain({k: v for k, v in arguments.as_dict().items() if k not in RUN_OPTIONS})
     check_experiment(asked)
@@ -89,7 +89,7 @@ def run(arguments: Any) -> int:
             folder.write_environment()
         print(f"run folder {folder.path}: {config.seeds} seeds of {config.total_steps:,} steps", flush=True)
         results = run_seeds(
-            "snnet.experiment:run_seed",
+            "snnet.experiment.run:run_seed",
             config.seed_list,
             {"run": str(folder.path), "config": config},
             config.total_steps,
@@ -107,7 +107,7 @@ def check_unchanged(asked: Any, config: Any) -> None:
     Raises:
         UserError: for an option that was given and is not the run's.
     """
-    from snnet.experiment_config import ExperimentConfig
+    from snnet.experiment.settings import ExperimentConfig
 
     default, given = to_plain(ExperimentConfig()), to_plain(asked)
     for name, was in to_plain(config).items():
@@ -123,8 +123,8 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 def from_plain(content: dict[str, Any]) -> Any:
     """The settings of a run folder; YAML has neither tuples nor dataclasses."""
-    from paperkit.savings import EMA, Savings
-    from snnet.experiment_config import ExperimentConfig
+    from paperkit.training.savings import EMA, Savings
+    from snnet.experiment.settings import ExperimentConfig
 
     try:
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
@@ -136,9 +136,9 @@ def from_plain(content: dict[str, Any]) -> Any:
 
 def finish(folder: Any, results: list[Any], config: Any, command: str, seconds: float) -> None:
     """Write metrics.json and the figures, and print the table."""
-    from paperkit.report import print_metrics
-    from snnet.figures import draw
-    from snnet.summary import summarise
+    from paperkit.results.report import print_metrics
+    from snnet.experiment.summary import summarise
+    from snnet.figures.stitches import draw
 
     metrics = summarise(results, config, command, seconds)
     metrics.write(folder.path / "metrics.json")

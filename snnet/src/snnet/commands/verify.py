@@ -9,7 +9,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(arguments: Any) -> int:
-    from paperkit.verify import run as verify
-    from snnet.reference_kinds import KINDS
+    from paperkit.verification.verify import run as verify
+    from snnet.verification.reference_kinds import KINDS
 
     return verify(arguments.files, KINDS, arguments.rtol)

@@ -30,17 +30,17 @@ def run(arguments: Any) -> None:
     import torch
 
     from paperkit.errors import UserError
-    from paperkit.report import table
-    from paperkit.runs import write_atomic
-    from spt.allocation import Rule
-    from spt.budget import exact_selection, official_selections
-    from spt.candidates import OPERATIONS
-    from spt.selection_file import flags, read_selection, to_content
-    from spt.sensitivity_file import load_sensitivities
+    from paperkit.files.runs import write_atomic
+    from paperkit.results.report import table
+    from spt.method.allocation import Rule
+    from spt.method.budget import exact_selection, official_selections
+    from spt.method.candidates import OPERATIONS
+    from spt.method.sensitivity_file import load_sensitivities
+    from spt.models.selection_file import flags, read_selection, to_content
 
     rule = Rule(arguments.structured_type, arguments.rank, arguments.alpha, arguments.beta, fixed=arguments.fixed)
     if arguments.source.endswith(".pth"):
-        from spt.backbones import vit_shapes
+        from spt.models.backbones import vit_shapes
 
         selection = read_selection(arguments.source, rule, vit_shapes())
     else:

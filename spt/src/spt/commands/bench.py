@@ -25,8 +25,8 @@ def run(arguments: Any) -> None:
 
     import torch
 
-    from paperkit.measure import machine, write_bench
-    from spt.bench import PARTS, draw_bench
+    from paperkit.results.measure import machine, write_bench
+    from spt.bench.race import PARTS, draw_bench
 
     parts = arguments.parts or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:

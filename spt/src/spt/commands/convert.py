@@ -20,8 +20,8 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     """Converts and says what was written."""
-    from spt.backbones import create_backbone
-    from spt.convert import convert_file
+    from spt.models.backbones import create_backbone
+    from spt.models.conversion import convert_file
 
     model = create_backbone(arguments.arch, 1, **(arguments.sizes or {}))
     for line in convert_file(

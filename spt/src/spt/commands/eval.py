@@ -16,8 +16,8 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     """Computes every number again."""
-    from paperkit.parallel_seeds import run_seeds
-    from paperkit.runs import resolve_run
+    from paperkit.command.seeds import run_seeds
+    from paperkit.files.runs import resolve_run
     from spt.commands.train import report, saved_config
 
     folder, file = resolve_run(arguments.ckpt, arguments.root, "spt")
@@ -25,12 +25,12 @@ def run(arguments: Any) -> None:
         raise UserError(f"{file} lies in no run folder; name the run, or use `spt predict` for a delta")
     if "data" in (content := folder.read_config()):
         if content["data"].get("kind") == "ade20k":
-            from spt.commands.train_segmentation import to_options
-            from spt.segmentation_run import evaluate_run as evaluate_segmentation
+            from spt.training.segmentation import evaluate_run as evaluate_segmentation
+            from spt.training.train_segmentation import to_options
 
             evaluate_segmentation(to_options(content), folder)
             return
-        from spt.commands.train_real import evaluate_run
+        from spt.training.train_real import evaluate_run
 
         evaluate_run(folder)
         return
@@ -40,7 +40,9 @@ def run(arguments: Any) -> None:
         raise UserError(
             f"{folder.path} has no backbone.safetensors; continue it with `spt train --resume {folder.path}`"
         )
-    backbone = run_seeds("spt.experiment:pretrain", [config.backbone_seed], shared, config.pretrain_steps)
-    results = run_seeds("spt.experiment:evaluate_seed", config.seed_list, shared, 1, processes=config.processes or None)
+    backbone = run_seeds("spt.experiment.run:pretrain", [config.backbone_seed], shared, config.pretrain_steps)
+    results = run_seeds(
+        "spt.experiment.run:evaluate_seed", config.seed_list, shared, 1, processes=config.processes or None
+    )
     seconds = time.monotonic() - start
     report(folder, list(results.values()), config, "spt eval", seconds, backbone[config.backbone_seed])

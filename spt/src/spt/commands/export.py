@@ -22,18 +22,18 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     """Merges and writes."""
-    from spt.deploy import save_exported, save_onnx, save_plain
-    from spt.task_model import open_task
+    from spt.deployment.export import save_exported, save_onnx, save_plain
+    from spt.deployment.task_model import open_task
 
     tuned = open_task(arguments.delta, arguments.file, arguments.arch, arguments.trust_pickle)
     if arguments.to == "peft":
-        from spt.peft_export import export_to_peft
+        from spt.deployment.peft_export import export_to_peft
 
         export_to_peft(tuned, arguments.target)
     elif arguments.to == "hub":
-        from spt.delta import load_delta
-        from spt.hub_model import SPTClassifier
-        from spt.task_model import described_backbone
+        from spt.deployment.task_model import described_backbone
+        from spt.models.delta import load_delta
+        from spt.models.hub_model import SPTClassifier
 
         arch, sizes = described_backbone(load_delta(arguments.delta).extra, arguments.delta, arguments.arch)
         SPTClassifier.of(tuned, arch, sizes).save_pretrained(arguments.target)

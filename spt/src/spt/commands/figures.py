@@ -18,15 +18,15 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     """Draws and names the files."""
-    from paperkit.metrics import Metrics
-    from paperkit.runs import resolve_run
-    from spt.figures import draw
+    from paperkit.files.runs import resolve_run
+    from paperkit.results.metrics import Metrics
+    from spt.experiment.figures import draw
 
     folder, _ = resolve_run(arguments.run, arguments.root, "spt")
     if folder is None:
         raise UserError(f"{arguments.run} lies in no run folder")
     if "data" in folder.read_config():
-        from spt.real_figures import draw_real
+        from spt.figures.of_a_run import draw_real
 
         drawn = draw_real(folder, folder.path / "figures")
     else:

@@ -17,7 +17,7 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     """One line an image."""
-    from spt.task_model import open_task, read_image, top_classes
+    from spt.deployment.task_model import open_task, read_image, top_classes
 
     tuned = open_task(arguments.delta, arguments.file, arguments.arch, arguments.trust_pickle)
     size = image_size(tuned.base)

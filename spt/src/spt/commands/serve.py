@@ -26,9 +26,9 @@ def run(arguments: Any) -> None:
     import time
 
     from spt.commands.predict import image_size
-    from spt.delta import load_delta
-    from spt.hot_swap import HotSwap
-    from spt.task_model import bare_backbone, read_image, top_classes
+    from spt.deployment.hot_swap import HotSwap
+    from spt.deployment.task_model import bare_backbone, read_image, top_classes
+    from spt.models.delta import load_delta
 
     deltas = {name: load_delta(folder) for name, folder in arguments.deltas.items()}
     if not deltas:

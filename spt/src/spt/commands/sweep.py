@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from paperkit.command.run_options import find_run
 from paperkit.errors import UserError
-from paperkit.run_options import find_run
 
 
 def add_arguments(parser: Any) -> None:
     """The options of a run on real data, and the sweep's own."""
-    from spt.commands.train_real import add_arguments as add_real
+    from spt.training.train_real import add_arguments as add_real
 
     add_real(parser)
     parser.add_argument("--tasks", type=list[str], default=[], help="tasks (default: all 19)")
@@ -28,9 +28,9 @@ def run(arguments: Any) -> None:
     """Runs what is not there yet and prints the table."""
     from dataclasses import asdict
 
-    from spt.commands.train_real import to_options
-    from spt.image_lists import VTAB
-    from spt.sweep import print_sweep, sweep
+    from spt.training.image_lists import VTAB
+    from spt.training.sweep import print_sweep, sweep
+    from spt.training.train_real import to_options
 
     if unknown := [task for task in arguments.tasks if task not in VTAB]:
         raise UserError(f"no VTAB-1k task {unknown[0]!r}; there are {', '.join(VTAB)}")

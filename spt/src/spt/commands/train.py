@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paperkit.cli import make_parser
+from paperkit.command.cli import make_parser
+from paperkit.command.run_options import RUN_OPTIONS, add_run_options, find_run
 from paperkit.errors import UserError
-from paperkit.run_options import RUN_OPTIONS, add_run_options, find_run
 
 if TYPE_CHECKING:
-    from paperkit.runs import RunFolder
-    from spt.experiment_config import ExperimentConfig, SeedResult
+    from paperkit.files.runs import RunFolder
+    from spt.experiment.settings import ExperimentConfig, SeedResult
 
 REAL_DATA = ("--data", "--backbone", "--recipe", "--method", "--trainer", "--real")
 
@@ -27,11 +27,11 @@ def main(argv: Sequence[str], prog: str) -> None:
     """Parses by what is asked for; only real data imports Lightning and timm."""
     kind, words = kind_of_data(argv), [word for word in argv if word != "--real"]
     if kind == "ade20k":
-        from spt.commands import train_segmentation
+        from spt.training import train_segmentation
 
         train_segmentation.main(words, prog)
     elif kind:
-        from spt.commands import train_real
+        from spt.training import train_real
 
         train_real.main(words, prog)
     else:
@@ -64,7 +64,7 @@ def kind_of_data(argv: Sequence[str]) -> str:
 
 def resumed_config(argv: Sequence[str], run: str) -> Path:
     """Settings of the run that ``--resume`` names: a folder, a name, or the newest unfinished one."""
-    from paperkit.runs import RunFolder
+    from paperkit.files.runs import RunFolder
 
     words = [word for option in argv for word in option.split("=", 1)]
     root = words[words.index("--root") + 1] if "--root" in words[:-1] else "runs"
@@ -93,7 +93,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def add_arguments(parser: Any) -> None:
     """Options of the embedded experiment."""
-    from spt.experiment_config import ExperimentConfig
+    from spt.experiment.settings import ExperimentConfig
 
     add_run_options(parser)
     parser.add_class_arguments(ExperimentConfig)
@@ -101,8 +101,8 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> None:
     """Pre-trains the backbone, then runs the seeds side by side."""
-    from paperkit.parallel_seeds import run_seeds
-    from spt.experiment_config import ExperimentConfig
+    from paperkit.command.seeds import run_seeds
+    from spt.experiment.settings import ExperimentConfig
 
     config = ExperimentConfig(**{k: v for k, v in vars(arguments).items() if k not in RUN_OPTIONS})
     folder, start = find_run(arguments.root, "spt", arguments.name, arguments.resume), time.monotonic()
@@ -119,10 +119,10 @@ def run(arguments: Any) -> None:
         shared = {"run": str(folder.path), "config": config}
         print(f"pre-training the backbone, {config.pretrain_steps} steps", flush=True)
         backbone = run_seeds(
-            "spt.experiment:pretrain", [config.backbone_seed], shared, config.pretrain_steps, resume_with=again
+            "spt.experiment.run:pretrain", [config.backbone_seed], shared, config.pretrain_steps, resume_with=again
         )[config.backbone_seed]
         results = run_seeds(
-            "spt.experiment:run_seed",
+            "spt.experiment.run:run_seed",
             config.seed_list,
             shared,
             config.steps_per_seed,
@@ -139,7 +139,7 @@ def saved_config(folder: RunFolder) -> ExperimentConfig:
     Raises:
         UserError: when the run is of another kind.
     """
-    from spt.experiment_config import ExperimentConfig
+    from spt.experiment.settings import ExperimentConfig
 
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in folder.read_config().items()}
     try:
@@ -157,9 +157,9 @@ def report(
     backbone: float,
 ) -> None:
     """Table on the screen, metrics.json, figures."""
-    from paperkit.report import print_metrics
-    from spt.figures import draw
-    from spt.summary import summarise
+    from paperkit.results.report import print_metrics
+    from spt.experiment.figures import draw
+    from spt.experiment.summary import summarise
 
     metrics = summarise(results, config, command, seconds, backbone)
     metrics.write(folder.path / "metrics.json")

@@ -15,6 +15,6 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: Any) -> int:
     """One line a tensor, a closing line, and the exit code."""
-    from spt.reference_kinds import verify
+    from spt.verification.kinds import verify
 
     return verify(arguments.files, arguments.rtol)

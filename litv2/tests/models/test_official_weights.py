@@ -1,0 +1,212 @@
+"""Released files: strict both ways, other alphas and windows refused with what fits, damaged files in one line."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from made import CONFIGS, here, make_ade20k, make_coco, one_line
+
+from litv2.method.window_choice import cheapest_window, set_window
+from litv2.models.backbone import LITv2Backbone
+from litv2.models.classifier import LITv2
+from litv2.models.conversion import load_classifier, to_folder, to_released
+from litv2.models.pyramid import architecture
+from litv2.models.released import fit_released, load_released, read_released
+from paperkit.errors import UserError
+from paperkit.testing.made_images import make_image_folder
+
+SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=5)  # head width 32, as published
+
+
+def save(model: torch.nn.Module, path: Path, **beside: object) -> Path:
+    torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}, **beside}, path)
+    return path
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_convert_and_back_is_the_same_file(alpha: float, tmp_path: Path) -> None:
+    model = LITv2(**SMALL, alpha=alpha)
+    source = save(model, tmp_path / "released.pth", epoch=3)
+    to_folder(source, tmp_path / "folder", None, None, False)
+    to_released(tmp_path / "folder", tmp_path / "again.pth")
+    first, second = read_released(source), read_released(tmp_path / "again.pth")
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    loaded = LITv2.from_pretrained(tmp_path / "folder")
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(image), model.eval()(image))
+
+
+def test_dense_file_keeps_neck_and_heads_aside(tmp_path: Path) -> None:
+    body = LITv2Backbone(out_norms=(1, 2, 3), **{k: v for k, v in SMALL.items() if k != "num_classes"})
+    state = {f"backbone.{k}": v for k, v in body.state_dict().items()}
+    state["bbox_head.retina_cls.weight"] = torch.randn(3)
+    torch.save({"meta": {"epoch": 1}, "state_dict": state}, tmp_path / "dense.pth")
+    to_folder(tmp_path / "dense.pth", tmp_path / "folder", 4, None, False)
+    to_released(tmp_path / "folder", tmp_path / "again.pth")
+    again = read_released(tmp_path / "again.pth")
+    assert again.keys() == state.keys() and all(torch.equal(again[k], state[k]) for k in state)
+
+
+def test_classifier_fills_a_backbone(tmp_path: Path) -> None:
+    path = save(LITv2(**SMALL), tmp_path / "c.pth")
+    body = LITv2Backbone(**{k: v for k, v in SMALL.items() if k != "num_classes"})
+    load_released(body, path)
+    assert torch.equal(body.state_dict()["patch_embed.proj.weight"], read_released(path)["patch_embed.proj.weight"])
+    assert torch.equal(body.norm2.weight, torch.ones(256))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "named"), [(0.9, 0.5, "alpha=0.9"), (0.5, 0.9, "alpha=0.5"), (0.5, 0, "alpha=0.5")]
+)
+def test_another_alpha_names_the_fitting_one(trained: float, asked: float, named: str, tmp_path: Path) -> None:
+    path = save(LITv2(**SMALL, alpha=trained), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=named):
+        load_released(LITv2(**SMALL, alpha=asked), path)
+    with pytest.raises(UserError, match=named):
+        to_folder(path, tmp_path / "f", None, asked, False)
+
+
+def test_window_changes_freely_but_not_from_1(tmp_path: Path) -> None:
+    path = save(LITv2(**SMALL), tmp_path / "w.pth")
+    load_released(LITv2(**SMALL, local_ws=(0, 0, 4, 1)), path)
+    with pytest.raises(UserError, match=r"window 1 .* and larger windows do not interchange"):
+        load_released(LITv2(**SMALL, local_ws=(0, 0, 1, 1)), path)
+    with pytest.raises(UserError, match="do not interchange"):
+        load_released(LITv2(**SMALL, local_ws=(0, 0, 2, 2)), path)
+    model = load_classifier(path)
+    assert set_window(model, "auto", 512, 512).keys() == {2} and set_window(model, 4, 224, 224) == {2: 4}
+    with pytest.raises(UserError, match="window 20 is larger than the grid of 14 x 14"):
+        set_window(model, 20, 224, 224)
+
+
+def test_cheapest_window_grows_with_the_grid() -> None:
+    layer = LITv2(**architecture("litv2_s")).layers[2].blocks[0].attn
+    chosen = [cheapest_window(layer, side, side) for side in (14, 32, 64)]
+    assert chosen == [7, 8, 16]  # by the formulas of section 3.2; the two Hi-Fi heads of alpha .9 cost little
+
+
+def test_litv1_table_is_resized(tmp_path: Path) -> None:
+    options = dict(SMALL, attention="msa", pos="rel")
+    path = save(LITv2(**options, img_size=64), tmp_path / "v1.pth")
+    big = LITv2(**options, img_size=128)
+    load_released(big, path)
+    assert big.eval()(torch.randn(1, 3, 128, 128)).isfinite().all()
+    same = LITv2(**options, img_size=64)
+    assert all(torch.equal(v, read_released(path)[k]) for k, v in fit_released(read_released(path), same).items())
+
+
+def test_yacs_node_is_read_without_code(tmp_path: Path) -> None:
+    """Classifier files hold a pickled yacs node; a stand-in takes its place."""
+    import sys
+    import types
+
+    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__, module.CfgNode = "yacs.config", "CfgNode", CfgNode
+    sys.modules.update({"yacs": package, "yacs.config": module})
+    try:
+        node = CfgNode(MODEL=CfgNode(NAME="litv2"))
+        node.__dict__["__immutable__"] = True
+        path = save(LITv2(**SMALL), tmp_path / "y.pth", config=node)
+    finally:
+        del sys.modules["yacs"], sys.modules["yacs.config"]
+    assert len(read_released(path)) == len(LITv2(**SMALL).state_dict())
+
+
+def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+    path = save(LITv2(**SMALL), tmp_path / "d.pth")
+    (tmp_path / "cut.pth").write_bytes(path.read_bytes()[:5000])
+    (tmp_path / "other.pth").write_bytes(b"")
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "foreign.pth")
+    for name in ("cut.pth", "other.pth", "foreign.pth", "missing.pth"):
+        with pytest.raises(UserError) as caught:
+            load_classifier(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+class _Evil:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> dict[str, Path]:
+    """A file of each kind that must be refused."""
+    good = save(LITv2(**SMALL), tmp_path / "good.pth")
+    (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "foreign.pth")
+    torch.save({"model": LITv2(**SMALL).state_dict(), "config": _Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
+    return {name: tmp_path / f"{name}.pth" for name in ("cut", "text", "foreign", "evil", "missing")}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["convert", "FILE", "folder"], ["export", "FILE", "m.onnx"], ["predict", "FILE", "image.png"],
+     ["eval", "--ckpt", "FILE", "--config", str(CONFIGS / "imagenet" / "litv2_s.yaml")],
+     ["train", str(CONFIGS / "imagenet" / "litv2_s.yaml"), "--network.weights", "FILE", "--data.root", "images",
+      "--data.num_classes", "2", "--trainer.precision", "32-true"],
+     ["train", str(CONFIGS / "coco" / "retinanet_litv2_s_ws2.yaml"), "--detection.weights", "FILE", "--data.root",
+      "coco", "--trainer.precision", "32-true"],
+     ["train", str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade",
+      "model.backbone.pretrained=FILE"],
+     ["train", str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade", "load_from=FILE",
+      "model.backbone.pretrained=None"]],
+    ids=lambda words: f"{words[0]}-{Path(words[1]).stem}-{words[-1].partition('=')[0]}",
+)  # fmt: skip
+def test_every_door_refuses_bad_files(
+    words: list[str],
+    bad_files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line each, and the pickle's code does not run."""
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "train":
+        make_image_folder(tmp_path / "images", per_class=64)
+        make_coco(tmp_path / "coco")
+        make_ade20k(tmp_path / "ade")
+    for name, path in bad_files.items():
+        named = [word.replace("FILE", str(path)) for word in words]
+        assert here(*named, *(["--name", name] if words[0] == "train" else [])) == 1, name
+        assert path.name in one_line(capsys), name
+    assert not (tmp_path / "ran").exists()
+
+
+def test_save_pretrained_keeps_a_replaced_head(tmp_path: Path) -> None:
+    model = LITv2(**SMALL)
+    model.reset_classifier(7)
+    model.save_pretrained(tmp_path)
+    assert LITv2.from_pretrained(tmp_path).head.out_features == 7
+    assert "HiLo" in (tmp_path / "README.md").read_text()
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        LITv2.from_pretrained(tmp_path)
+
+
+def test_backbone_in_a_folder(tmp_path: Path) -> None:
+    options = {key: value for key, value in SMALL.items() if key != "num_classes"}
+    body = LITv2Backbone(out_indices=(1, 3), out_norms=(1, 2, 3), alpha=0.5, **options).eval()
+    body.save_pretrained(tmp_path)
+    image = torch.randn(1, 3, 64, 96)
+    for one, two in zip(body(image), LITv2Backbone.from_pretrained(tmp_path)(image), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize(("name", "entries"), [("litv2_s", 219), ("litv2_m", 459), ("litv2_b", 459)])
+def test_number_of_keys(name: str, entries: int) -> None:
+    with torch.device("meta"):
+        assert len(LITv2(**architecture(name)).state_dict()) == entries
+        if name == "litv2_s":
+            assert len(LITv2(**architecture(name), alpha=0.0).state_dict()) == 183
+            assert len(LITv2(**architecture(name), alpha=1.0).state_dict()) == 195

@@ -1,0 +1,1 @@
+"""The command line: verbs, engines, seeds side by side."""

@@ -1,0 +1,137 @@
+"""The command line of a paper: verbs that import late, errors of one line, exit codes that schedulers understand.
+
+A paper's console script is one call of `main` with its table of verbs. A verb names the module that implements it; that
+module is imported only when its verb is asked for, and holds two functions:
+
+    add_arguments(parser)   declares the options on a jsonargparse parser (no heavy import here: `--help` calls it)
+    run(arguments)          does the work and returns the exit code (None means 0)
+
+A verb whose options need heavy imports may hold `main(argv, prog)` instead of the two and parse by itself.
+Exit codes: 0 done, 1 the work failed, 2 the command was not understood, 130 Ctrl-C, 143 SIGTERM.
+With PAPERKIT_TRACEBACK=1 in the environment the traceback stands before the line, and libraries may speak.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from paperkit.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+TRACEBACK_VARIABLE = "PAPERKIT_TRACEBACK"
+_LONGEST_LINE = 400  # a union type's error lists every alternative of jsonargparse; the beginning says enough
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of a console script: its line in the overview, and the module that implements it."""
+
+    help: str
+    module: str
+
+
+def main(paper: str, description: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
+    """Run one verb of `paper` and return the exit code (the console script passes it to `sys.exit`)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        return guarded(lambda: print(overview(paper, description, verbs)))
+    if argv[0] not in verbs:
+        print(f"error: {paper} has no verb '{argv[0]}'; it has: {', '.join(verbs)}", file=sys.stderr)
+        return 2
+    silence_libraries()
+    return guarded(lambda: _run_verb(importlib.import_module(verbs[argv[0]].module), argv[1:], f"{paper} {argv[0]}"))
+
+
+def overview(paper: str, description: str, verbs: Mapping[str, Verb]) -> str:
+    """The text of `<paper> --help`: one line a verb."""
+    width = max(map(len, verbs))
+    lines = [f"{name:<{width}}  {verb.help}" for name, verb in verbs.items()]
+    return f"{description}\n\nusage: {paper} VERB [OPTIONS], {paper} VERB --help\n\n" + "\n".join(lines)
+
+
+def make_parser(prog: str, description: str | None = None) -> "ArgumentParser":
+    """A jsonargparse parser that raises instead of printing sixty lines of usage."""
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False)
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """Call `work`, turning what it raises into one line on stderr and an exit code."""
+    try:
+        code = work() or 0
+        sys.stdout.flush()  # here, where a full disk or a reader that left can still be answered
+        return code
+    except UserError as error:
+        return _fail(str(error), 1, error)
+    except Interrupted as error:
+        return _fail(str(error), error.exit_code, error)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted", 128 + signal.SIGINT, error)
+    except SystemExit as error:
+        if type(error).__name__ == "SIGTERMException":  # Lightning's: a SystemExit without a code, which would be a 0
+            return _fail("terminated", 128 + signal.SIGTERM, error)
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C is an exit with 1
+            return _fail("interrupted", 128 + signal.SIGINT, error)
+        raise
+    except BrokenPipeError:
+        _drop_output()  # the reader left, as `head` does
+        return 0
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".rstrip(": ")
+        if type(error).__name__ in ("ArgumentError", "ParserError"):
+            return _fail(_shortened(str(error)), 2, error)
+        return _fail(_shortened(message), 1, error)
+
+
+def silence_libraries() -> None:
+    """Keep tips, notices and deprecation warnings of libraries off the user's screen."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        return
+    logging.disable(logging.WARNING)  # Lightning sets its loggers' levels when it is imported, which is later than this
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore")
+
+
+def _run_verb(module: ModuleType, argv: list[str], prog: str) -> int | None:
+    if hasattr(module, "main"):
+        return module.main(argv, prog)
+    parser = make_parser(prog, module.__doc__)
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(argv))
+
+
+def _shortened(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 4] + " ..."
+
+
+def _fail(message: str, code: int, error: BaseException) -> int:
+    from paperkit.files.runs import process_rank  # late: a command that ends well does not need it
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    if not (getattr(error, "everywhere", False) and process_rank()):
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere; else the interpreter complains when it flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

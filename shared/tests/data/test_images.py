@@ -1,0 +1,479 @@
+"""Every layout that real data come in, made small; what is missing or broken is named in one line."""
+
+import json
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from paperkit.data.images import ImageData, posterize
+from paperkit.data.layouts import DataError, open_cifar, open_image_folder, open_tiny_imagenet
+from paperkit.data.streams import EpochSampler, check_shards
+from paperkit.errors import UserError
+from paperkit.testing.made_images import WNIDS, make_cifar, make_image_folder, make_tiny_imagenet
+
+Batches = list[tuple[Tensor, Tensor]]
+SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "input_size": 32}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_image_folder(tmp_path_factory.mktemp("imagenet"), per_class=6)
+
+
+def opened(root: Path, **options: Any) -> ImageData:
+    data = ImageData(str(root), **{**SMALL, **options})
+    data.setup()
+    return data
+
+
+def batches(data: ImageData, epoch: int = 0) -> Batches:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def plain(image: Image.Image, resize: int, crop: int) -> Tensor:
+    """Evaluation by hand: the shorter side to ``resize``, centre crop, ImageNet's mean and deviation."""
+    width, height = image.size
+    scale = resize / min(width, height)
+    image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (round((side - crop) / 2) for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + crop, top + crop)), dtype=np.float32) / 255
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    return torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def packed(root: Path, target: Path, per_class: bool) -> Path:
+    """The folders of ``root`` as train.tar and val.tar, or as a folder of one tar file for each class."""
+    for split in ("train", "val"):
+        for name in sorted(os.listdir(root / split)):
+            path = target / split / f"{name}.tar" if per_class else target / f"{split}.tar"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(path, "a") as tar:
+                for image in sorted((root / split / name).iterdir()):
+                    tar.add(image, image.name if per_class else f"{name}/{image.name}")
+    return target
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar", "tar per class"])
+def test_imagenet_layouts_give_the_same_images(folder: Path, tmp_path: Path, layout: str) -> None:
+    root = folder if layout == "folder" else packed(folder, tmp_path, layout == "tar per class")
+    train, val = open_image_folder(root, 1000)
+    assert list(train.labels) == list(val.labels) == [0] * 6 + [1] * 6
+    for split, images in (("train", train), ("val", val)):
+        for index in (0, 7):
+            name = WNIDS[images.labels[index]]
+            original = Image.open(folder / split / name / f"{name}_{index % 6}.JPEG")
+            image, label = images[index]
+            assert label == index // 6
+            assert np.array_equal(np.asarray(image), np.asarray(original.convert("RGB")))
+
+
+def test_wordnet_names_keep_imagenets_numbers(tmp_path: Path) -> None:
+    """A part of ImageNet's classes keeps ImageNet's numbers, so that its heads fit; others have their own."""
+    root = make_image_folder(tmp_path, classes=[WNIDS[4], WNIDS[1]], per_class=1)
+    assert list(open_image_folder(root, 1000)[0].labels) == [1, 4]
+    assert list(open_image_folder(root, 2)[0].labels) == [0, 1]
+    other = make_image_folder(tmp_path / "other", classes=["cat", "ant"], per_class=1)
+    assert list(open_image_folder(other, 1000)[0].labels) == [0, 1]
+
+
+def test_tiny_imagenet_reads_its_annotations(tmp_path: Path) -> None:
+    root = make_tiny_imagenet(tmp_path / "tiny-imagenet-200", classes=[WNIDS[2], WNIDS[0]], per_class=3)
+    for place in (root, tmp_path):
+        train, val = open_tiny_imagenet(place)
+        assert list(train.labels) == [0, 0, 0, 1, 1, 1]  # WNIDS[0] comes first in the alphabet
+        assert list(val.labels) == [1, 1, 1, 0, 0, 0]  # in the order of the annotations
+    means = {label: np.asarray(image).mean((0, 1)) for image, label in (train[0], train[3])}
+    for index in range(6):
+        image, label = val[index]
+        assert abs(np.asarray(image).mean((0, 1)) - means[label]).max() < 5
+        assert abs(np.asarray(image).mean((0, 1)) - means[1 - label]).max() > 20
+
+
+@pytest.mark.parametrize(("dataset", "train_images", "classes"), [("cifar10", 50, 10), ("cifar100", 10, 100)])
+def test_cifar_pixels_and_labels(tmp_path: Path, dataset: str, train_images: int, classes: int) -> None:
+    root = make_cifar(tmp_path, dataset)
+    train, test = open_cifar(root, dataset)
+    assert (len(train), len(test)) == (train_images, 10)
+    assert list(test.labels) == list(range(10))
+    file = next(root.glob("*/test*"))
+    pixels = pickle.loads(file.read_bytes())[b"data"][3]
+    image = np.asarray(test[3][0])
+    # Rows of 1024 red, green and blue values: pixel (row 2, column 5) of each plane.
+    assert image[2, 5].tolist() == [pixels[plane * 1024 + 2 * 32 + 5] for plane in range(3)]
+    assert ImageData(str(root), dataset).num_classes == classes
+
+
+# --- transforms ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_resize_and_centre_crop(folder: Path) -> None:
+    data = opened(folder, input_size=28)  # 28 / 0.875 = 32
+    images = torch.cat([x for x, _ in data.val_dataloader()])
+    first = Image.open(folder / "val" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG")
+    torch.testing.assert_close(images[0], plain(first, 32, 28), atol=1e-5, rtol=0)
+    squashed = opened(folder, input_size=28, crop_pct=1.0, crop_mode="squash")
+    image = first.resize((28, 28), Image.Resampling.BICUBIC)
+    torch.testing.assert_close(next(iter(squashed.val_dataloader()))[0][0], plain(image, 28, 28), atol=1e-5, rtol=0)
+
+
+def test_training_transform_is_deits(folder: Path) -> None:
+    crop, flip, augment, *_, erase = ImageData(str(folder)).train_transform.transforms
+    assert (tuple(crop.size), crop.scale, crop.interpolation.value) == ((224, 224), (0.08, 1.0), "bicubic")
+    assert flip.p == 0.5
+    assert len(augment.ops) == 15  # the "increasing" set of timm
+    assert augment.num_layers == 2
+    assert {(op.magnitude, op.magnitude_std, op.prob) for op in augment.ops} == {(9, 0.5, 0.5)}
+    assert (erase.probability, erase.per_pixel, erase.max_count) == (0.25, True, 1)
+    plainer = ImageData(str(folder), auto_augment=None, re_prob=0.0, color_jitter=0.3).train_transform.transforms
+    assert plainer[2].brightness == (0.7, 1.3)
+    assert len(plainer) == 5
+
+
+def test_small_images_are_padded_and_cropped(tmp_path: Path) -> None:
+    """Without other augmentation the crop of the padded image holds the original, moved by at most four pixels."""
+    quiet: dict[str, Any] = {"auto_augment": None, "re_prob": 0.0, "color_jitter": 0.0, "hflip": 0.0}
+    data = opened(make_cifar(tmp_path), dataset="cifar10", train_crop="padded", crop_pct=1.0, **quiet)
+    originals = {int(y): x for x, y in zip(*next(iter(data.val_dataloader())), strict=True)}
+    assert originals[0].shape == (3, 32, 32)
+    train, _ = open_cifar(tmp_path, "cifar10")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    draws = next(iter(data.train_dataloader().sampler))
+    shifts = set()
+    for draw, image in zip(draws, batches(data)[0][0], strict=True):
+        pixels = torch.from_numpy(np.array(train[draw.index][0])).float() / 255
+        padded = nn.functional.pad(pixels.permute(2, 0, 1), (4, 4, 4, 4))
+        wanted = (padded - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        fits = [
+            (top, left)
+            for top in range(9)
+            for left in range(9)
+            if torch.allclose(wanted[:, top : top + 32, left : left + 32], image, atol=1e-5)
+        ]
+        assert len(fits) == 1
+        shifts.add(fits[0])
+    assert len(shifts) > 1
+
+
+def test_full_posterising_is_black() -> None:
+    """timm's strongest posterising keeps no bit; all pixels are 0 then, on every version of Pillow."""
+    image = Image.fromarray(np.full((4, 4, 3), 255, dtype=np.uint8))
+    assert [np.asarray(posterize(image, bits)).max() for bits in (0, 1, 4, 8)] == [0, 128, 240, 255]
+    policy = "rand-m9-mstd0.5-inc1"
+    ops = ImageData("unused", auto_augment=policy).train_transform.transforms[2].ops
+    assert posterize in [op.aug_fn for op in ops]
+
+
+def test_split_erasing_leaves_the_first_half(folder: Path) -> None:
+    """The ResNets' recipe: probability 1 in the second half of the batch, none in the first."""
+    (clean, _), *_ = batches(opened(folder, re_prob=0.0))
+    (erased, _), *_ = batches(opened(folder, re_prob=1.0, re_splits=2))
+    assert torch.equal(clean[:2], erased[:2])
+    assert (clean[2] != erased[2]).any()
+    assert (clean[3] != erased[3]).any()
+    again = batches(opened(folder, re_prob=1.0, re_splits=2))[0][0]
+    assert torch.equal(again, erased)
+
+
+# --- randomness and splits -------------------------------------------------------------------------------------------
+
+
+def test_batches_are_functions_of_seed_and_epoch_not_of_workers(folder: Path) -> None:
+    alone, helped = batches(opened(folder), epoch=2), batches(opened(folder, num_workers=2), epoch=2)
+    assert len(alone) == 3 == opened(folder).steps_per_epoch
+    for (x, y), (x2, y2) in zip(alone, helped, strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+    for other in (batches(opened(folder), epoch=1), batches(opened(folder, seed=1), epoch=2)):
+        assert not torch.equal(other[0][0], alone[0][0])
+
+
+def test_repeats_augment_each_copy_anew(folder: Path) -> None:
+    data = opened(folder, repeats=3, batch_size=6)
+    draws = next(iter(data.train_dataloader().sampler))
+    assert [draw.copy for draw in draws] == [0, 1, 2, 0, 1, 2]
+    assert len({draw.index for draw in draws}) == 2
+    images, labels = batches(data)[0]
+    assert len(set(labels[:3].tolist())) == 1
+    assert not torch.equal(images[0], images[1])
+
+
+def test_held_out_images_come_from_training_class_by_class(folder: Path) -> None:
+    whole, part = opened(folder), opened(folder, val_fraction=1 / 3, seed=7)
+    assert len(part.train_dataloader()) == 2  # 8 of 12 images
+    labels = torch.cat([y for _, y in part.val_dataloader()])
+    assert labels.tolist() == [0, 0, 1, 1]
+    held_out, kept = set(part._val.indices), set(part._train.indices)
+    assert held_out | kept == set(range(12))
+    assert not held_out & kept
+    assert held_out == set(opened(folder, val_fraction=1 / 3)._val.indices), "the run seed moved the split"
+    for images, same in zip(part.test_dataloader(), whole.test_dataloader(), strict=True):
+        assert torch.equal(images[0], same[0])
+
+
+def test_subset_keeps_the_listed_images(folder: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "keep.txt"
+    listed.write_text("0 3\n7 11 5\n")
+    assert opened(folder, subset=str(listed))._train.indices.tolist() == [0, 3, 5, 7, 11]
+    part = opened(folder, subset=str(listed), val_fraction=1 / 3)
+    assert set(part._train.indices) == {0, 3, 5, 7, 11} - set(part._val.indices)
+
+
+class Recorder(pl.LightningModule):
+    """Notes a fingerprint of every training batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(1, 1), []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.seen.append(batch[0].double().sum().item())
+        return self.layer(batch[1][:, None].float()).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def test_resumed_epoch_continues_with_the_next_images(folder: Path, tmp_path: Path) -> None:
+    def fit(steps: int, ckpt: Path | None = None) -> tuple[list[float], pl.Trainer]:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(max_steps=steps, accelerator="cpu", enable_checkpointing=False, **quiet)  # type: ignore[arg-type]
+        model = Recorder()
+        data = ImageData(str(folder), **{**SMALL, "num_workers": 2})
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt)
+        return model.seen, trainer
+
+    whole, _ = fit(8)
+    front, trainer = fit(5)  # the second epoch has three batches: one of them is left
+    trainer.save_checkpoint(tmp_path / "five.ckpt")
+    rest, _ = fit(8, tmp_path / "five.ckpt")
+    assert len(set(whole)) == 8
+    assert front + rest == whole
+
+
+# --- what users get wrong --------------------------------------------------------------------------------------------
+
+
+def refused(root: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(root, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def broken(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder to break."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_missing_folders_are_named_with_their_layout(broken: Path, tmp_path: Path) -> None:
+    assert refused(tmp_path / "none").startswith(
+        f"{tmp_path / 'none'} does not exist; it should hold train/<class>/*.JPEG"
+    )
+    shutil.rmtree(broken / "val")
+    assert refused(broken).startswith(f"{broken} holds no val or val.tar; it should hold train/<class>/*.JPEG and val/")
+    for dataset, content in (
+        ("cifar10", "data_batch_1, "),
+        ("cifar100", "train, test"),
+        ("tinyimagenet", "val/val_annot"),
+    ):
+        message = refused(tmp_path / "none", dataset=dataset)
+        assert "does not exist; it should hold" in message
+        assert content in message
+
+
+def test_half_copied_folders_are_refused(broken: Path) -> None:
+    (broken / "train" / "n99999999").mkdir()
+    expected = f"1 of 3 class folders of {broken / 'train'} hold no image, such as n99999999: complete the copy"
+    assert refused(broken) == expected
+    (broken / "train" / "n99999999").rmdir()
+    shutil.rmtree(broken / "val" / WNIDS[1])
+    both = f"{broken / 'train'} has 2 classes and {broken / 'val'} has 1"
+    assert refused(broken) == f"{both}; {WNIDS[1]} is in one of them only: complete the copy"
+    shutil.rmtree(broken / "val" / WNIDS[0])
+    assert refused(broken).startswith(f"cannot read {broken / 'val'}: Found 0 images")
+
+
+def test_unsorted_validation_images_are_refused(broken: Path) -> None:
+    for image in (broken / "val" / WNIDS[0]).iterdir():
+        image.rename(broken / "val" / image.name)
+    (broken / "val" / WNIDS[0]).rmdir()
+    assert "holds images outside class folders; sort them into" in refused(broken)
+
+
+def test_truncated_tar_is_refused(folder: Path, tmp_path: Path) -> None:
+    root = packed(folder, tmp_path, per_class=False)
+    content = (root / "val.tar").read_bytes()
+    (root / "val.tar").write_bytes(content[:3000])
+    assert refused(root).startswith(f"cannot read {root / 'val.tar'}: unexpected end of data")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_broken_image_is_named_through_worker_processes(broken: Path, workers: int, damage: str) -> None:
+    image = broken / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"
+    image.write_bytes({"truncated": image.read_bytes()[:500], "empty": b"", "text": b"<html>404</html>"}[damage])
+    loader = opened(broken, num_workers=workers).train_dataloader()
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    if workers:
+        loader._iterator._shutdown_workers()  # as Lightning does; torch alone waits five seconds for each of them
+    message = str(caught.value)
+    assert message.startswith(f"cannot read image {image} of {broken / 'train'}: ")
+    assert message.endswith("; copy it again")
+    assert "Traceback" not in message
+
+
+def test_broken_cifar_files_are_named(tmp_path: Path) -> None:
+    root = make_cifar(tmp_path)
+    file = root / "cifar-10-batches-py" / "data_batch_3"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert refused(root, dataset="cifar10").startswith(f"cannot read {file}: ")
+    file.unlink()
+    assert refused(root, dataset="cifar10").startswith(f"{file} does not exist")
+    file.write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, protocol=2))
+    assert "2 images and 1 labels" in refused(root, dataset="cifar10")
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_cifar_files_cannot_run_code(tmp_path: Path) -> None:
+    root = make_cifar(tmp_path)
+    file = root / "cifar-10-batches-py" / "data_batch_1"
+    file.write_bytes(pickle.dumps({b"data": Hostile(tmp_path / "ran")}, protocol=2))
+    assert "it asks for" in refused(root, dataset="cifar10")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_incomplete_tiny_imagenet_is_refused(tmp_path: Path) -> None:
+    root = make_tiny_imagenet(tmp_path)
+    (root / "val" / "images" / "val_3.JPEG").unlink()
+    message = refused(root, dataset="tinyimagenet")
+    assert message.startswith(f"1 of 8 validation images are missing, such as {root / 'val' / 'images' / 'val_3.JPEG'}")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn00000000\t0\n")
+    assert "does not hold lines of an image and one of the 2 classes" in refused(root, dataset="tinyimagenet")
+    (root / "val" / "val_annotations.txt").unlink()
+    assert refused(root, dataset="tinyimagenet").startswith(f"{root / 'val' / 'val_annotations.txt'} does not exist")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "imagnet"}, "data set 'imagnet' is unknown; choose imagenet, cifar10"),
+        ({"val_fraction": 1.0}, r"val_fraction 1\.0 must be at least 0 and below 1"),
+        ({"val_fraction": 0.01}, r"val_fraction 0\.01 of 12 training images leaves none"),
+        ({"num_classes": 1}, "has 2 classes, but num_classes is 1"),
+        ({"dataset": "wds/x", "repeats": 3}, "wds/x is a stream: repeats"),
+        ({"subset": "/nonexistent/list"}, "cannot read subset /nonexistent/list: No such file"),
+        ({"batch_size": 13}, "12 training images do not fill one batch of 13"),
+    ],
+)
+def test_impossible_options_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(folder, **options).train_dataloader()
+
+
+@pytest.mark.parametrize("content", ["", "1 2 x", "1 12", "-1", "3 3"])
+def test_wrong_subsets_are_refused(folder: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "list").write_text(content)
+    assert f"subset {tmp_path / 'list'} must hold" in refused(folder, subset=str(tmp_path / "list"))
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_streams_resume_only_at_an_epochs_beginning() -> None:
+    sampler = EpochSampler(40, 0, batch_size=4)
+    sampler.seek(3)
+    assert sampler.epoch == 3
+    with pytest.raises(UserError, match=r"cannot be resumed in the middle of an epoch \(batch 2 of epoch 4\)"):
+        sampler.seek(4, 2)
+    data = ImageData("unused", "wds/x")
+    data.load_state_dict(
+        {"epoch": 4, "batch": 2, "images": 40, "batch size": 4, "processes": 1, "repeats": 1, "seed": 0}
+    )
+    with pytest.raises(UserError, match="in the middle of an epoch"):
+        data.place(EpochSampler(40, 0, batch_size=4))
+
+
+def shards(folder: Path, root: Path) -> Path:
+    """The images of a folder as WebDataset shards, two a split, with timm's _info.json."""
+    root.mkdir()
+    info = {}
+    for split in ("train", "val"):
+        files = sorted((folder / split).glob("*/*.JPEG"))
+        names = [f"{split}-{k}.tar" for k in range(2)]
+        for k, name in enumerate(names):
+            with tarfile.open(root / name, "w") as tar:
+                for number, image in enumerate(files[k::2]):
+                    label = root / "label.cls"
+                    label.write_text(str(WNIDS.index(image.parent.name)))
+                    tar.add(image, f"{number}.jpg")
+                    tar.add(label, f"{number}.cls")
+        lengths = [len(files[k::2]) for k in range(2)]
+        info[split] = {"name": split, "num_samples": len(files), "filenames": names, "shard_lengths": lengths}
+    (root / "_info.json").write_text(json.dumps({"splits": info}))
+    return root
+
+
+def test_missing_and_half_copied_shards_are_refused(folder: Path, tmp_path: Path) -> None:
+    root = shards(folder, tmp_path / "shards")
+    names = ["train-0.tar", "train-1.tar"]
+    check_shards(root, names)
+    content = (root / "train-1.tar").read_bytes()
+    end = len(content.rstrip(b"\0")) // 512 * 512
+    for length in (0, 512, end, end + 512, len(content) - 5):
+        (root / "train-1.tar").write_bytes(content[:length])
+        with pytest.raises(UserError, match=rf"shard .*train-1\.tar ends early \({length} bytes\); copy it again"):
+            check_shards(root, names)
+    (root / "train-1.tar").unlink()
+    with pytest.raises(UserError, match=r"train-1\.tar is missing; .* should hold all 2 shards"):
+        check_shards(root, names)
+
+
+def test_streams_say_which_package_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paperkit.data.layouts.find_spec", lambda name: None)
+    assert refused(tmp_path, dataset="wds/x") == "reading wds/ needs the package webdataset: pip install webdataset"
+    assert refused(tmp_path, dataset="hfds/x") == "reading hfds/ needs the package datasets: pip install datasets"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_webdataset_epochs_repeat_exactly(folder: Path, tmp_path: Path, workers: int) -> None:
+    pytest.importorskip("webdataset")
+    root = shards(folder, tmp_path / "shards")
+    data = opened(root, dataset="wds/x", val_split="val", num_workers=workers)
+    first, second, again = (batches(data, epoch) for epoch in (0, 1, 0))
+    assert len(first) == len(second) == 3 == data.steps_per_epoch
+    assert [x.sum() for x, _ in first] == [x.sum() for x, _ in again]
+    assert [x.sum() for x, _ in first] != [x.sum() for x, _ in second]
+    assert sorted(torch.cat([y for _, y in data.val_dataloader()]).tolist()) == [0] * 6 + [1] * 6
+
+
+def test_hugging_face_folder(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    data = opened(tmp_path / "cache", dataset=f"hfds/{folder}", val_split="validation", num_classes=2)
+    assert torch.cat([y for _, y in data.val_dataloader()]).tolist() == [0] * 6 + [1] * 6
+    assert len(batches(data)) == 3

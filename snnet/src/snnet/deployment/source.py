@@ -1,0 +1,144 @@
+"""Where a command's network comes from: a run, a saved folder, a released SN-Net, or a list of anchors."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timm.data import resolve_model_data_config
+
+from paperkit.errors import UserError
+from paperkit.files.runs import RunFolder
+from paperkit.files.weights import load_strict, read_weights
+from paperkit.results.metrics import Metrics
+from snnet.experiment.settings import METHOD, ExperimentConfig
+from snnet.method.budget import OperatingPoint, operating_points
+from snnet.models.anchors import SNNet, load_folder
+from snnet.models.official import read_official
+from snnet.models.released_networks import find, released_stitches
+
+LATENCIES = "latency.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network with what is known of it.
+
+    Attributes:
+        network: in eval mode.
+        description: arguments of `SNNet` that build it.
+        input_size: (channels, H, W).
+        accuracies: by id, in percent; empty if none are known.
+        accuracy_of: what the accuracies were measured on.
+        folder: where results and latencies of this network are kept; None for one that is not saved.
+    """
+
+    network: SNNet
+    description: dict[str, Any]
+    input_size: tuple[int, int, int]
+    accuracies: dict[int, float]
+    accuracy_of: str
+    folder: Path | None
+
+    def points(self) -> list[OperatingPoint]:
+        """Costs and, where known, accuracies and latencies of every configuration."""
+        return operating_points(
+            self.network, self.input_size, self.network.anchor_names, self.accuracies, self.latencies()
+        )
+
+    def latencies(self) -> dict[int, float]:
+        """Milliseconds by id, from the last `snnet latency` on this folder."""
+        path = None if self.folder is None else self.folder / LATENCIES
+        if path is None or not path.exists():
+            return {}
+        return {int(i): value for i, value in json.loads(path.read_text())["milliseconds"].items()}
+
+
+def open_source(arguments: Any) -> Source:
+    """The network that the options name; the newest finished run if they name none.
+
+    Raises:
+        UserError: if there is none, or the weights do not fit.
+    """
+    if arguments.released:
+        return _released(arguments.released, arguments.ckpt, arguments.trust_pickle)
+    if arguments.anchors is not None:
+        return _named(arguments.anchors, arguments.num_classes, arguments.ckpt, arguments.trust_pickle)
+    if arguments.ckpt is None:
+        run = RunFolder.newest(arguments.root, "snnet", finished=True)
+        return _experiment(ExperimentConfig(), None, None) if run is None else _run(run, arguments.seed)
+    path = Path(arguments.ckpt)
+    if (path / "started").is_file():
+        return _run(RunFolder.open(path), arguments.seed)
+    if (path / "config.json").is_file():
+        return _saved(path)
+    if path.is_file():
+        raise UserError(f"{path} is a weight file; say of which network with --released NAME or --anchors [NAME,...]")
+    raise UserError(f"no network at {path}: neither a run folder nor a folder with config.json and model.safetensors")
+
+
+def input_size_of(network: SNNet) -> tuple[int, int, int]:
+    """(channels, H, W) that the last anchor was made for; its default where it takes any size."""
+    channels, height, width = resolve_model_data_config(network.anchors[-1])["input_size"]
+    fixed = network.families[-1].grid(network.anchors[-1]).image
+    return (channels, *(fixed or (height, width)))
+
+
+def _run(run: RunFolder, seed: int | None) -> Source:
+    config = run.read_config()
+    if "data" not in config:
+        from snnet.commands.train import from_plain
+
+        return _experiment(from_plain(config), run.path, seed)
+    source = _saved(run.path / "network")
+    metrics = run.path / "metrics.json"
+    if not metrics.exists():
+        return replace(source, folder=run.path)
+    extra = Metrics.read(metrics).extra
+    accuracies = {c["id"]: c["acc1"] for c in extra.get("configurations", []) if "acc1" in c}
+    return replace(source, folder=run.path, accuracies=accuracies, accuracy_of=extra.get("data", ""))
+
+
+def _experiment(config: ExperimentConfig, folder: Path | None, seed: int | None) -> Source:
+    """A network of the embedded experiment: trained if there is a folder."""
+    description: dict[str, Any] = {"anchors": config.anchors(), "num_classes": 10, "in_chans": 1}
+    network = SNNet(**description)
+    accuracies: dict[int, float] = {}
+    network.anchor_names = list(config.anchor_names)
+    if folder is not None:
+        seed = config.first_seed if seed is None else seed
+        if seed not in config.seed_list:
+            raise UserError(f"{folder} has no seed {seed}; it has {', '.join(map(str, config.seed_list))}")
+        path = folder / f"seed-{seed}" / METHOD / "weights.safetensors"
+        load_strict(network, read_weights(path), str(path))
+        if (folder / "metrics.json").exists():
+            arms = Metrics.read(folder / "metrics.json").extra["arms"][config.seed_list.index(seed)]
+            accuracies = {int(i): value for i, value in arms[METHOD].items()}
+    return Source(network.eval(), description, (1, 8, 8), accuracies, f"digits, seed {seed}", folder)
+
+
+def _saved(folder: Path) -> Source:
+    network, description = load_folder(folder)
+    return Source(network.eval(), description, input_size_of(network), {}, "", folder)
+
+
+def _released(name: str, ckpt: str | None, trust_pickle: bool) -> Source:
+    released = find(name)
+    description: dict[str, Any] = {
+        "anchors": list(released.anchors),
+        "stitched_final_norm": released.stitched_final_norm,
+    }
+    network = SNNet(**description)
+    if ckpt:
+        read_official(network, ckpt, trust_pickle)
+    accuracies = {stitch.id: stitch.acc1 for stitch in released_stitches(name)}
+    where = "ImageNet-1k, measured by the authors"
+    return Source(network.eval(), description, input_size_of(network), accuracies, where, None)
+
+
+def _named(anchors: list[str], num_classes: int, ckpt: str | None, trust_pickle: bool) -> Source:
+    description: dict[str, Any] = {"anchors": anchors, "num_classes": num_classes}
+    network = SNNet(**description)
+    if ckpt:
+        load_strict(network, read_weights(ckpt, trust_pickle), ckpt)
+    return Source(network.eval(), description, input_size_of(network), {}, "", None)

@@ -1,0 +1,1 @@
+"""Networks, the authors' weights and their key schemes, doors of libraries."""

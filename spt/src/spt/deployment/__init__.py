@@ -1,0 +1,1 @@
+"""What leaves the house: fused, merged, exported and predicting models."""

@@ -1,0 +1,28 @@
+"""The embedded experiment's claims through the real command; a file of its own, because it is the longest test."""
+
+from pathlib import Path
+
+from test_experiment import spt
+
+from paperkit.results.metrics import Metrics
+from spt.experiment.settings import LEAST, LINEAR, RANDOM, SENSITIVE
+
+
+def test_claims_hold_and_the_run_folder_is_complete(tmp_path: Path) -> None:
+    """The three claims that the specification calls safe: four seeds, four tasks, the arms that they need."""
+    arms = f"[{SENSITIVE},{RANDOM},{LEAST},{LINEAR}]"
+    out = spt("train", "--name", "claims", "--arms", arms, cwd=tmp_path)
+    run = tmp_path / "runs" / "spt" / "claims"
+    metrics = Metrics.read(run / "metrics.json")
+    claims = [claim for claim in metrics.claims if claim.asserted]
+    assert len(claims) == 3 and all(claim.held for claim in claims), claims
+    assert "held (asserted)" in out and len(metrics.seeds) == 4
+    for name in ("config.yaml", "env.json", "metrics.json", "finished", "backbone.safetensors"):
+        assert (run / name).is_file()
+    for row in metrics.rows:
+        if row.metric.startswith("trained of"):
+            assert row.mean == (0 if row.arm == LINEAR else 700)
+    again = spt("eval", cwd=tmp_path)
+    assert "held (asserted)" in again
+    after = Metrics.read(run / "metrics.json")
+    assert [r.values for r in after.rows] == [r.values for r in metrics.rows]
