@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 import torch
-from small_models import tiny_values
+from made import tiny_values
 
 from paperkit.errors import UserError
 from spt.method.allocation import Rule, rank_scalars, select

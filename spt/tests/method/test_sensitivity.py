@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import batches, tiny_swin, tiny_vit
+from made import batches, tiny_swin, tiny_vit
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from paperkit.errors import UserError
 from spt import SPTConfig, get_spt_model
 from spt.method.candidates import find_candidates
 from spt.method.sensitivity import measure_sensitivities, squared_gradients
-from spt.method.sensitivity_file import load_sensitivities, save_sensitivities
+from spt.method.sensitivity import load_sensitivities, save_sensitivities
 from spt.method.split_qkv import split_qkv_layers
 
 

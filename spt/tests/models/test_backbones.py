@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import tiny_swin, tiny_vit
+from made import tiny_swin, tiny_vit
 from torch import Tensor
 
 from paperkit.errors import UserError

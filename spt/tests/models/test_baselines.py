@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import batches, tiny_vit
+from made import batches, tiny_vit
 
 from spt.experiment.arms import BUILDERS, build_arm, wrong_places
 from spt.experiment.digit_tasks import CLASSES, make_task

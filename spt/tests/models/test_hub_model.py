@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from small_models import CLASSES, batches
+from made import CLASSES, batches
 
 from paperkit.errors import UserError
 from spt import SPTConfig, get_spt_model, measure_sensitivities

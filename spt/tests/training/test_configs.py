@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from made_data import make_domains, make_few_shot, make_fgvc, make_vtab
+from made import make_domains, make_few_shot, make_fgvc, make_vtab
 from torch.nn import functional as F
 
 from paperkit.command.cli import make_parser

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from forked import in_child, only_line
-from made_data import make_vtab
+from made import make_vtab
 from safetensors.torch import load_file
-from small_models import batches, tiny_vit
+from made import batches, tiny_vit
 from test_experiment import here
 from test_real_data import digest, small, world_in
 
 from paperkit.files.weights import read_checkpoint, save_weights
 from spt.method.sensitivity import Sensitivities, measure_sensitivities, model_identity
-from spt.method.sensitivity_file import save_sensitivities
+from spt.method.sensitivity import save_sensitivities
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from forked import in_child, killed_when
-from made_data import make_vtab
+from made import make_vtab
 from safetensors.torch import load_file
 from test_experiment import SPT, here, spt
 

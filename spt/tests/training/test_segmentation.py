@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from forked import in_child, killed_when
-from made_data import make_ade20k
+from made import make_ade20k
 from PIL import Image
 from test_experiment import here
 from test_real_data import digest

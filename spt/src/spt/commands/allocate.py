@@ -35,7 +35,7 @@ def run(arguments: Any) -> None:
     from spt.method.allocation import Rule
     from spt.method.budget import exact_selection, official_selections
     from spt.method.candidates import OPERATIONS
-    from spt.method.sensitivity_file import load_sensitivities
+    from spt.method.sensitivity import load_sensitivities
     from spt.models.selection_file import flags, read_selection, to_content
 
     rule = Rule(arguments.structured_type, arguments.rank, arguments.alpha, arguments.beta, fixed=arguments.fixed)

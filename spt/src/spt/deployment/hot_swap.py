@@ -170,14 +170,3 @@ def _rebuild(delta: Delta, matrix: str, item: Candidate) -> tuple[StructuredModu
     module = StructuredModule(width, item.shape[0], delta.rule.rank, kind, bias)  # type: ignore[arg-type]
     module.load_state_dict(state)
     return module.requires_grad_(False), parallel
-
-
-def same_bits(model: nn.Module, state: dict[str, Tensor]) -> bool:
-    """True when every tensor of ``model`` equals ``state`` bit for bit (NaN included)."""
-    own = model.state_dict()
-    return own.keys() == state.keys() and all(
-        own[name].shape == value.shape and bool((own[name].view(torch.uint8) == value.view(torch.uint8)).all())
-        if value.ndim
-        else bool(own[name] == value)
-        for name, value in state.items()
-    )

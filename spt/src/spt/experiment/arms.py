@@ -3,10 +3,7 @@
 An arm takes the largest setting that stays within the budget, and says what it spends.
 """
 
-from __future__ import annotations
-
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.data.resumable import seed_of
+from spt.experiment import peft_arms
 from spt.method.allocation import Rule, Selection
 from spt.method.budget import exact_selection
 from spt.method.candidates import find_candidates
-from spt.method.split_qkv import split_qkv_layers
 from spt.method.tuning import Placement, apply_selection
 from spt.models.baselines import add_bottlenecks, add_prompts
 from spt.models.selection_file import operation_name
@@ -73,7 +70,7 @@ class Setting:
 
 
 def build_arm(name: str, setting: Setting) -> Arm:
-    """The arm of this name (see ``experiment_config.ARMS``)."""
+    """The arm of this name (see `spt.experiment.settings.ARMS`)."""
     torch.manual_seed(seed_of(setting.seed, 3))  # of modules that start at random
     arm = BUILDERS[name](setting)
     for parameter_name, parameter in arm.model.named_parameters():
@@ -82,7 +79,7 @@ def build_arm(name: str, setting: Setting) -> Arm:
     return arm
 
 
-# --- entries -----------------------------------------------------------------------------------------------------
+# --- single entries ----------------------------------------------------------------------------------------------
 
 
 def _entries(setting: Setting, scores: Values) -> Arm:
@@ -109,7 +106,7 @@ def _least(setting: Setting) -> Arm:
 
 
 def _distinct(values: Values) -> Values:
-    """In float64, where a tiny value still changes ``largest - value``."""
+    """In float64, where a tiny value still changes `largest - value`."""
     return {name: value.double() for name, value in values.items()}
 
 
@@ -131,8 +128,7 @@ def _spt(setting: Setting, values: Values, kind: str = "lora") -> Arm:
 
 
 def wrong_places(values: Values, draw: torch.Generator) -> Values:
-    """Sensitivities shuffled inside each tensor, and the tensors of one shape dealt out anew: same structure
-    elsewhere."""
+    """Sensitivities shuffled inside each tensor, and tensors of equal shape exchanged: the same structure elsewhere."""
     by_shape: dict[torch.Size, list[str]] = {}
     for name, value in values.items():
         by_shape.setdefault(value.shape, []).append(name)
@@ -146,7 +142,7 @@ def wrong_places(values: Values, draw: torch.Generator) -> Values:
 
 
 def _uniform(setting: Setting, places: list[str], kind: str) -> Arm:
-    """Modules of rank 1 on the first of these matrices that fit the budget together."""
+    """Modules of rank 1 on these matrices, in this order, as far as the budget goes."""
     rule = Rule(kind, 1, fixed=0)  # type: ignore[arg-type]
     shapes = {name: value.shape for name, value in setting.values.items()}
     chosen: list[str] = []
@@ -204,109 +200,22 @@ def _adaptformer(setting: Setting) -> Arm:
 # --- HF peft -----------------------------------------------------------------------------------------------------
 
 
-def _peft(
-    setting: Setting, make: Callable[[list[str]], Any], costs: Callable[[torch.Size], int], fixed_count: int = 0
-) -> Arm:
-    """A peft model on separate q, k, v; on the first of v, q, proj whose parameters fit the budget."""
-    from peft import get_peft_model
-
-    shapes = {name: value.shape for name, value in setting.values.items()}
-    chosen, spent = [], fixed_count
-    for name in _places(setting, "v", "q", "proj"):
-        if spent + costs(shapes[name]) <= setting.budget:
-            chosen.append(name)
-            spent += costs(shapes[name])
-    model = split_qkv_layers(copy.deepcopy(setting.backbone))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tuned = get_peft_model(model, make([_module_path(name) for name in chosen]))
-    return Arm(tuned, spent)
+def _peft(setting: Setting, build: Callable[..., tuple[nn.Module, int]], **options: Any) -> Arm:
+    """An arm of `spt.experiment.peft_arms`, which takes the first of v, q and proj that fit the budget."""
+    shapes = {name: setting.values[name].shape for name in _places(setting, "v", "q", "proj")}
+    return Arm(*build(setting.backbone, shapes, setting.budget, **options))
 
 
-def _module_path(name: str) -> str:
-    """``blocks.0.attn.q.weight`` -> ``blocks.0.attn.qkv.q``."""
-    path, operation, _ = name.rsplit(".", 2)
-    return f"{path}.qkv.{operation}" if operation in ("q", "k", "v") else f"{path}.{operation}"
-
-
-def _peft_lora(setting: Setting, dora: bool) -> Arm:
-    from peft import LoraConfig
-
-    return _peft(
-        setting,
-        lambda targets: LoraConfig(r=1, lora_alpha=1, target_modules=targets, use_dora=dora),
-        lambda shape: sum(shape) + (shape[0] if dora else 0),
-    )
-
-
-def _peft_adalora(setting: Setting) -> Arm:
-    """Starts at rank 2 and ends at rank 1 on average; counted as what remains (r (in + out + 1) a module)."""
-    from peft import AdaLoraConfig
-
-    steps = setting.steps
-    arm = _peft(
-        setting,
-        lambda targets: AdaLoraConfig(
-            init_r=2,
-            target_r=1,
-            tinit=steps // 8,
-            tfinal=steps // 4,
-            deltaT=1,
-            total_step=steps,
-            lora_alpha=2,
-            target_modules=targets,
-        ),
-        lambda shape: sum(shape) + 1,
-    )
+def _adalora(setting: Setting) -> Arm:
+    arm = _peft(setting, peft_arms.adalora, steps=setting.steps)
     inner = arm.model.base_model
     arm.after_step = lambda done: inner.update_and_allocate(done)  # type: ignore[operator, union-attr]
     return arm
 
 
-def _peft_shira(setting: Setting, sensitive: bool) -> Arm:
-    """r (in + out) entries a module, as SHiRA requires; which of them is our ranking's or peft's random choice."""
-    from peft import ShiraConfig
-
-    by_weight: dict[int, Tensor] = {}
-
-    def mask(layer: Any, r: int, **_: Any) -> Any:
-        scores = by_weight[hash(layer.weight.detach().numpy().tobytes())]
-        top = scores.flatten().topk(r * (layer.in_features + layer.out_features)).indices
-        out = torch.zeros(scores.numel(), dtype=torch.bool)
-        out[top] = True
-        return out.reshape(scores.shape)
-
-    def make(targets: list[str]) -> Any:
-        config: Any = ShiraConfig(r=1, target_modules=targets, random_seed=seed_of(setting.seed, 7) % 2**31)
-        if sensitive:
-            config.mask_fn = mask
-        return config
-
-    own = dict(setting.backbone.named_parameters())
-    for item in find_candidates(setting.backbone):
-        if item.kind == "matrix":
-            by_weight[hash(item.view(own[item.holder]).detach().contiguous().numpy().tobytes())] = setting.values[
-                item.name
-            ]
-    return _peft(setting, make, lambda shape: sum(shape))
-
-
-def _peft_magnitude(setting: Setting) -> Arm:
-    """peft's Supertuning: the largest magnitudes of each Linear, as many as the budget gives over all Linears."""
-    from peft import SupertuningConfig, get_peft_model
-
-    total = sum(setting.values[name].numel() for name in setting.matrices())
-    share = setting.budget / total
-    model = split_qkv_layers(copy.deepcopy(setting.backbone))
-    targets = [_module_path(name) for name in setting.matrices()]
-    while True:  # peft rounds per layer, so the share is lowered until the sum fits
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tuned = get_peft_model(copy.deepcopy(model), SupertuningConfig(target_modules=targets, sparsity=1 - share))
-        spent = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-        if spent <= setting.budget:
-            return Arm(tuned, spent)
-        share *= 0.995
+def _supertuning(setting: Setting) -> Arm:
+    shapes = {name: setting.values[name].shape for name in setting.matrices()}
+    return Arm(*peft_arms.supertuning(setting.backbone, shapes, setting.budget))
 
 
 BUILDERS: dict[str, Callable[[Setting], Arm]] = {
@@ -323,12 +232,12 @@ BUILDERS: dict[str, Callable[[Setting], Arm]] = {
     "AdaptFormer": _adaptformer,
     "VPT-Deep": _vpt,
     "BitFit (q, fc1)": _bitfit,
-    "peft LoRA": lambda s: _peft_lora(s, dora=False),
-    "peft DoRA": lambda s: _peft_lora(s, dora=True),
-    "peft AdaLoRA": _peft_adalora,
-    "peft SHiRA, sensitive mask": lambda s: _peft_shira(s, sensitive=True),
-    "peft SHiRA, random mask": lambda s: _peft_shira(s, sensitive=False),
-    "peft Supertuning": _peft_magnitude,
+    "peft LoRA": lambda s: _peft(s, peft_arms.lora),
+    "peft DoRA": lambda s: _peft(s, peft_arms.lora, dora=True),
+    "peft AdaLoRA": _adalora,
+    "peft SHiRA, sensitive mask": lambda s: _peft(s, peft_arms.shira, seed=s.seed, scores=s.values),
+    "peft SHiRA, random mask": lambda s: _peft(s, peft_arms.shira, seed=s.seed),
+    "peft Supertuning": _supertuning,
     "linear probe": _linear,
     "full fine-tuning": _full,
 }

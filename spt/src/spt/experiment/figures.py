@@ -1,18 +1,12 @@
-"""The specification's figures, drawn from a run's metrics.json: sensitivity by layer and kind, budgets, selections,
-accuracy."""
+"""Figures of the embedded experiment, drawn from a run's metrics.json: accuracy, sensitivities, budget, overlap."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import COLORS, figure, mean_spread, save_figure, style
 from spt.experiment.settings import SENSITIVE
-from spt.method.candidates import OPERATIONS
+from spt.figures.selections import draw_by_block, draw_by_operation, draw_concentration, draw_selections
 
 
 def draw(metrics: Metrics, folder: Path) -> list[Path]:
@@ -39,16 +33,6 @@ def draw(metrics: Metrics, folder: Path) -> list[Path]:
     return paths
 
 
-def _maps(seeds: list[dict[str, Any]], task: str) -> np.ndarray:
-    """[blocks, operations] share (%) of the entries among the marks, mean over seeds."""
-    blocks = 1 + max(int(place.split("|")[0]) for place in seeds[0]["maps"][task])
-    table = np.zeros((blocks, len(OPERATIONS)))
-    for place in seeds[0]["maps"][task]:
-        block, operation = place.split("|")
-        table[int(block), OPERATIONS.index(operation)] = np.mean([seed["maps"][task][place] for seed in seeds])
-    return table
-
-
 def draw_accuracy(metrics: Metrics) -> Any:
     """Mean accuracy of every arm with its spread over seeds."""
     rows = [row for row in metrics.rows if row.metric == "accuracy, mean over tasks"]
@@ -62,13 +46,13 @@ def draw_accuracy(metrics: Metrics) -> Any:
     axes.set_yticks(range(len(rows)), [f"{row.arm} ({spent[row.arm]:,.0f})" for row in rows])
     axes.set_xlim(left=0.9 * min(row.mean - (row.spread or 0) for row in rows))
     axes.set_xlabel("accuracy (%), mean over tasks; bar: spread over seeds; in brackets: trained parameters")
-    axes.set_title("Where a small budget is spent matters (blue: top gradients; orange: SPT's allocation)")
+    axes.set_title("Accuracy of every arm (blue: top gradients; orange: SPT's allocation)")
     axes.grid(axis="y", visible=False)
     return drawn
 
 
 def draw_shares(metrics: Metrics) -> Any:
-    """Accuracy against the share of tuned parameters, a marker an arm (figure 3)."""
+    """Accuracy against the share of tuned parameters, a marker for each arm (figure 3)."""
     spent = {row.arm: row.mean for row in metrics.rows if row.metric.startswith("trained of")}
     largest = max(spent.values())
     drawn, axes = figure(width=7.2, height=4.4)
@@ -84,77 +68,6 @@ def draw_shares(metrics: Metrics) -> Any:
     return drawn
 
 
-def draw_concentration(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
-    """How much of all sensitivity lies in how few entries (figure 5)."""
-    drawn, axes = figure()
-    for index, (task, points) in enumerate(curves.items()):
-        share, held = zip(*points, strict=True)
-        axes.plot(share, held, color=COLORS[index % len(COLORS)], label=task)
-    axes.set_xscale("log")
-    axes.set_xlabel("most sensitive entries (% of all)")
-    axes.set_ylabel("of all sensitivity (%)")
-    axes.set_title("A few entries hold most of the sensitivity")
-    if len(curves) > 1:
-        axes.legend()
-    return drawn
-
-
-def draw_by_block(seeds: list[dict[str, Any]]) -> Any:
-    """Share of sensitive entries per block, a line a task (figure 1 of the specification)."""
-    drawn, axes = figure()
-    sizes = np.array([1, 1, 1, 1, 4, 4])  # entries of an operation's matrix, relative
-    for index, task in enumerate(seeds[0]["maps"]):
-        table = _maps(seeds, task)
-        share = (table * sizes).sum(1) / sizes.sum()
-        axes.plot(range(1, len(share) + 1), share, marker="o", color=COLORS[index % len(COLORS)], label=task)
-    axes.set_xticks(range(1, len(table) + 1))
-    axes.set_xlabel("block")
-    axes.set_ylabel("sensitive entries (% of the block's)")
-    axes.set_title("Tasks are sensitive at different depths")
-    axes.legend()
-    return drawn
-
-
-def draw_by_operation(seeds: list[dict[str, Any]]) -> Any:
-    """Share of sensitive entries per operation, bars a task (figure 2)."""
-    drawn, axes = figure()
-    tasks = list(seeds[0]["maps"])
-    width = 0.8 / len(tasks)
-    for index, task in enumerate(tasks):
-        at = np.arange(len(OPERATIONS)) + (index - (len(tasks) - 1) / 2) * width
-        axes.bar(at, _maps(seeds, task).mean(0), width, color=COLORS[index % len(COLORS)], label=task)
-    axes.set_xticks(range(len(OPERATIONS)), OPERATIONS)
-    axes.set_xlabel("operation")
-    axes.set_ylabel("sensitive entries (% of the matrix's)")
-    axes.set_title("Which operations are sensitive, by task")
-    axes.legend()
-    return drawn
-
-
-def draw_selections(seeds: list[dict[str, Any]]) -> Any:
-    """Block by operation: sensitive share in colour, LoRA modules of SPT-LoRA as crosses (figure 4)."""
-    tasks = list(seeds[0]["selections"])
-    drawn, grid = figure(1, len(tasks), width=2.6 * len(tasks) + 0.6, height=3.4, squeeze=False)
-    top = max(_maps(seeds, task).max() for task in tasks)
-    for axes, task in zip(grid[0], tasks, strict=True):
-        image = axes.imshow(_maps(seeds, task), cmap="viridis", vmin=0, vmax=top, aspect="auto", origin="lower")
-        for block, flags in enumerate(seeds[0]["selections"][task]):
-            for operation, flag in enumerate(flags):
-                if flag:
-                    axes.text(operation, block, "x", color="white", ha="center", va="center", weight="bold")
-        axes.set_xticks(range(len(OPERATIONS)), OPERATIONS, rotation=45)
-        axes.set_yticks(range(len(seeds[0]["selections"][task])), range(1, len(seeds[0]["selections"][task]) + 1))
-        axes.set_xlabel("operation")
-        axes.set_title(task)
-        axes.grid(visible=False)
-    grid[0][0].set_ylabel("block")
-    drawn.colorbar(image, ax=grid[0].tolist(), label="sensitive entries (%)")
-    drawn.suptitle(
-        "What is sensitive, and where SPT-LoRA puts a module (x, first seed)", x=0.02, ha="left", fontsize=11
-    )
-    return drawn
-
-
 def draw_stairs(seeds: list[dict[str, Any]], metrics: Metrics) -> Any:
     """total(tau): what a number of marks costs (figure 5)."""
     drawn, axes = figure()
@@ -167,7 +80,7 @@ def draw_stairs(seeds: list[dict[str, Any]], metrics: Metrics) -> Any:
     axes.text(tau[-1], budget, " budget", va="bottom", ha="right", fontsize=9)
     axes.set_xlabel("tau, the number of marked entries")
     axes.set_ylabel("counted parameters")
-    axes.set_title(f"tau is not the budget: modules make stairs ({next(iter(seeds[0]['maps']))})")
+    axes.set_title(f"What tau marks cost with their modules ({next(iter(seeds[0]['maps']))})")
     axes.legend()
     return drawn
 
@@ -193,5 +106,9 @@ def draw_overlap(seeds: list[dict[str, Any]]) -> Any:
     axes.set_ylim(-0.6, len(groups) - 0.4)
     axes.set_xlim(0, 1)
     axes.set_xlabel("Jaccard overlap of the most sensitive entries (bar: mean)")
-    axes.set_title("A random head moves a selection as much as the images do")
+    images, head = groups.get("two halves of a task's images"), groups.get("two random heads")
+    if images and head and mean_spread(head).mean <= mean_spread(images).mean:
+        axes.set_title("A random head moves a selection at least as much as the images do")
+    else:
+        axes.set_title("How far images, random heads and tasks move a selection")
     return drawn

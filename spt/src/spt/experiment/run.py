@@ -1,13 +1,9 @@
 """The embedded experiment: with the same number of trained parameters, do places chosen by gradients beat others?
 
-A small ViT is pre-trained on half of the digits; then every arm tunes a copy of it on four tasks, from the same
-head, on the
-same batches. Everything random is a function of (seed, task), an arm's result is kept when it is done, and the
-pre-training
-saves itself, so a killed run continues to the same bits.
+A small ViT is pre-trained on half of the digits; then every arm tunes a copy of it on four tasks, from the same head
+and on the same batches. Everything random is a function of (seed, task), an arm's result is kept when it is done, and
+the pre-training saves itself, so a killed run continues to the same bits.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -24,16 +20,15 @@ from paperkit.errors import UserError
 from paperkit.files.weights import (
     load_strict,
     read_checkpoint,
-    read_metadata,
     read_weights,
     save_checkpoint,
     save_weights,
 )
 from spt.experiment.arms import Arm, Setting, build_arm
 from spt.experiment.digit_tasks import CLASSES, Task, make_task, shifted, source_digits, unseen_digits
-from spt.experiment.settings import SENSITIVE, ExperimentConfig, SeedResult
-from spt.method.allocation import Rule, rank_scalars
-from spt.method.budget import totals
+from spt.experiment.settings import ExperimentConfig, SeedResult
+from spt.figures.statistics import concentration, jaccard, share_by_place, staircase, top_marks
+from spt.method.allocation import Rule
 from spt.method.sensitivity import measure_sensitivities, reset_head
 from spt.models.selection_file import flags
 
@@ -42,7 +37,7 @@ SAVE_EVERY = 100  # steps of pre-training
 
 
 def small_vit(classes: int) -> VisionTransformer:
-    """Patch 2, 16 tokens and a class token, width 32, depth 4: 50,880 candidate weights."""
+    """A ViT of patch 2 (16 tokens and a class token), width 32, depth 4."""
     return VisionTransformer(
         img_size=8, patch_size=2, in_chans=1, embed_dim=32, depth=4, num_heads=4, num_classes=classes
     )
@@ -247,7 +242,7 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
         result.maps[task] = share_by_place(setting.values, config.budget)
         if not result.stairs:
             result.stairs = staircase(setting.values, Rule("lora", 1, fixed=0), 4 * config.budget)
-            result.concentration = concentration(setting.values, 50_880)
+            result.concentration = concentration(setting.values)
         if seed == config.first_seed:  # a side result, and dear: heads are measured many times
             result.overlap.update(overlaps_of_task(task, setting, data, config))
     names = list(marks)
@@ -262,19 +257,6 @@ def evaluate_seed(seed: int, advance: Advance, run: str, config: ExperimentConfi
     result = measure_seed(seed, Path(run), config)
     advance(1)
     return result
-
-
-def top_marks(values: dict[str, Tensor], count: int) -> Tensor:
-    """Positions of the largest entries in the concatenation of all tensors."""
-    ranking = rank_scalars(values, count)
-    sizes = torch.tensor([value.numel() for value in values.values()])
-    return (sizes.cumsum(0) - sizes)[ranking.owner] + ranking.flat
-
-
-def jaccard(first: Tensor, second: Tensor) -> float:
-    """Size of the intersection over size of the union."""
-    both = int(torch.isin(first, second).sum())
-    return both / (first.numel() + second.numel() - both)
 
 
 def overlaps_of_task(task: str, setting: Setting, data: Task, config: ExperimentConfig) -> dict[str, float]:
@@ -305,46 +287,3 @@ def overlaps_of_task(task: str, setting: Setting, data: Task, config: Experiment
             if name in head:
                 parameter.copy_(head[name])
     return found
-
-
-def share_by_place(values: dict[str, Tensor], count: int) -> dict[str, float]:
-    """Share (%) of the entries of each matrix among the most sensitive ``count`` entries of the model."""
-    ranking = rank_scalars(values, count)
-    counts = torch.bincount(ranking.owner, minlength=len(values)).tolist()
-    shares = {}
-    blocks: list[str] = []
-    for (name, value), marked in zip(values.items(), counts, strict=True):
-        if value.ndim == 2:
-            *_, operation, _ = name.split(".")
-            block = block_of(name)
-            if block not in blocks:
-                blocks.append(block)
-            shares[f"{blocks.index(block)}|{operation}"] = 100 * marked / value.numel()
-    return shares
-
-
-def block_of(name: str) -> str:
-    """``layers.2.blocks.1.attn.q.weight`` -> ``layers.2.blocks.1``: everything up to the last number."""
-    words = name.split(".")
-    last = max((place for place, word in enumerate(words) if word.isdigit()), default=0)
-    return ".".join(words[: last + 1])
-
-
-def concentration(values: dict[str, Tensor], count: int) -> list[tuple[float, float]]:
-    """(share of the entries, share of all sensitivity in them) in percent, for the most sensitive ``count`` entries."""
-    flat = torch.cat([value.flatten() for value in values.values()])
-    top = flat.topk(min(count, flat.numel())).values.double().cumsum(0) / flat.double().sum()
-    places = torch.logspace(0, math.log10(top.numel()), 100, dtype=torch.float64).long().clamp(1, top.numel()).unique()
-    return [(100 * place / flat.numel(), 100 * float(top[place - 1])) for place in places.tolist()]
-
-
-def staircase(values: dict[str, Tensor], rule: Rule, largest: int) -> list[tuple[int, int]]:
-    """(tau, counted parameters), about 300 points up to tau = ``largest``."""
-    spent = totals(rank_scalars(values, largest), rule).tolist()
-    step = max(1, len(spent) // 300)
-    return [(tau + 1, total) for tau, total in enumerate(spent) if tau % step == 0]
-
-
-def first_losses(run: Path, seed: int, task: str, arm: str = SENSITIVE) -> list[float]:
-    """The stored loss trace of one arm."""
-    return json.loads(read_metadata(arm_file(run, seed, task, arm))["losses"])

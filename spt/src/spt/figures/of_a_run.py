@@ -1,6 +1,4 @@
-"""The specification's figures of runs on real data: sensitivity by block and operation, selections, budgets."""
-
-from __future__ import annotations
+"""Figures of a run on real data, or of a sweep: sensitivity by block and operation, selections, budgets, epochs."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +7,11 @@ from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import COLORS, figure, save_figure, style
-from spt.experiment.figures import draw_by_block, draw_by_operation, draw_concentration, draw_selections
-from spt.experiment.run import block_of, concentration, share_by_place, staircase
+from spt.figures.selections import draw_by_block, draw_by_operation, draw_concentration, draw_selections
+from spt.figures.statistics import block_of, concentration, share_by_place, staircase
 from spt.method.budget import RELEASED_BUDGETS
 from spt.method.candidates import OPERATIONS
-from spt.method.sensitivity_file import load_sensitivities
+from spt.method.sensitivity import load_sensitivities
 from spt.models.delta import load_delta
 
 SHARE = 0.004  # of the weights: the marks of figures 1 and 2
@@ -47,7 +45,7 @@ def draw_real(folder: RunFolder, to: Path) -> list[Path]:
         names = {(block_of(n), n.split(".")[-2]): n for n, value in values.items() if value.ndim == 2}
         rows = [block for block in blocks if any(owner == block for owner, _ in names)]
         record["selections"][task] = [[int(names.get((b, o)) in chosen) for o in OPERATIONS] for b in rows]
-        stairs[task], curves[task] = staircase(values, delta.rule, min(total, MOST)), concentration(values, total)
+        stairs[task], curves[task] = staircase(values, delta.rule, min(total, MOST)), concentration(values)
     to.mkdir(parents=True, exist_ok=True)
     drawings = {
         "sensitivity_by_block.png": lambda: draw_by_block([record]),
@@ -75,13 +73,13 @@ def draw_budgets(stairs: dict[str, list[tuple[int, int]]]) -> Any:
             axes.axhline(1e6 * budget, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlabel("tau, the number of marked entries")
     axes.set_ylabel("counted parameters (dotted: the released budgets)")
-    axes.set_title("tau is not the budget: modules make stairs")
+    axes.set_title("What tau marks cost with their modules")
     axes.legend()
     return drawn
 
 
 def draw_epochs(runs: dict[str, Path]) -> Any:
-    """The evaluated figure at every evaluation; the last one is the result."""
+    """The accuracy or mIoU of every evaluation; the last one is the result."""
     drawn, axes = figure()
     for index, (task, path) in enumerate(runs.items()):
         history = Metrics.read(path / "metrics.json").extra["history"]
@@ -95,6 +93,6 @@ def draw_epochs(runs: dict[str, Path]) -> Any:
         )
     axes.set_xlabel(at)
     axes.set_ylabel(f"{value} (%)")
-    axes.set_title("The last evaluation is the result, not the best one")
+    axes.set_title("Every evaluation of the run; the last one is the result")
     axes.legend()
     return drawn

@@ -10,16 +10,19 @@ beside the weights there is one accumulator of their size and the gradient of on
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paperkit.errors import UserError
+from paperkit.files.weights import read_metadata, read_weights, save_weights
 from spt.method.candidates import find_candidates
 
 Batch = tuple[Tensor, Tensor]
@@ -222,3 +225,27 @@ def model_identity(model: nn.Module, head: str = "head") -> dict[str, str | int 
         architecture.update(f"{name}{tuple(value.shape)}".encode())
         weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {"model": type(model).__name__, "architecture": architecture.hexdigest(), "weights": weights.hexdigest()}
+
+
+def save_sensitivities(path: str | Path, sensitivities: Sensitivities) -> None:
+    """Writes a safetensors file; order and identity stand in its metadata."""
+    order = json.dumps(list(sensitivities.values))
+    save_weights(path, sensitivities.values, {"identity": json.dumps(sensitivities.identity), "order": order})
+
+
+def load_sensitivities(path: str | Path) -> Sensitivities:
+    """Reads what :func:`save_sensitivities` wrote.
+
+    Raises:
+        UserError: for a file that is missing, damaged, or holds no sensitivities.
+    """
+    tensors = read_weights(path)
+    metadata = read_metadata(path)
+    if "identity" not in metadata or "order" not in metadata:
+        raise UserError(f"{path} holds no sensitivities: its metadata has no identity")
+    order = json.loads(metadata["order"])
+    if set(order) != set(tensors):
+        raise UserError(f"{path}: order and tensors do not agree")
+    values = {name: tensors[name] for name in order}
+    check_values(values)
+    return Sensitivities(values, json.loads(metadata["identity"]))

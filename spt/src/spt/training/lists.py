@@ -24,8 +24,14 @@ from paperkit.training.checkpoint_io import AtomicCheckpointIO
 from paperkit.training.guard import SaveOnSignal, StopOnNaN
 from paperkit.training.savings import Savings
 from paperkit.training.switches import apply
-from spt.method.sensitivity import Sensitivities, measure_sensitivities, model_identity, reset_head
-from spt.method.sensitivity_file import load_sensitivities, save_sensitivities
+from spt.method.sensitivity import (
+    Sensitivities,
+    load_sensitivities,
+    measure_sensitivities,
+    model_identity,
+    reset_head,
+    save_sensitivities,
+)
 from spt.method.tuning import count_trained
 from spt.models.backbones import create_backbone, load_backbone
 from spt.models.delta import head_buffers, save_delta, take_delta

@@ -10,8 +10,7 @@ from torch import nn
 from paperkit.errors import UserError
 from spt.method.allocation import Rule, Selection
 from spt.method.candidates import find_candidates
-from spt.method.sensitivity import Sensitivities
-from spt.method.sensitivity_file import load_sensitivities
+from spt.method.sensitivity import Sensitivities, load_sensitivities
 from spt.method.tuning import Placement, apply_selection
 from spt.models.baselines import add_bottlenecks, add_prompts
 from spt.models.selection_file import read_selection
