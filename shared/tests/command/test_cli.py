@@ -13,9 +13,12 @@ COMMAND = """
 import sys, time
 from paperkit.command.cli import Verb, main
 
+def own(argv, prog):
+    print(prog, argv)
+
 VERBS = {
     "work": Verb("does the work that --do names", "made_verbs.work"),
-    "own": Verb("parses by itself", "made_verbs.own"),
+    "own": Verb("parses by itself", own),
     "typo": Verb("its module is missing", "made_verbs.nowhere"),
 }
 if __name__ == "__main__":
@@ -73,10 +76,6 @@ def run(arguments):
         for i in range(arguments.count):
             print("line", i)
 '''
-OWN = """
-def main(argv, prog):
-    print(prog, argv)
-"""
 
 
 @pytest.fixture
@@ -85,7 +84,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "made_verbs").mkdir()
     (tmp_path / "made_verbs" / "__init__.py").touch()
     (tmp_path / "made_verbs" / "work.py").write_text(WORK)
-    (tmp_path / "made_verbs" / "own.py").write_text(OWN)
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import json
 import os
 import signal
 import time
@@ -13,7 +12,8 @@ import pytest
 
 from paperkit.errors import Interrupted, UserError
 from paperkit.files import atomic as atomic_files
-from paperkit.files.runs import RunFolder, plain, process_rank, remove_stale_temporaries, resolve_run, write_atomic
+from paperkit.files.atomic import remove_stale_temporaries, write_atomic
+from paperkit.files.runs import RUN_VARIABLE, RunFolder, plain, process_rank, resolve_run
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher's variables, whatever ran the tests; the run that `create` publishes is forgotten afterwards."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PAPERKIT_RUN", "")
+    monkeypatch.setenv(RUN_VARIABLE, "")
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -190,7 +190,7 @@ def test_config_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"a: [1", "cannot read"), (b"- 1", "a list"), (b"\xff", "cannot read")]
+    ("content", "message"), [(b"a: [1", "cannot read"), (b"- 1", "not a mapping of options"), (b"\xff", "cannot read")]
 )
 def test_broken_config(tmp_path: Path, content: bytes, message: str) -> None:
     run = RunFolder.create(tmp_path, "spt", "x")
@@ -199,17 +199,6 @@ def test_broken_config(tmp_path: Path, content: bytes, message: str) -> None:
     (run.path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message):
         run.read_config()
-
-
-def test_environment(tmp_path: Path) -> None:
-    import torch
-
-    run = RunFolder.create(tmp_path, "spt", "x")
-    run.write_environment()
-    found = json.loads((run.path / "env.json").read_text())
-    assert found["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert found["threads"] == torch.get_num_threads()
-    assert found["cpu"]["cores"] >= 1
 
 
 def test_lock_excludes_another_process_until_it_is_killed(tmp_path: Path) -> None:
@@ -241,11 +230,12 @@ def test_ranks_share_the_folder_of_rank_0(tmp_path: Path, monkeypatch: pytest.Mo
     run = RunFolder.create(tmp_path, "spt")
     assert process_rank() == 0
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(RUN_VARIABLE, str(run.path))
     assert process_rank() == 1
     with run.lock(), run.lock():  # rank 0 holds it for all
         joined = RunFolder.create(tmp_path, "spt")
     assert joined.path == run.path
-    monkeypatch.setenv("PAPERKIT_RUN", "")
+    monkeypatch.setenv(RUN_VARIABLE, "")
     assert RunFolder.create(tmp_path, "spt", "named").path == tmp_path / "spt" / "named"
     with pytest.raises(UserError, match=r"needs a name"):
         RunFolder.create(tmp_path, "spt")

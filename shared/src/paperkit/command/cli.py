@@ -1,12 +1,13 @@
 """The command line of a paper: verbs that import late, errors of one line, exit codes that schedulers understand.
 
-A paper's console script is one call of `main` with its table of verbs. A verb names the module that implements it; that
-module is imported only when its verb is asked for, and holds two functions:
+A verb names the module that implements it; that module is imported only when its verb is asked for, and holds two
+functions:
 
     add_arguments(parser)   declares the options on a jsonargparse parser (no heavy import here: `--help` calls it)
     run(arguments)          does the work and returns the exit code (None means 0)
 
-A verb whose options need heavy imports may hold `main(argv, prog)` instead of the two and parse by itself.
+A verb whose options depend on the command line is a function `work(argv, prog)` that parses by itself
+(`paperkit.command.engines`).
 Exit codes: 0 done, 1 the work failed, 2 the command was not understood, 130 Ctrl-C, 143 SIGTERM.
 With PAPERKIT_TRACEBACK=1 in the environment the traceback stands before the line, and libraries may speak.
 """
@@ -21,10 +22,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from paperkit.errors import Interrupted, UserError
+from paperkit.results.command_line import note_command
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -35,10 +36,10 @@ _LONGEST_LINE = 400  # a union type's error lists every alternative of jsonargpa
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb of a console script: its line in the overview, and the module that implements it."""
+    """One verb of a console script: its line in the overview, and the module or function that implements it."""
 
     help: str
-    module: str
+    work: str | Callable[[list[str], str], int | None]
 
 
 def main(paper: str, description: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,8 @@ def main(paper: str, description: str, verbs: Mapping[str, Verb], argv: Sequence
         print(f"error: {paper} has no verb '{argv[0]}'; it has: {', '.join(verbs)}", file=sys.stderr)
         return 2
     silence_libraries()
-    return guarded(lambda: _run_verb(importlib.import_module(verbs[argv[0]].module), argv[1:], f"{paper} {argv[0]}"))
+    note_command(paper, argv)
+    return guarded(lambda: _run_verb(verbs[argv[0]].work, argv[1:], f"{paper} {argv[0]}"))
 
 
 def overview(paper: str, description: str, verbs: Mapping[str, Verb]) -> str:
@@ -61,10 +63,19 @@ def overview(paper: str, description: str, verbs: Mapping[str, Verb]) -> str:
 
 
 def make_parser(prog: str, description: str | None = None) -> "ArgumentParser":
-    """A jsonargparse parser that raises instead of printing sixty lines of usage."""
-    from jsonargparse import ArgumentParser
+    """A jsonargparse parser that raises instead of printing sixty lines of usage, and builds nothing that a file names.
 
-    return ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    Values are plain; a `class_path` in one is text like any other and is neither imported nor called.
+    """
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+        """Keeps the lines of the description."""
+
+    set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["*"])
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, formatter_class=Formatter)
 
 
 def guarded(work: Callable[[], int | None]) -> int:
@@ -84,7 +95,7 @@ def guarded(work: Callable[[], int | None]) -> int:
             return _fail("terminated", 128 + signal.SIGTERM, error)
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C is an exit with 1
             return _fail("interrupted", 128 + signal.SIGINT, error)
-        raise
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else _fail(error.code, 1, error)
     except BrokenPipeError:
         _drop_output()  # the reader left, as `head` does
         return 0
@@ -104,9 +115,10 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore")
 
 
-def _run_verb(module: ModuleType, argv: list[str], prog: str) -> int | None:
-    if hasattr(module, "main"):
-        return module.main(argv, prog)
+def _run_verb(work: str | Callable[[list[str], str], int | None], argv: list[str], prog: str) -> int | None:
+    if not isinstance(work, str):
+        return work(argv, prog)
+    module = importlib.import_module(work)
     parser = make_parser(prog, module.__doc__)
     module.add_arguments(parser)
     return module.run(parser.parse_args(argv))

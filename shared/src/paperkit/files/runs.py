@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import enum
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -19,9 +18,10 @@ import yaml
 
 from paperkit.errors import UserError
 from paperkit.files.atomic import remove_stale_temporaries, write_atomic
-from paperkit.results.environment import environment
+from paperkit.files.settings import read_settings
 
-__all__ = ["RunFolder", "plain", "process_rank", "remove_stale_temporaries", "resolve_run", "write_atomic"]
+RUN_VARIABLE = "PAPERKIT_RUN"
+"""By this variable the processes that a launcher starts find the run folder that the first one made."""
 
 
 def process_rank() -> int:
@@ -46,7 +46,9 @@ class RunFolder:
         Raises:
             UserError: if a folder of that name holds something already, or if it cannot be made.
         """
-        inherited = os.environ.get("PAPERKIT_RUN") or None
+        if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+            raise UserError(f"--name {name!r} is no name of a folder; where runs lie is said with --root")
+        inherited = os.environ.get(RUN_VARIABLE) or None
         if process_rank() > 0:
             if inherited is None and name is None:
                 raise UserError("a run launched on several processes needs a name, the same for all")
@@ -60,7 +62,6 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 if not any(path.iterdir()):
                     write_atomic(path / "started", _now() + "\n")
-                    os.environ["PAPERKIT_RUN"] = str(path.absolute())
                     return cls(path)
             except OSError as error:
                 raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
@@ -83,9 +84,13 @@ class RunFolder:
     @classmethod
     def newest(cls, root: str | os.PathLike[str], paper: str, finished: bool | None = None) -> "RunFolder | None":
         """The run of ``paper`` that started last: of the finished ones, of the unfinished ones, or (None) of all."""
+        return next((run for run in cls.started(root, paper) if finished in (None, run.finished)), None)
+
+    @classmethod
+    def started(cls, root: str | os.PathLike[str], paper: str) -> "list[RunFolder]":
+        """All runs of ``paper``, the one that started last first."""
         runs = [cls(mark.parent) for mark in (Path(root) / paper).glob("*/started")]
-        runs = [run for run in runs if finished is None or run.finished == finished]
-        return max(runs, key=lambda run: (_read_mark(run.path / "started"), run.path.name), default=None)
+        return sorted(runs, key=lambda run: (_read_mark(run.path / "started"), run.path.name), reverse=True)
 
     @property
     def finished(self) -> bool:
@@ -106,19 +111,7 @@ class RunFolder:
         Raises:
             UserError: if the file is missing, unreadable, no YAML, or not a mapping.
         """
-        path = self.path / "config.yaml"
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"cannot read the run's config {path}: {reason}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"the run's config {path} is a {type(config).__name__}, not a mapping of options")
-        return config
-
-    def write_environment(self) -> None:
-        """Writes versions, threads, processor and commit to ``env.json``."""
-        write_atomic(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        return read_settings(self.path / "config.yaml", "run's config")
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

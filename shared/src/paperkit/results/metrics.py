@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
+from paperkit.results.command_line import command_line
 from paperkit.results.environment import library_versions, torch_threads
 
 SCHEMA = 1
@@ -77,21 +78,21 @@ class Metrics:
 
     Attributes:
         paper: name of the paper's folder.
-        command: the command line that made it, as a user would type it.
         seeds: seeds of the runs behind the rows.
         seconds: wall time of the whole command.
         rows, claims: the result.
         extra: what only this paper reports (curves, settings); any JSON value.
-        versions, threads: filled in by themselves.
+        command: the command line that made it, as a user would type it; filled in by itself, as are versions and
+            threads.
     """
 
     paper: str
-    command: str
     seeds: list[int]
     seconds: float
     rows: list[Row]
     claims: list[Claim] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    command: str = field(default_factory=command_line)
     versions: dict[str, str] = field(default_factory=library_versions)
     threads: int = field(default_factory=torch_threads)
 
