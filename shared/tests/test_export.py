@@ -40,7 +40,7 @@ def test_a_fixed_batch_stays_fixed(tmp_path: Path) -> None:
     export_program(network(), torch.randn(1, 3, 8, 8), path, dynamic_batch=False)
     loaded = torch.export.load(str(path)).module()
     assert loaded(torch.randn(1, 3, 8, 8)).shape == (1, 5)
-    with pytest.raises(Exception, match="."):
+    with pytest.raises((AssertionError, RuntimeError), match=r"[Gg]uard|shape"):
         loaded(torch.randn(4, 3, 8, 8))
 
 
