@@ -176,11 +176,19 @@ def test_only_other_peoples_lines_are_shortened(folder: Path) -> None:
     assert len(line) > 900 and line.endswith("as said")
 
 
-def test_ctrl_c_is_130(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "error: interrupted"),
+        (signal.SIGTERM, 143, "error: ended by SIGTERM"),
+        (signal.SIGHUP, 129, "error: ended by SIGHUP"),
+    ],
+)
+def test_a_signal_ends_in_a_line(number: int, code: int, line: str, folder: Path) -> None:
     process = start(folder, "work", "--do", "wait")
     assert process.stdout and process.stdout.readline() == "waiting\n"
-    process.send_signal(signal.SIGINT)
-    assert finish(process) == (130, "", ["error: interrupted"])
+    process.send_signal(number)
+    assert finish(process) == (code, "", [line])
 
 
 @pytest.mark.parametrize(

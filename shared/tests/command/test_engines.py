@@ -246,6 +246,14 @@ def test_eval_is_of_the_run_s_own_engine(call) -> None:
     assert call("eval", "--ckpt", "weights.pth", "--config", "six.yaml")[1] == (
         "evaluated None 6.0 False runs/toy/eval/weights\n"
     )
+    Path("runs/toy/i/best").mkdir()
+    assert "i 5.0 False" in call("eval", "--ckpt", "runs/toy/i/best")[1]  # weights within a run are of its engine
+    Path("saved").mkdir()
+    assert call("eval", "--ckpt", "saved")[0] == 1
+    Path("saved/config.json").touch()
+    assert call("eval", "--ckpt", "saved", "--engine", "images")[1] == (
+        "evaluated None 0.5 False runs/toy/eval/saved\n"
+    )
     code, _, error = call("eval", "--ckpt", "runs/toy/i", "--engine", "digits")
     assert code == 1 and "runs/toy/i is a run of engine images; --engine digits asks for digits" in error
     assert call("eval", "--ckpt", "nowhere")[0] == 1

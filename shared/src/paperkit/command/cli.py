@@ -18,10 +18,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from paperkit.errors import Interrupted, UserError
@@ -52,7 +54,8 @@ def main(paper: str, description: str, verbs: Mapping[str, Verb], argv: Sequence
         return 2
     silence_libraries()
     note_command(paper, argv)
-    return guarded(lambda: _run_verb(verbs[argv[0]].work, argv[1:], f"{paper} {argv[0]}"))
+    with _signals_end_in_a_line():
+        return guarded(lambda: _run_verb(verbs[argv[0]].work, argv[1:], f"{paper} {argv[0]}"))
 
 
 def overview(paper: str, description: str, verbs: Mapping[str, Verb]) -> str:
@@ -113,6 +116,27 @@ def silence_libraries() -> None:
     logging.disable(logging.WARNING)  # Lightning sets its loggers' levels when it is imported, which is later than this
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore")
+
+
+@contextlib.contextmanager
+def _signals_end_in_a_line() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise, wherever the work is; what can save at a signal takes them over while it runs.
+
+    One that is ignored (`nohup`) stays ignored.
+    """
+    ours = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
+    taken = [number for number in ours if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"ended by {signal.Signals(number).name}", 128 + number)
 
 
 def _run_verb(work: str | Callable[[list[str], str], int | None], argv: list[str], prog: str) -> int | None:

@@ -123,9 +123,7 @@ def train(paper: str, engines: Mapping[str, Engine], argv: list[str], prog: str)
 def evaluate(paper: str, engines: Mapping[str, Engine], argv: list[str], prog: str) -> int:
     """`<paper> eval`: the newest finished run, a run folder, or weights."""
     seen = _peek(argv)
-    run = None
-    if not _asks_for_help(argv):
-        run = _evaluated(paper, seen, argv)
+    run = None if _asks_for_help(argv) else _evaluated(paper, seen)
     name = _choose(engines, seen, run)
     module = importlib.import_module(engines[name].module)
     parser = make_parser(prog, _described(module, engines, name))
@@ -150,9 +148,7 @@ def figures(paper: str, engines: Mapping[str, Engine], argv: list[str], prog: st
     """`<paper> figures RUN`."""
     seen = _peek(argv)
     first = argv[0] if argv and not argv[0].startswith("-") else None
-    run = None
-    if not _asks_for_help(argv):
-        run, _ = _found(first, seen.root, paper)
+    run = None if _asks_for_help(argv) else _found(first, seen.root, paper)[0]
     name = _choose(engines, seen, run)
     module = importlib.import_module(engines[name].module)
     if not hasattr(module, "figures"):
@@ -268,7 +264,7 @@ def _continued(paper: str, root: str, resume: str) -> RunFolder:
     return run
 
 
-def _evaluated(paper: str, seen: argparse.Namespace, argv: Sequence[str]) -> RunFolder | None:
+def _evaluated(paper: str, seen: argparse.Namespace) -> RunFolder | None:
     """The run of `--ckpt`; with an engine or a config named and no `--ckpt`, none: the engine says what it needs."""
     if seen.ckpt is None and (seen.engine or seen.config):
         return None
@@ -276,14 +272,13 @@ def _evaluated(paper: str, seen: argparse.Namespace, argv: Sequence[str]) -> Run
 
 
 def _found(place: str | None, root: str, paper: str) -> tuple[RunFolder | None, Path | None]:
-    """As `resolve_run`; a folder that is no run folder (one of `save_pretrained`) counts as weights."""
-    if place is not None and Path(place).is_dir() and not (Path(place) / "started").is_file():
-        inside = [folder for folder in list(Path(place).absolute().parents)[:2] if (folder / "started").is_file()]
-        if inside:
-            return None, Path(place)
-        if (Path(place) / "config.json").is_file():
-            return None, Path(place)
-    return resolve_run(place, root, paper)
+    """As `resolve_run`; a folder of weights (one of `save_pretrained`) is found as a file is."""
+    if place is None or not Path(place).is_dir() or (Path(place) / "started").is_file():
+        return resolve_run(place, root, paper)
+    around = [folder for folder in list(Path(place).absolute().parents)[:2] if (folder / "started").is_file()]
+    if not around and not (Path(place) / "config.json").is_file():
+        return resolve_run(place, root, paper)  # which says that it is no run folder
+    return (RunFolder(around[0]) if around else None), Path(place)
 
 
 def _choose(engines: Mapping[str, Engine], seen: argparse.Namespace, run: RunFolder | None) -> str:
