@@ -27,8 +27,7 @@ from paperkit.files.runs import RunFolder, remove_stale_temporaries
 from paperkit.files.seal import Piece
 from paperkit.files.weights import read_checkpoint, read_weights, save_checkpoint, save_weights
 from paperkit.results.metrics import Metrics, Row
-from paperkit.training.checkpoint_io import AtomicCheckpointIO
-from paperkit.training.last_good import describe_newest_good
+from paperkit.training.checkpoint_io import AtomicCheckpointIO, describe_newest_good
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

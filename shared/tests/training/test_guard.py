@@ -271,7 +271,7 @@ INTERRUPTED = "error: interrupted at step {}; resume with: spt train --resume x"
         ("SIGTERM on an epoch's last batch", 143, 12),
         ("SIGTERM on the last batch of all", 143, 18),
         ("SIGTERM before any save", 143, 2),
-        ("SIGTERM in validation", 143, 7),
+        ("SIGTERM in validation", 143, 6),
         ("SIGTERM while accumulating", 143, 5),
         ("Ctrl-C in a terminal", 130, 10),
     ],

@@ -1,6 +1,14 @@
-"""Runs that end well: a loss that is no number stops them before it reaches the weights, a signal after the step's end.
+"""Runs that end well: what they save and when, a loss that is no number, a signal.
 
-Both are callbacks, and both decide for all processes of a run together, so that none is left waiting for the others.
+Callbacks, which decide for all processes of a run together, so that none is left waiting for the others.
+
+* `KeepLast` and `KeepBest` save a run where it can go on without having missed anything. A checkpoint of an epoch's
+  last batch would not know whether the evaluation that follows was made; none is written there, but after it.
+* `StopOnNaN` stops before the number that is none reaches the weights.
+* `SaveOnSignal` saves and leaves after the step in which the signal came, and after its evaluation if one follows.
+
+`KeepBest`, `KeepLast` and `SaveOnSignal` belong into the Trainer's list in this order. Lightning calls checkpoint
+callbacks after all others, so what they write holds what those did.
 """
 
 import signal
@@ -11,22 +19,185 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from paperkit.errors import Interrupted, UserError
-from paperkit.training.last_good import describe_newest_good
+from paperkit.files.weights import read_checkpoint
+from paperkit.training.checkpoint_io import describe_newest_good
 
 
 def _checkpoint_folders(trainer: pl.Trainer) -> list[Path]:
-    callbacks = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    return [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
+    folders = (getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks)
+    return [Path(folder) for folder in folders if folder]
 
 
 def last_good_checkpoint(trainer: pl.Trainer) -> str:
     """``<path> (step N)``: the newest checkpoint of this run that reads and holds no NaN; ``none yet`` without one."""
     return describe_newest_good(_checkpoint_folders(trainer))
+
+
+def _saves(trainer: pl.Trainer) -> bool:
+    fast = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by one of Lightning's helpers
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast
+
+
+def _epoch_ends(trainer: pl.Trainer) -> bool:
+    """Whether the batch that was just trained on is the last of its epoch, or of the run."""
+    return trainer.fit_loop.epoch_loop._is_training_done
+
+
+def _more_follows(trainer: pl.Trainer) -> bool:
+    """Whether an evaluation or the end of the epoch follows the batch that was just trained on."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return _epoch_ends(trainer) or (trainer.enable_validation and loop._should_check_val_fx(fetcher))
+
+
+class KeepLast(Checkpoint):
+    """Writes `last.ckpt`: every so many steps, after each evaluation, and when training ends.
+
+    A save that falls on a step with an evaluation, or on the last one of an epoch, waits until that is over.
+
+    Args:
+        folder: of the checkpoint; the checkpoint itself knows no path.
+        every: optimiser steps; None saves at the end of each epoch.
+
+    Attributes:
+        measured: the values of the last evaluation, kept in the checkpoint.
+    """
+
+    def __init__(self, folder: Path, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise UserError(f"save_every {every} must be at least 1")
+        self.dirpath, self.every = Path(folder), every
+        self.path = self.dirpath / "last.ckpt"
+        self.measured: dict[str, float] = {}
+        self._saved, self._waiting = 0, False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a resumed run begins with is saved already."""
+        self._saved, self._waiting = trainer.global_step, False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves every `every` steps, or notes that it has to."""
+        if self.every and trainer.global_step % self.every == 0 and trainer.global_step != self._saved:
+            if _more_follows(trainer):
+                self._waiting = True
+            else:
+                self.save(trainer, within_batch=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keeps what was measured; saves unless the end of the epoch follows."""
+        if _saves(trainer):
+            self.measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._waiting = True
+            if not _epoch_ends(trainer):
+                self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves if a save waits, or after each epoch where that was asked for."""
+        if self._waiting or self.every is None:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the last step."""
+        if trainer.global_step != self._saved:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer, within_batch: bool = False) -> None:
+        """Writes the file now, on all processes, and what was logged until now.
+
+        Args:
+            within_batch: from `on_train_batch_end`, after which Lightning logs the values of this step: a run that goes
+                on from here would never log them.
+        """
+        self._waiting = False
+        if _saves(trainer):
+            if within_batch:
+                trainer._logger_connector.update_train_step_metrics()
+            for logger in trainer.loggers:
+                logger.save()
+            trainer.save_checkpoint(self.path)
+            self._saved = trainer.global_step
+
+    def save_once(self, trainer: pl.Trainer, within_batch: bool) -> None:
+        """As `save`, unless this step is saved already."""
+        if self._waiting or trainer.global_step != self._saved:
+            self.save(trainer, within_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values of the last evaluation."""
+        return {"measured": self.measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Before the first resumed step."""
+        self.measured = dict(state_dict["measured"])
+
+
+class KeepBest(Checkpoint):
+    """Writes `best.ckpt` after an evaluation whose value is higher than that of the file which is there.
+
+    The file itself holds its value, and is asked for it when training starts: however a run was cut off between its
+    two files, a lower value never takes the place of a higher one.
+
+    Args:
+        folder: of the checkpoint.
+        monitor: name of the logged value.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        self.dirpath, self.monitor = Path(folder), monitor
+        self.path = self.dirpath / "best.ckpt"
+        self.value: float | None = None
+        self._fresh = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reads the value of the file."""
+        self._fresh = False
+        self.value = trainer.strategy.broadcast(self._value_of_file() if trainer.is_global_zero else None)
+
+    def _value_of_file(self) -> float | None:
+        try:
+            states = read_checkpoint(self.path).get("callbacks", {})
+        except UserError:  # no file yet, or a damaged one, which is no loss to replace
+            return None
+        state = states.get(self.state_key, {})
+        return state.get("value") if state.get("monitor") == self.monitor else None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the value; at the end of an epoch the file waits for that."""
+        if _saves(trainer):
+            self._fresh = True
+            if not _epoch_ends(trainer):
+                self._save_if_higher(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the value if it was measured in this epoch's end."""
+        if self._fresh:
+            self._save_if_higher(trainer)
+
+    def _save_if_higher(self, trainer: pl.Trainer) -> None:
+        self._fresh = False
+        if self.monitor not in trainer.callback_metrics:
+            raise KeyError(f"the evaluation logged no {self.monitor}; it logged {sorted(trainer.callback_metrics)}")
+        value = float(trainer.callback_metrics[self.monitor])
+        value = float("-inf") if value != value else value  # a NaN is the lowest
+        if trainer.strategy.reduce_boolean_decision(self.value is None or value > self.value):
+            before, self.value = self.value, value
+            try:
+                trainer.save_checkpoint(self.path)
+            except BaseException:
+                self.value = before
+                raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """The value of the file as it is, or as this one will be."""
+        return {"monitor": self.monitor, "value": self.value}
 
 
 class StopOnNaN(pl.Callback):
@@ -74,11 +245,11 @@ class StopOnNaN(pl.Callback):
         )
 
 
-class SaveOnSignal(pl.Callback):
-    """On SIGTERM or Ctrl-C: finishes the step, saves ``last.ckpt``, and leaves with an exit code that says why.
+class SaveOnSignal(Checkpoint):
+    """On SIGTERM or Ctrl-C: finishes the step, saves `last.ckpt`, and leaves with an exit code that says why.
 
-    A signal on one rank counts for all. During validation, the next training step is the one that is finished. A second
-    signal leaves at once, with the checkpoints as they are.
+    A step with an evaluation after it is finished when that is made and the epoch is closed. A signal on one rank
+    counts for all. A second signal leaves at once, with the checkpoints as they are.
 
     Args:
         resume: the command that continues the run, for the closing line; by default the checkpoint's path as an option.
@@ -112,31 +283,42 @@ class SaveOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Leaves if a signal came and the step is whole: gradients that still accumulate are in no checkpoint."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current.ready
-        whole = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
-        if whole or progress.is_last_batch:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done % trainer.accumulate_grad_batches == 0 and not _more_follows(trainer):
+            self._leave_if_told(trainer, within_batch=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves after an evaluation within an epoch."""
+        if _saves(trainer) and not _epoch_ends(trainer):
             self._leave_if_told(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves after the last step of an epoch and its evaluation."""
+        self._leave_if_told(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves if the signal came after the last step."""
         self._leave_if_told(trainer)
 
-    def _leave_if_told(self, trainer: pl.Trainer) -> None:
+    def _leave_if_told(self, trainer: pl.Trainer, within_batch: bool = False) -> None:
         number = self._received
         if trainer.world_size > 1:
             told = torch.tensor(float(number), device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(told, reduce_op="max"))
         if not number:
             return
-        path = self._save_last(trainer)
+        path = self._save_last(trainer, within_batch)
         command = self.resume or f"--ckpt_path {path}"
         line = f"interrupted at step {trainer.global_step}; resume with: {command}"
         raise Interrupted(line, 128 + number, everywhere=True)
 
-    def _save_last(self, trainer: pl.Trainer) -> Path:
-        keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        keeper = next((c for c in keepers if c.save_last), keepers[0] if keepers else None)
+    def _save_last(self, trainer: pl.Trainer, within_batch: bool) -> Path:
+        keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, KeepLast)]
+        if keepers:
+            keepers[0].save_once(trainer, within_batch)
+            return keepers[0].path
+        others = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        keeper = next((c for c in others if c.save_last), others[0] if others else None)
         if keeper is None:
             path = Path(trainer.default_root_dir) / "last.ckpt"
         else:
