@@ -64,7 +64,7 @@ $(PAPERS:%=%-bench): %-bench: %/.venv/.ready
 	@$*/.venv/bin/$* bench $(ARGS)
 
 shared-bench: shared/.venv/.ready
-	@shared/.venv/bin/python -m paperkit bench $(ARGS)
+	@shared/.venv/bin/python shared/bench savings $(ARGS)
 
 $(PROJECTS:%=%-test): %-test: %/.venv/.ready
 	@$(PYTHON) scripts/run_tests.py $* -- $(ARGS)

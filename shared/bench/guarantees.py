@@ -100,10 +100,10 @@ def updates(pairs: int) -> dict[str, list[Ratio]]:
 
 
 def add_arguments(parser: Any) -> None:
-    """Options of ``python -m paperkit guarantees``."""
+    """Options of `python shared/bench guarantees`."""
     parser.add_argument("--pairs", type=int, default=9, help="timed pairs per comparison")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--output", type=str, default="runs/paperkit-bench", help="folder of bench.json")
+    parser.add_argument("--output", type=str, default="runs/shared/bench", help="folder of bench.json")
 
 
 def run(arguments: Any) -> None:

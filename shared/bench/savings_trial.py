@@ -2,8 +2,8 @@
 
 The step makes the calls that Lightning's Trainer makes, in its order, so that nothing but the switch is measured.
 
-As a program (`python -m paperkit.savings_trial NAME`) it runs three steps of one variant in a process of its own, whose
-peak memory its parent reads.
+As a program (`python shared/bench/savings_trial.py NAME`) it runs three steps of one variant in a process of its own,
+whose peak memory its parent reads.
 """
 
 import math
@@ -29,7 +29,7 @@ from paperkit.training.switches import apply, hardest, sharpened
 
 @dataclass(frozen=True)
 class Size:
-    """A plain ViT on the digits, enlarged to ``image`` pixels."""
+    """A plain ViT on the digits, enlarged to `image` pixels."""
 
     image: int
     patch: int
@@ -111,7 +111,7 @@ class Trial:
         variant, size: what and on what.
         seed: of weights, order, noise and everything that a step draws.
         steps: length of the run, for the schedules of rate and size.
-        device: ``cpu``, ``cuda`` or ``meta``.
+        device: `cpu`, `cuda` or `meta`.
     """
 
     def __init__(self, variant: Variant, size: Size, seed: int = 0, steps: int = 100, device: str = "cpu") -> None:
@@ -136,7 +136,7 @@ class Trial:
             self.average = AveragedModel(self.model, avg_fn=get_ema_avg_fn(variant.ema), use_buffers=True)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, 1, S, S) and labels (B,), without end; S is half the size for the first ``small_share``."""
+        """Images (B, 1, S, S) and labels (B,), without end; S is half the size for the first `small_share`."""
         data = DigitsData(self.size.batch, seed=self.seed, size=self.size.image)
         small = DigitsData(self.size.batch, seed=self.seed, size=self.size.image // 2)
         loaders = {True: small.train_dataloader(), False: data.train_dataloader()}

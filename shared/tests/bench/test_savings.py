@@ -10,24 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from paperkit import savings_bench
+import savings
 from paperkit.errors import UserError
 from paperkit.results.measure import Ratio
-from paperkit.savings_bench import macs, saved
-from paperkit.savings_report import Line, cells, floor_of_loss, moved, verdict
-from paperkit.savings_trial import AGAIN, BASE, LARGE, SMALL, VARIANTS, Trial
+from savings import macs, saved
+from savings_report import Line, cells, floor_of_loss, moved, verdict
+from savings_trial import AGAIN, BASE, LARGE, SMALL, VARIANTS, Trial
+
+BENCH = Path(savings.__file__).parent
 
 
 def test_the_command_has_two_verbs() -> None:
-    done = subprocess.run([sys.executable, "-m", "paperkit", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "\nbench       what each of the survey's savings" in done.stdout
+    done = subprocess.run([sys.executable, str(BENCH), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "\nsavings     what each of the survey's savings" in done.stdout
     assert "\nguarantees  what the kit's guarantees cost" in done.stdout
 
 
 def test_a_whole_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings_bench, "LARGE", replace(LARGE, image=16, width=24, depth=2, batch=4))
+    monkeypatch.setattr(savings, "LARGE", replace(LARGE, image=16, width=24, depth=2, batch=4))
     chosen = ["patch_drop 0.5", "ema.decay 0.98"]
-    savings_bench.run(Namespace(only=chosen, pairs=1, seeds=2, steps=12, output=str(tmp_path)))
+    savings.run(Namespace(only=chosen, pairs=1, seeds=2, steps=12, output=str(tmp_path)))
     found = json.loads((tmp_path / "savings.json").read_text())
     assert [line["name"] for line in found["lines"]] == ["plain step again", *chosen]
     for line in found["lines"]:
@@ -92,6 +94,6 @@ def test_verdicts_begin_outside_of_the_noise() -> None:
 def test_bad_options() -> None:
     options = {"only": [], "pairs": 1, "seeds": 2, "steps": 12, "output": "unused"}
     with pytest.raises(UserError, match="unknown switch 'speed'; choose from: precision"):
-        savings_bench.run(Namespace(**{**options, "only": ["speed"]}))
+        savings.run(Namespace(**{**options, "only": ["speed"]}))
     with pytest.raises(UserError, match="at least 2 seeds"):
-        savings_bench.run(Namespace(**{**options, "seeds": 1}))
+        savings.run(Namespace(**{**options, "seeds": 1}))

@@ -64,7 +64,7 @@ def floor_of_memory(lines: Sequence[Line]) -> float:
 
 
 def uncertainty(squares: float, seeds: int) -> float:
-    """Half the width of the 99 % interval of a mean of ``seeds`` values with this mean square (Student's t).
+    """Half the width of the 99 % interval of a mean of `seeds` values with this mean square (Student's t).
 
     With twenty rows, intervals of 95 % would find one difference where there is none.
     """
@@ -121,7 +121,7 @@ def cells(line: Line, lines: Sequence[Line]) -> list[str]:
 
 
 def report(lines: Sequence[Line], folder: Path, what: str) -> None:
-    """Print the table, and write ``savings.md`` and ``savings.png``."""
+    """Print the table, and write `savings.md` and `savings.png`."""
     rows = [cells(line, lines) for line in lines]
     title = f"The survey's savings beside the plain step ({what}; noise floor of the loss: {floor_of_loss(lines):.2f})"
     table(rows, COLUMNS, title)
@@ -158,5 +158,4 @@ def draw(lines: Sequence[Line], path: Path, what: str) -> None:
         memory.set_xlabel("peak memory / plain step")
         loss.set_xlabel("test loss after equal time / plain run")
         drawn.suptitle(f"Left of the line is better; grey is noise ({what})")
-        drawn.tight_layout()
         save_figure(drawn, path)

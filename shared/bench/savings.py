@@ -20,8 +20,8 @@ from paperkit.command.seeds import run_seeds
 from paperkit.errors import UserError
 from paperkit.results.flops import MacCounter
 from paperkit.results.measure import Ratio, compare, peak_cuda, peak_rss, saved_bytes, write_bench
-from paperkit.savings_report import Line, moved, report
-from paperkit.savings_trial import AGAIN, BASE, HEAVY, LARGE, SMALL, SWITCHES, VARIANTS, Size, Trial, Variant
+from savings_report import Line, moved, report
+from savings_trial import AGAIN, BASE, HEAVY, LARGE, SMALL, SWITCHES, VARIANTS, Size, Trial, Variant
 
 UNTRAINED = {"compile"}  # the same arithmetic as the plain step, and minutes of compiling for every seed
 
@@ -49,7 +49,7 @@ def peaks(variants: Sequence[Variant], device: str) -> dict[str, float]:
     if device == "cuda":
         trials = {variant.name: Trial(largest_phase(variant), HEAVY, device=device) for variant in variants}
         return {name: float(peak_cuda(trial.fixed_step())) for name, trial in trials.items()}
-    command = [sys.executable, "-m", "paperkit.savings_trial"]
+    command = [sys.executable, str(Path(__file__).with_name("savings_trial.py"))]
     names = [variant.name for variant in variants]
     with ThreadPoolExecutor(2) as pool:  # two at a time: memory, unlike time, does not mind company
         found = pool.map(lambda name: float(peak_rss([*command, name], 400).above), names)
@@ -101,7 +101,7 @@ def train_seed(
 def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, device: str) -> list[Line]:
     """All figures of the plain step against itself and of each variant."""
     print(f"time of a step: {len(variants)} switches, interleaved", flush=True)
-    if not compiles():
+    if any(variant.savings.compile for variant in variants) and not compiles():
         print("note: no compiler that torch.compile could use; its row is left out", flush=True)
         variants = [variant for variant in variants if not variant.savings.compile]
     large, small = times(variants, LARGE, pairs, device), times(variants, SMALL, 3 * pairs, device)
@@ -117,7 +117,7 @@ def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, dev
     plan = {BASE.name: [steps], **plan}
     total = sum(map(sum, plan.values()))
     print(f"losses: {seeds} seeds of {total:,} steps", flush=True)
-    results = run_seeds("paperkit.savings_bench:train_seed", range(seeds), {"plan": plan, "device": device}, total)
+    results = run_seeds("savings:train_seed", range(seeds), {"plan": plan, "device": device}, total)
     base = [results[seed][BASE.name][0] for seed in range(seeds)]
     for line in trained:
         found = [results[seed][line.name] for seed in range(seeds)]
@@ -129,12 +129,12 @@ def measure(variants: Sequence[Variant], pairs: int, seeds: int, steps: int, dev
 
 
 def add_arguments(parser: Any) -> None:
-    """Options of ``python -m paperkit bench``."""
+    """Options of `make shared-bench`."""
     parser.add_argument("--only", nargs="+", type=str, default=[], help="names of switches, as the table has them; all")
     parser.add_argument("--pairs", type=int, default=7, help="timed pairs per switch")
     parser.add_argument("--seeds", type=int, default=6, help="seeds of the losses, at least 2")
     parser.add_argument("--steps", type=int, default=240, help="steps of a plain run")
-    parser.add_argument("--output", type=str, default="runs/paperkit-bench", help="folder of the results")
+    parser.add_argument("--output", type=str, default="runs/shared/bench", help="folder of the results")
 
 
 def run(arguments: Any) -> None:

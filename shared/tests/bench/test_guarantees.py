@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paperkit import guarantees
+import guarantees
 
 
 def test_every_comparison_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
