@@ -57,7 +57,7 @@ class Data(ResumableData, pl.LightningDataModule):
 
 
 class Net(pl.LightningModule):
-    """``at_step(self, batch_idx, loss) -> loss`` and ``at_validation(self, batch_idx)`` are the faults to inject."""
+    """`at_step(self, batch_idx, loss) -> loss` and `at_validation(self, batch_idx)` are the faults to inject."""
 
     def __init__(self, at_step: Callable[..., Any] | None, at_validation: Callable[..., Any] | None) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def train(
     save_every: int = 4,
     **options: Any,
 ) -> None:
-    """Trains in ``run``, or resumes it, and writes the SHA-256 of the final weights."""
+    """Trains in `run`, or resumes it, and writes the SHA-256 of the final weights."""
     torch.manual_seed(SEED)
     folder = run.path / "checkpoints"
     last = folder / "last.ckpt"
@@ -107,7 +107,7 @@ def train(
 
 
 def signal_at(step: int, number: int, group: bool = False, rank: int = 0) -> Callable[..., Any]:
-    """The signal comes in the middle of the step that follows ``step`` updates."""
+    """The signal comes in the middle of the step that follows `step` updates."""
 
     def fault(net: Net, loss: Tensor) -> Tensor:
         if net.global_step == step and net.global_rank == rank and not getattr(net, "done", False):
@@ -165,7 +165,7 @@ def kill_in_third_save() -> None:
 
 
 def fork(run: RunFolder, name: str, work: Callable[[], None], **environment: str) -> int:
-    """A child in a process group of its own; what it prints goes to ``<name>.log``, its exit code is the command's."""
+    """A child in a process group of its own; what it prints goes to `<name>.log`, its exit code is the command's."""
     pid = os.fork()
     if pid == 0:
         code = 99

@@ -17,7 +17,7 @@ from paperkit.training.optim import OptimConfig, Schedule, build, clip_gradients
 
 
 def lrs(cfg: OptimConfig, count: int, steps: int, epochs: int, group: int = 0, **options: Any) -> list[float]:
-    """The group's lr during the first ``count`` epochs or updates."""
+    """The group's lr during the first `count` epochs or updates."""
     optimizer, schedule = build(options.pop("model", nn.Linear(2, 2)), cfg, steps, epochs, **options)
     values = []
     for done in range(1, count + 1):

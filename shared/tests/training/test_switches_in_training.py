@@ -124,7 +124,7 @@ def train(
     dropout: float = 0.1,
     **options: Any,
 ) -> None:
-    """Trains in ``folder``, or resumes what lies there, and writes the final weights."""
+    """Trains in `folder`, or resumes what lies there, and writes the final weights."""
     torch.manual_seed(SEED)
     savings, ema, optim = savings or Savings(), ema or EMA(), optim or OptimConfig(lr=3e-3)
     options = {"accelerator": "cpu", "devices": 1, **options}

@@ -25,20 +25,20 @@ from paperkit.files.weights import read_checkpoint, save_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Give it to the Trainer: ``Trainer(plugins=[AtomicCheckpointIO()])``. For folders of the local file system.
+    """Give it to the Trainer: `Trainer(plugins=[AtomicCheckpointIO()])`. For folders of the local file system.
 
-    Files are sealed with a checksum and read with ``weights_only=True``, unless ``fit(weights_only=False)`` says
+    Files are sealed with a checksum and read with `weights_only=True`, unless `fit(weights_only=False)` says
     otherwise.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Replaces the file at ``path``, or leaves it as it was.
+        """Replaces the file at `path`, or leaves it as it was.
 
         Raises:
-            UserError: ``cannot write <path>: <reason>; last good checkpoint: <path> (step N)``.
-            TypeError: for ``storage_options``, which belong to remote folders.
+            UserError: `cannot write <path>: <reason>; last good checkpoint: <path> (step N)`.
+            TypeError: for `storage_options`, which belong to remote folders.
         """
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO writes to local folders, where storage_options mean nothing")
@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content of ``path`` on the CPU, from where Lightning copies it to its place.
+        """The content of `path` on the CPU, from where Lightning copies it to its place.
 
         Raises:
             UserError: as `paperkit.files.weights.read_checkpoint`.
@@ -127,7 +127,7 @@ class ValueTable(Logger):
 
 
 def newest_good(folders: Iterable[str | os.PathLike[str]]) -> tuple[Path, int | None] | None:
-    """The newest checkpoint (``*.ckpt``, ``*.pth``) directly in ``folders`` that reads and holds no NaN, and its step.
+    """The newest checkpoint (`*.ckpt`, `*.pth`) directly in `folders` that reads and holds no NaN, and its step.
 
     The step is None where the file does not tell it. Files that cannot be read are passed over.
     """
@@ -145,7 +145,7 @@ def newest_good(folders: Iterable[str | os.PathLike[str]]) -> tuple[Path, int | 
 
 
 def describe_newest_good(folders: Iterable[str | os.PathLike[str]]) -> str:
-    """``<path> (step N)`` of `newest_good`, or ``none yet``."""
+    """`<path> (step N)` of `newest_good`, or `none yet`."""
     good = newest_good(folders)
     if good is None:
         return "none yet"

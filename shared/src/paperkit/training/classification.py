@@ -19,9 +19,9 @@ Distillation = Literal["none", "hard", "soft"]
 def make_mixup(mixup: float, cutmix: float, switch_prob: float, smoothing: float, num_classes: int) -> Mixup | None:
     """timm's batch-wise mixup and CutMix, or None when both are 0 (Zhang et al., ICLR 2018; Yun et al., ICCV 2019).
 
-    The result is called as ``images, targets = mix(images, labels)``: images (B, C, H, W) are left as they are, so that
-    a step may run twice on a batch (:class:`paperkit.training.sharpness.SAM`); targets are (B, K) with the labels
-    smoothed by ``smoothing``. It draws from numpy's global generator, which :class:`paperkit.data.resumable.SeedStep`
+    The result is called as `images, targets = mix(images, labels)`: images (B, C, H, W) are left as they are, so that
+    a step may run twice on a batch (`paperkit.training.switches.SAM`); targets are (B, K) with the labels
+    smoothed by `smoothing`. It draws from numpy's global generator, which `paperkit.data.resumable.SeedStep`
     seeds. B must be even.
 
     Args:
@@ -49,7 +49,7 @@ def classification_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) 
 
     Args:
         logits: (B, K).
-        target: labels (B,), smoothed by ``smoothing`` here; or probabilities (B, K), which mixup has smoothed already
+        target: labels (B,), smoothed by `smoothing` here; or probabilities (B, K), which mixup has smoothed already
             and which are taken as they are.
         smoothing: label smoothing for labels.
     """
@@ -72,7 +72,7 @@ def distillation_loss(
     Args:
         base: loss against the labels, a scalar.
         student, teacher: logits (B, K); the teacher's carry no gradient.
-        kind: ``none`` returns ``base``.
+        kind: `none` returns `base`.
         alpha: weight of KD.
         tau: temperature of the soft kind.
     """
@@ -90,7 +90,7 @@ def distillation_loss(
 
 
 def accuracy_metrics(num_classes: int, prefix: str = "") -> MetricCollection:
-    """``{prefix}acc1`` and, with more than five classes, ``{prefix}acc5``: shares of all images (0 to 1), summed over
+    """`{prefix}acc1` and, with more than five classes, `{prefix}acc5`: shares of all images (0 to 1), summed over
     ranks.
 
     Update with logits (B, K) and labels (B,). The shares count every image once (micro average), like ImageNet's top-1.

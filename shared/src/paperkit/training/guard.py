@@ -35,7 +35,7 @@ def _checkpoint_folders(trainer: pl.Trainer) -> list[Path]:
 
 
 def last_good_checkpoint(trainer: pl.Trainer) -> str:
-    """``<path> (step N)``: the newest checkpoint of this run that reads and holds no NaN; ``none yet`` without one."""
+    """`<path> (step N)`: the newest checkpoint of this run that reads and holds no NaN; `none yet` without one."""
     return describe_newest_good(_checkpoint_folders(trainer))
 
 
@@ -54,6 +54,19 @@ def _more_follows(trainer: pl.Trainer) -> bool:
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return _epoch_ends(trainer) or (trainer.enable_validation and loop._should_check_val_fx(fetcher))
+
+
+class CountUpdates(pl.Callback):
+    """Keeps the step that is logged with a value at the number of updates done before it.
+
+    Lightning counts on by itself, one too many after a resume from the evaluation within an epoch.
+    """
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Before anything is logged for this batch."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
 class KeepLast(Checkpoint):

@@ -1,10 +1,10 @@
 """timm's optimisers and learning-rate schedules, with the traps between timm and Lightning closed.
 
-* timm must see the model itself, not the LightningModule around it: only then does it find ``no_weight_decay()`` and
-  the layers for ``layer_decay``.
+* timm must see the model itself, not the LightningModule around it: only then does it find `no_weight_decay()` and
+  the layers for `layer_decay`.
 * A schedule is a function of the number of finished updates or epochs, and stores nothing: a resumed run computes the
   same values, and a run resumed with more epochs follows the longer curve.
-* ``lr_scale`` of a parameter group multiplies every scheduled value, during warm-up and at the minimum as well.
+* `lr_scale` of a parameter group multiplies every scheduled value, during warm-up and at the minimum as well.
 """
 
 import importlib.util
@@ -31,19 +31,19 @@ class OptimConfig:
     """Optimiser and schedule of a run.
 
     Args:
-        name: any name of ``timm.optim.list_optimizers()``. adamw is the usual one; sgd and lars for convolutions, lamb
+        name: any name of `timm.optim.list_optimizers()`. adamw is the usual one; sgd and lars for convolutions, lamb
             and lars for batches of thousands, lion and adafactorbv keep half the state or less, muon learns more per
             step and costs more, bnbadamw8bit keeps its state in 8 bits (needs bitsandbytes).
         lr: learning rate at the top of the schedule.
-        lr_per_512: multiply ``lr`` by global batch / 512 (global batch = batch x processes x accumulation).
-        bounds_per_512: multiply ``warmup_lr`` and ``min_lr`` by it as well (Swin does, DeiT does not).
-        weight_decay: for weights with two or more dimensions; biases, 1-D tensors and the model's ``no_weight_decay()``
+        lr_per_512: multiply `lr` by global batch / 512 (global batch = batch x processes x accumulation).
+        bounds_per_512: multiply `warmup_lr` and `min_lr` by it as well (Swin does, DeiT does not).
+        weight_decay: for weights with two or more dimensions; biases, 1-D tensors and the model's `no_weight_decay()`
             get 0.
         momentum: of optimisers that have one (sgd, lars, ...).
         betas, eps: of the Adam family; None takes the optimiser's own.
         layer_decay: lr factor from one layer to the layer beneath (BEiT); needs a timm model.
-        schedule: cosine to ``min_lr``, or constant after warm-up.
-        warmup_epochs: epochs of linear rise from ``warmup_lr`` to ``lr``.
+        schedule: cosine to `min_lr`, or constant after warm-up.
+        warmup_epochs: epochs of linear rise from `warmup_lr` to `lr`.
         warmup_lr: first value of the warm-up.
         min_lr: last value of the cosine.
         warmup_prefix: begin the cosine after the warm-up (Swin); False counts the warm-up as its first part (DeiT),
@@ -76,11 +76,11 @@ class OptimConfig:
 
 
 class Schedule:
-    """A learning-rate schedule in the form that Lightning's ``lr_scheduler`` entry takes.
+    """A learning-rate schedule in the form that Lightning's `lr_scheduler` entry takes.
 
     Attributes:
         optimizer: whose groups are set.
-        interval: what :meth:`advance` counts, ``"step"`` or ``"epoch"``.
+        interval: what `advance` counts, `"step"` or `"epoch"`.
     """
 
     def __init__(self, scheduler: Scheduler, lag: int = 0) -> None:
@@ -89,7 +89,7 @@ class Schedule:
         self.interval: Literal["step", "epoch"] = "epoch" if scheduler.t_in_epochs else "step"
 
     def advance(self, done: int) -> None:
-        """Sets the groups for what follows after ``done`` finished updates (or epochs)."""
+        """Sets the groups for what follows after `done` finished updates (or epochs)."""
         position = max(done - self._lag, 0)
         if self.interval == "epoch":
             self._scheduler.step(position)
@@ -114,13 +114,13 @@ def build(
     """The optimiser and its schedule, set to the first value.
 
     Args:
-        model_or_groups: the bare model, whose frozen parameters are left out; or groups ``{"params": [...]}`` with, if
-            they differ, ``weight_decay``, ``lr_scale`` (multiplies every value of the schedule) or ``lr`` (another top
-            of the schedule, which still ends at ``min_lr``; not scaled by ``lr_per_512``).
+        model_or_groups: the bare model, whose frozen parameters are left out; or groups `{"params": [...]}` with, if
+            they differ, `weight_decay`, `lr_scale` (multiplies every value of the schedule) or `lr` (another top
+            of the schedule, which still ends at `min_lr`; not scaled by `lr_per_512`).
         cfg: options.
         steps_per_epoch: optimiser updates, that is batches / accumulation.
         epochs: length of the run, warm-up included.
-        global_batch: images of one update over all processes; needed for ``lr_per_512``.
+        global_batch: images of one update over all processes; needed for `lr_per_512`.
 
     Raises:
         UserError: for an unknown optimiser, numbers out of range, or options that do not go together.
@@ -172,20 +172,20 @@ def build(
 
 
 def lightning_dict(optimizer: Optimizer, schedule: Schedule) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns; the optimiser may be one around that which the schedule was built for."""
+    """What `configure_optimizers` returns; the optimiser may be one around that which the schedule was built for."""
     schedule.optimizer = optimizer  # Lightning wants to see the one that it is given
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": schedule.interval}}
 
 
 def step_schedule(schedule: Schedule, trainer: pl.Trainer) -> None:
-    """The body of ``lr_scheduler_step``, which Lightning calls after each update or in an epoch's last batch."""
+    """The body of `lr_scheduler_step`, which Lightning calls after each update or in an epoch's last batch."""
     schedule.advance(trainer.current_epoch + 1 if schedule.interval == "epoch" else trainer.global_step)
 
 
 def clip_gradients(
     module: pl.LightningModule, optimizer: Optimizer, cfg: OptimConfig, value: float | None, algorithm: str | None
 ) -> None:
-    """The body of ``configure_gradient_clipping``: adaptive if the configuration asks for it, else the Trainer's."""
+    """The body of `configure_gradient_clipping`: adaptive if the configuration asks for it, else the Trainer's."""
     if cfg.agc is None:
         module.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
         return

@@ -2,12 +2,12 @@
 
 "A Survey on Efficient Training of Transformers" (Zhuang et al., IJCAI 2023) lists what saves time and memory in
 training; paperkit's README has its rows as a table, with what each saves here. A paper offers
-:class:`Savings` and :class:`EMA` as options, calls :func:`check` when they are read, before any data are, and the
-functions of :mod:`paperkit.training.switches` when it builds model, optimiser and trainer.
+`Savings` and `EMA` as options, calls `check` when they are read, before any data are, and the
+functions of `paperkit.training.switches` when it builds model, optimiser and trainer.
 
 Precision, accumulated batches, gradient clipping, DDP and FSDP are the Trainer's own options; the optimiser is
-:class:`paperkit.training.optim.OptimConfig`'s, smaller images are the data's ``size_schedule``, pruned data
-their ``subset``.
+`paperkit.training.optim.OptimConfig`'s, smaller images are the data's `size_schedule`, pruned data
+their `subset`.
 """
 
 import sys
@@ -21,12 +21,12 @@ from paperkit.results.environment import cpu
 
 @dataclass(frozen=True)
 class Savings:
-    """Switches of a training step. All are off by default, and all but ``compile`` keep a resumed run bit-identical.
+    """Switches of a training step. All are off by default, and all but `compile` keep a resumed run bit-identical.
 
     Args:
         checkpointing: compute the blocks' activations again in the backward pass: much less memory, about a quarter
             more time.
-        attention: ``fused`` is one kernel that keeps no attention matrix; ``eager`` writes the matrix out.
+        attention: `fused` is one kernel that keeps no attention matrix; `eager` writes the matrix out.
         channels_last: store images and feature maps with the channels innermost; for convolutions on a GPU.
         compile: torch.compile the model in place; minutes at the start, and again for each new size of input. A resumed
             run is compiled anew, and another build of the compiler may round otherwise.

@@ -98,8 +98,8 @@ def make_trainer(
 ) -> "pl.Trainer":
     """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end.
 
-    Its callbacks run in this order: `SeedStep`, `StopOnNaN`, averaging, the paper's own, the learning rates, and then
-    those that save: `KeepBest`, `KeepLast`, `SaveOnSignal`.
+    Its callbacks run in this order: `SeedStep`, `CountUpdates`, `StopOnNaN`, averaging, the paper's own, the learning
+    rates, and then those that save: `KeepBest`, `KeepLast`, `SaveOnSignal`.
 
     Args:
         folder: of the run.
@@ -121,7 +121,7 @@ def make_trainer(
 
     from paperkit.data.resumable import SeedStep
     from paperkit.training.checkpoint_io import AtomicCheckpointIO, ValueTable
-    from paperkit.training.guard import KeepBest, KeepLast, SaveOnSignal, StopOnNaN
+    from paperkit.training.guard import CountUpdates, KeepBest, KeepLast, SaveOnSignal, StopOnNaN
 
     loggers: list[Any] = [TensorBoardLogger(folder, "", "tensorboard")]
     if csv:
@@ -134,6 +134,7 @@ def make_trainer(
         default_root_dir=folder,
         callbacks=[
             SeedStep(seed),
+            CountUpdates(),
             StopOnNaN(),
             *averaging,
             *callbacks,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.training.classification import make_mixup
-from paperkit.training.sharpness import SAM
+from paperkit.training.switches import SAM
 
 
 def quadratic(w: Tensor, scale: Tensor) -> Tensor:
