@@ -17,6 +17,8 @@ if [ ! "$lint/.ready" -nt scripts/lint-requirements.txt ]; then
     touch "$lint/.ready" || { echo "error: the environment of the lint tools could not be made" >&2; exit 1; }
 fi
 
+repeats() { local said; said=$("$lint/bin/arid" --config pyproject.toml "$@" 2>&1) || { echo "$said"; return 1; }; }
+bench() { if [ -d "$1/bench" ]; then echo "$1/bench"; fi; } # shared's, which is not in the wheel
 failed=()
 check() { # title, command...
   local title=$1; shift
@@ -25,11 +27,11 @@ check() { # title, command...
 }
 check "ruff check" "$lint/bin/ruff" check --quiet --output-format concise .
 check "ruff format" "$lint/bin/ruff" format --check --quiet --output-format concise .
-check "repeated blocks" "$python" scripts/find_repeats.py
+check "repeated blocks" repeats "${@/%//src}"
 for project in "$@"; do
   make --no-print-directory "$project-setup" || { failed+=("environment of $project"); continue; }
   check "types of $project" "$lint/bin/mypy" --config-file pyproject.toml --no-error-summary \
-    --python-executable "$project/.venv/bin/python" --cache-dir ".mypy_cache/$project" "$project/src"
+    --python-executable "$project/.venv/bin/python" --cache-dir ".mypy_cache/$project" "$project/src" $(bench "$project")
 done
 [ ${#failed[@]} = 0 ] && { echo "lint: all clean"; exit 0; }
 printf 'lint: findings in'; printf ' [%s]' "${failed[@]}"; echo
