@@ -10,10 +10,24 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from paperkit.files.weights import save_weights
+from paperkit.testing.commands import Command
 from spt.method.sensitivity import measure_sensitivities, reset_head
+from spt.models.backbones import create_backbone
 from spt.training.image_lists import DOMAINS, FEW_SHOT, FGVC, VTAB
 
 CLASSES = 6
+spt = Command(
+    "spt",
+    "spt.cli:main",
+    preload=(
+        "paperkit.command.seeds",
+        "spt.experiment.engine",
+        "spt.experiment.run",
+        "spt.training.segmentation",
+        "spt.training.sweep",
+    ),
+)
 
 
 def tiny_vit(seed: int = 0, classes: int = CLASSES, depth: int = 3, **options: object) -> VisionTransformer:
@@ -142,3 +156,44 @@ def make_ade20k(root: Path, classes: int = 5, training: int = 6, validation: int
                 folder = root / kind / split
                 folder.mkdir(parents=True, exist_ok=True)
                 made.save(folder / f"ADE_{number:08d}.{suffix}")
+
+
+def words(options: dict[str, str]) -> list[str]:
+    """Options as the words of a command line."""
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+SIZES = {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
+
+
+def small_lists(root: Path, **more: str) -> list[str]:
+    """Options of a run of seconds on the lists and the backbone that `lists_world` makes."""
+    options = {
+        "data.root": str(root / "vtab"),
+        "data.name": "svhn",
+        "data.size": "32",
+        "data.workers": "0",
+        "backbone.arch": "vit_tiny_patch16_224",
+        "backbone.sizes": json.dumps(SIZES),
+        "backbone.file": str(root / "backbone.safetensors"),
+        "method.budget": "1500",
+        "method.rank": "2",
+        "method.search": "exact",
+        "recipe.epochs": "3",
+        "recipe.batch_size": "4",
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        **more,
+    }
+    return ["--engine", "lists", *words(options)]
+
+
+def lists_world(root: Path) -> Path:
+    """Data, a backbone file, and one finished run (`runs/spt/one`) in `root`."""
+    for task in ("svhn", "eurosat"):
+        make_vtab(root / "vtab", task)
+    torch.manual_seed(5)
+    model = create_backbone("vit_tiny_patch16_224", 10, img_size=32, **SIZES)
+    save_weights(root / "backbone.safetensors", {n: v for n, v in model.state_dict().items() if "head" not in n})
+    spt.child("train", "--name", "one", *small_lists(root), cwd=root)
+    return root

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from paperkit.errors import UserError
 from spt import SPTConfig, get_spt_model
 from spt.method.candidates import find_candidates
-from spt.method.sensitivity import measure_sensitivities, squared_gradients
-from spt.method.sensitivity import load_sensitivities, save_sensitivities
+from spt.method.sensitivity import load_sensitivities, measure_sensitivities, save_sensitivities, squared_gradients
 from spt.method.split_qkv import split_qkv_layers
 
 

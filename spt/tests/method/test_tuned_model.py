@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from made import CLASSES, batches, tiny_swin, tiny_vit
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 

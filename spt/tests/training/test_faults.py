@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from forked import in_child, only_line
-from made import make_vtab
+from made import batches, make_vtab, tiny_vit
 from safetensors.torch import load_file
-from made import batches, tiny_vit
 from test_experiment import here
 from test_real_data import digest, small, world_in
 
 from paperkit.files.weights import read_checkpoint, save_weights
-from spt.method.sensitivity import Sensitivities, measure_sensitivities, model_identity
-from spt.method.sensitivity import save_sensitivities
+from spt.method.sensitivity import Sensitivities, measure_sensitivities, model_identity, save_sensitivities
 
 
 @pytest.fixture(scope="module")

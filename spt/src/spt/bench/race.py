@@ -1,7 +1,5 @@
 """Time and memory of SPT against what users would take instead, as ratios of one run (`spt bench`)."""
 
-from __future__ import annotations
-
 import copy
 import sys
 import tempfile
@@ -9,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,11 +26,11 @@ from spt.models.spt_model import SPTConfig, SPTModel
 MIB = 2**20
 
 
-def bench_allocation() -> dict[str, Any]:
+def bench_allocation(quick: bool = False) -> dict[str, Any]:
     """One selection against the released sweep, on 85 M scores of ViT-B/16.
 
     The released sweep takes minutes, so ten of its 79 steps, evenly spaced, are timed and stand for all; ours is the
-    median of three.
+    median of three (with `quick` two steps are timed, and ours once).
     """
     with torch.device("meta"):
         shapes = find_candidates(bench_arms.vit_b()).shapes()
@@ -40,13 +39,13 @@ def bench_allocation() -> dict[str, Any]:
     values = {n: torch.rand(s, generator=draw).clamp_(min=1e-7).log_().neg_().pow_(3) for n, s in shapes.items()}
     rule = Rule("lora")
     every = sweep_taus()
-    timed = every[4::8]
+    timed = every[4::40] if quick else every[4::8]
     released = _seconds(lambda: released_sweep(values, rule, timed)) * len(every) / len(timed)
     ours = {
         "exact budget, one ranking": lambda: exact_selection(values, rule, 400_000),
         "the whole released sweep from one ranking": lambda: official_selections(values, rule),
     }
-    medians = {name: sorted(_seconds(work) for _ in range(3))[1] for name, work in ours.items()}
+    medians = {name: median(_seconds(work) for _ in range(1 if quick else 3)) for name, work in ours.items()}
     rows = [(f"released sweep, 79 rankings ({len(timed)} timed)", released, 1.0)]
     rows += [(name, seconds, released / seconds) for name, seconds in medians.items()]
     scores = sum(shape.numel() for shape in shapes.values())
@@ -80,9 +79,10 @@ def released_sweep(values: dict[str, torch.Tensor], rule: Rule, taus: Sequence[i
     return best
 
 
-def bench_step(pairs: int = 3) -> dict[str, Any]:
+def bench_step(quick: bool = False) -> dict[str, Any]:
     """A tuning step of ViT-B/16 at batch 8: float32 (oneDNN), and bfloat16 autocast for the two that compete."""
     torch.set_float32_matmul_precision("medium")
+    pairs = 1 if quick else 3
     steps = {arm: bench_arms.make_step(bench_arms.build(arm)) for arm in ARMS}
     others = {arm: step for arm, step in steps.items() if arm != LORA_QKV}
     ratios = compare(steps[LORA_QKV], others, pairs=pairs, warmup=1, min_seconds=0, name=LORA_QKV)
@@ -96,11 +96,11 @@ def bench_step(pairs: int = 3) -> dict[str, Any]:
     return {"float32_medium": ratios, "bfloat16": halves}
 
 
-def bench_memory() -> dict[str, Any]:
+def bench_memory(quick: bool = False) -> dict[str, Any]:
     """Peak of a process a side, and the parts that can be counted: weights, saved activations, optimiser state."""
     torch.set_float32_matmul_precision("medium")
     out: dict[str, Any] = {}
-    for arm in ARMS:
+    for arm in (LORA_QKV, SPT) if quick else ARMS:
         model = bench_arms.build(arm)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -133,7 +133,7 @@ def bench_memory() -> dict[str, Any]:
     return out
 
 
-def bench_sensitivity() -> dict[str, Any]:
+def bench_sensitivity(quick: bool = False) -> dict[str, Any]:
     """The measuring pass: what gradients and accumulators add to a pass whose gradients are dropped at once.
 
     That pass holds activations, temporaries, and one gradient at a time, whose size (of the largest) is added again.
@@ -152,7 +152,7 @@ def bench_sensitivity() -> dict[str, Any]:
     return {"weights": weights, "activations": activations, "above": peaks}
 
 
-def bench_delta() -> dict[str, Any]:
+def bench_delta(quick: bool = False) -> dict[str, Any]:
     """Delta on disk against a LoRA file of equal count, and switching against reloading a model."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
@@ -216,34 +216,34 @@ def bench_delta() -> dict[str, Any]:
                 "weights alone into a built model": load_weights,
                 "switch to the next delta": lambda: swap.switch(names[next(turn) % 2]),
             },
-            pairs=7,
+            pairs=3 if quick else 7,
             name="build and load a model",
         )
         print_ratios(ratios, "Switching tasks")
     return {"files": sizes, "switch": ratios}
 
 
-def draw_bench(sections: dict[str, Any], path: Path) -> None:
-    """Step time and memory of the arms beside peft's LoRA."""
+def draw_bench(sections: dict[str, Any], path: Path) -> Path | None:
+    """Step time and memory of the arms beside peft's LoRA, of what was measured; None if neither was."""
+    panels = [name for name in ("step", "memory") if name in sections]
+    if not panels:
+        return None
     with style():
-        drawn, (left, right) = figure(1, 2, width=10, height=3.6)
-        if "step" in sections:
-            ratios = sections["step"]["float32_medium"]
-            left.barh(
-                [LORA_QKV, *(r.name for r in ratios[1:])], [1.0, *(r.median for r in ratios[1:])], color=COLORS[0]
-            )
-        left.axvline(1.15, color="black", linewidth=1, linestyle=":")
-        left.set_xlabel(f"time of a step, {LORA_QKV} = 1 (dotted: target for SPT)")
-        left.set_title("Step of ViT-B/16, batch 8")
-        if "memory" in sections:
-            base = sections["memory"][LORA_QKV]["process"]
-            right.barh(
-                list(sections["memory"]), [v["process"] / base for v in sections["memory"].values()], color=COLORS[2]
-            )
-        right.axvline(1.25, color="black", linewidth=1, linestyle=":")
-        right.set_xlabel(f"peak memory of the process, {LORA_QKV} = 1")
-        right.set_title("Weights, activations, optimiser")
+        drawn, grid = figure(1, len(panels), width=5 * len(panels), height=3.6, squeeze=False)
+        for axes, name in zip(grid[0], panels, strict=True):
+            if name == "step":
+                ratios = sections["step"]["float32_medium"]
+                sides = {LORA_QKV: 1.0, **{ratio.name: ratio.median for ratio in ratios[1:]}}
+                axes.set_xlabel(f"time of a step, {LORA_QKV} = 1 (dotted: target for SPT)")
+            else:
+                base = sections["memory"][LORA_QKV]["process"]
+                sides = {arm: entry["process"] / base for arm, entry in sections["memory"].items()}
+                axes.set_xlabel(f"peak memory of the process, {LORA_QKV} = 1 (dotted: target for SPT)")
+            axes.barh(list(sides), list(sides.values()), color=COLORS[0 if name == "step" else 2])
+            axes.axvline(1.15 if name == "step" else 1.25, color="black", linewidth=1, linestyle=":")
+            axes.set_title(f"{name.capitalize()} of ViT-B/16, batch {bench_arms.BATCH}")
         save_figure(drawn, path)
+    return path
 
 
 PARTS = {

@@ -3,8 +3,6 @@
 `spt allocate SENSITIVITIES.safetensors --budget 400000` or `spt allocate param_req_0.4.pth --structured_type lora`
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 
@@ -30,7 +28,7 @@ def run(arguments: Any) -> None:
     import torch
 
     from paperkit.errors import UserError
-    from paperkit.files.runs import write_atomic
+    from paperkit.files.atomic import write_atomic
     from paperkit.results.report import table
     from spt.method.allocation import Rule
     from spt.method.budget import exact_selection, official_selections

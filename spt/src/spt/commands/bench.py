@@ -1,7 +1,7 @@
-"""Time and memory against peft's LoRA, full fine-tuning and the released sweep, as ratios of one run (about six
-minutes)."""
+"""Time and memory against peft's LoRA, full fine-tuning and the released sweep, as ratios of one run.
 
-from __future__ import annotations
+About six minutes; `--quick` measures less often and is for trying it out.
+"""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--parts", type=list[str], default=[], help="step, memory, sensitivity, delta, allocation (default: all)"
     )
+    parser.add_argument("--quick", action="store_true", help="the fewest repetitions; the ratios are rough")
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch (default: one per core)")
 
@@ -38,10 +39,11 @@ def run(arguments: Any) -> None:
     print(f"{about['cpu']['model']}, {threads} threads, flags {' '.join(about['cpu']['flags'])}", flush=True)
     sections, start = {}, time.monotonic()
     for part in parts:
-        sections[part] = PARTS[part]()
+        sections[part] = PARTS[part](arguments.quick)
         print(f"({time.monotonic() - start:.0f} s so far)", flush=True)
     folder = Path(arguments.root) / "spt" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     write_bench(folder / "bench.json", "spt", **sections)
-    draw_bench(sections, folder / "bench.png")
-    print(f"written: {folder / 'bench.json'}, {folder / 'bench.png'}")
+    if drawn := draw_bench(sections, folder / "bench.png"):
+        print(f"drawn: {drawn}")
+    print(f"written: {folder / 'bench.json'}")

@@ -1,8 +1,6 @@
 """Convert a released backbone file to safetensors, or back: `spt convert FILE OUT --arch vit_base_patch16_224 [--to
 npz]`."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 

@@ -1,9 +1,7 @@
 """Many deltas on one backbone: reads lines `DELTA IMAGE` and answers each with JSON, switching exactly between tasks.
 
-`printf 'flowers a.jpg\\npets b.jpg\\n' | spt serve --deltas.flowers DIR1 --deltas.pets DIR2 --file BACKBONE`
+`printf 'flowers a.jpg\\npets b.jpg\\n' | spt serve --deltas.flowers RUN1 --deltas.pets RUN2 --file BACKBONE`
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -12,11 +10,11 @@ from paperkit.errors import UserError
 
 def add_arguments(parser: Any) -> None:
     """Options."""
-    from spt.commands.task_options import add_task_arguments
+    from spt.commands.task_options import add_backbone_arguments
 
-    parser.add_argument("--deltas", type=dict[str, str], required=True, help="name: folder of every delta")
+    parser.add_argument("--deltas", type=dict[str, str], required=True, help="name: run or delta folder of each")
     parser.add_argument("--top", type=int, default=1, help="classes in an answer")
-    add_task_arguments(parser)
+    add_backbone_arguments(parser)
 
 
 def run(arguments: Any) -> None:
@@ -25,16 +23,16 @@ def run(arguments: Any) -> None:
     import sys
     import time
 
-    from spt.commands.predict import image_size
     from spt.deployment.hot_swap import HotSwap
-    from spt.deployment.task_model import bare_backbone, read_image, top_classes
+    from spt.deployment.task_model import bare_backbone, delta_folder, image_size, read_image, top_classes
     from spt.models.delta import load_delta
 
-    deltas = {name: load_delta(folder) for name, folder in arguments.deltas.items()}
+    folders = {name: delta_folder(folder, arguments.root) for name, folder in arguments.deltas.items()}
+    deltas = {name: load_delta(folder) for name, folder in folders.items()}
     if not deltas:
         raise UserError("serve needs at least one delta: --deltas.NAME DIR")
     name, delta = next(iter(deltas.items()))
-    model = bare_backbone(delta, arguments.deltas[name], arguments.file, arguments.arch, arguments.trust_pickle)
+    model = bare_backbone(delta, folders[name], arguments.file, arguments.arch, arguments.trust_pickle)
     swap = HotSwap(model)
     for name, delta in deltas.items():
         swap.add(name, delta)

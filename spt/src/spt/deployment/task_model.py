@@ -1,6 +1,4 @@
-"""A saved delta on its backbone, from two paths."""
-
-from __future__ import annotations
+"""A saved delta on its backbone, found by a run's folder or their two paths, and what it says of an image."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
+from paperkit.files.runs import resolve_run
 from spt.models.backbones import create_backbone, load_backbone
-from spt.models.delta import Delta, load_delta
+from spt.models.delta import CONFIG, Delta, load_delta
 from spt.models.spt_model import SPTModel
 from spt.training.image_lists import make_transform
+
+
+def delta_folder(ckpt: str | None, root: str) -> Path:
+    """The delta that `--ckpt` means: a delta folder, or that of a run (without it, of the newest finished run).
+
+    Raises:
+        UserError: when there is none.
+    """
+    if ckpt is not None and Path(ckpt).is_dir() and not (Path(ckpt) / "started").is_file():
+        return Path(ckpt)
+    run, file = resolve_run(ckpt, root, "spt")
+    if run is None or file is not None:
+        raise UserError(f"{file} is no delta; name a run or a delta folder")
+    if not (run.path / "delta" / CONFIG).is_file():
+        raise UserError(f"{run.path} holds no delta, only runs of SPT and its modules on real data do; name one")
+    return run.path / "delta"
 
 
 def described_backbone(extra: dict[str, Any], folder: str | Path, arch: str | None) -> tuple[str, dict[str, Any]]:
@@ -45,7 +60,7 @@ def bare_backbone(
         arch: timm architecture, for deltas that do not name theirs.
 
     Raises:
-        UserError: see :func:`described_backbone`; or when the file does not fit.
+        UserError: see `described_backbone`; or when the file does not fit.
     """
     arch, sizes = described_backbone(delta.extra, folder, arch)
     bias = next((v for name, v in delta.tensors.items() if delta.head in name and name.endswith("bias")), None)
@@ -62,7 +77,7 @@ def open_task(folder: str | Path, file: str | None, arch: str | None = None, tru
     """The tuned model of a delta folder.
 
     Raises:
-        UserError: see :func:`bare_backbone` and :meth:`spt.SPTModel.from_pretrained`.
+        UserError: see `bare_backbone` and `spt.SPTModel.from_pretrained`.
     """
     delta = load_delta(folder)
     return SPTModel.from_pretrained(bare_backbone(delta, folder, file, arch, trust_pickle), folder).eval()
@@ -79,6 +94,11 @@ def read_image(path: str | Path, size: int = 224, transform: str = "direct") -> 
             return make_transform(transform, False, size)(image.convert("RGB"))[None]
     except OSError as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+def image_size(model: Any) -> int:
+    """Pixels of the model's input."""
+    return int(model.patch_embed.img_size[0]) if hasattr(model, "patch_embed") else 224
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """What the embedded experiment says: rows, claims and the numbers behind the figures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -37,11 +35,13 @@ def task_means(result: SeedResult, arm: str) -> float:
     return sum(accuracies) / len(accuracies)
 
 
-def summarise(
-    results: Sequence[SeedResult], config: ExperimentConfig, command: str, seconds: float, backbone: float
-) -> Metrics:
-    """Rows (accuracy as the mean over tasks, and by task; parameters), claims on paired differences, data of the
-    figures."""
+def summarise(results: Sequence[SeedResult], config: ExperimentConfig, seconds: float, backbone: float) -> Metrics:
+    """Rows (accuracy as the mean over tasks, and by task; parameters), claims on paired differences, the figures' data.
+
+    Args:
+        seconds: wall time of the command.
+        backbone: accuracy (%) of the pre-trained backbone on the unseen half of the digits.
+    """
     rows = [Row("backbone", "accuracy on the unseen half, source task", [backbone], "%")]
     for arm in config.arm_list:
         rows.append(Row(arm, "accuracy, mean over tasks", [task_means(result, arm) for result in results], "%"))
@@ -73,4 +73,4 @@ def summarise(
         "counting": "every arm trains head and class token besides; AdaLoRA is counted at its final ranks, of twice "
         "as many at the start; entries of LayerNorm that SPT's allocation marks are counted but not trained",
     }
-    return Metrics("spt", command, [result.seed for result in results], seconds, rows, claims, extra)
+    return Metrics("spt", [result.seed for result in results], seconds, rows, claims, extra)

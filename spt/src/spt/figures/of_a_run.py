@@ -26,7 +26,7 @@ def runs_of(folder: RunFolder) -> dict[str, Path]:
     return {path.parent.parent.name: path.parent for path in found}
 
 
-def draw_real(folder: RunFolder, to: Path) -> list[Path]:
+def draw_run(folder: RunFolder, to: Path) -> list[Path]:
     """All figures of a finished run or sweep; returns their paths.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_report, read_metadata, read_weights, save_checkpoint, save_weights
 from spt.models.backbones import Format, read_backbone, read_npz, state_to_npz, timm_to_swin
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import read_weights, save_weights
 from spt.method.allocation import Rule, Selection
 from spt.method.candidates import find_candidates, separate_name

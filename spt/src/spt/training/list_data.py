@@ -1,7 +1,5 @@
 """The image lists as Lightning data: seeded order and augmentation, exact resume, evaluation on one or several sets."""
 
-from __future__ import annotations
-
 import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader
@@ -83,17 +81,11 @@ class ListData(ResumableData, pl.LightningDataModule):
         self.for_sensitivity = ListDataset(sensitivity_list(options), still)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches in an order of (seed, epoch)."""
-        sampler = self.train_sampler(len(self.train), self.seed, self.batch_size)
+        """Batches in an order of (seed, epoch), from where the checkpoint left them."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        n = len(self.train)
+        sampler = self.place(WholeEpochSampler(n, self.seed, rank, world, min(self.batch_size, n)))
         return seeded_loader(SeededDataset(self.train, self.seed), sampler, self.options.workers)
-
-    def train_sampler(self, n: int, seed: int, batch_size: int, repeats: int = 1) -> WholeEpochSampler:
-        """The kit's sampler, resumed where the checkpoint left it, with whole epochs."""
-        short = super().train_sampler(n, seed, min(batch_size, n), repeats)
-        sampler = WholeEpochSampler(n, seed, short.rank, short.num_replicas, short.batch_size, repeats)
-        sampler.seek(short.epoch, short.start)
-        self._sampler = sampler
-        return sampler
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a set, in fixed order."""

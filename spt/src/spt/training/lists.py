@@ -1,29 +1,31 @@
-"""A run on real data from its options to its result: load, measure, allocate, tune, evaluate, save the delta."""
+"""Tune a backbone on lists of images: VTAB-1k, FGVC, few-shot. The files of spt/configs hold the paper's recipes.
 
-from __future__ import annotations
+Two files make a run, one of a data set and one of a method:
+`spt train --config spt/configs/vtab/supervised.yaml --config spt/configs/methods/spt_lora.yaml --data.root DIR`
+"""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from paperkit.data.resumable import SeedStep, seed_generators
+from paperkit.command import engines
+from paperkit.data.resumable import seed_generators
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
-from paperkit.files.weights import save_weights
+from paperkit.files.weights import read_checkpoint, save_weights
 from paperkit.results.metrics import Metrics, Row
 from paperkit.results.report import print_metrics
-from paperkit.training.checkpoint_io import AtomicCheckpointIO
-from paperkit.training.guard import SaveOnSignal, StopOnNaN
-from paperkit.training.savings import Savings
+from paperkit.training import savings
+from paperkit.training.savings import EMA, Savings
 from paperkit.training.switches import apply
+from paperkit.training.trainer import add_trainer_options, fit, make_trainer, trainer_options
+from spt.figures.of_a_run import draw_run
 from spt.method.sensitivity import (
     Sensitivities,
     load_sensitivities,
@@ -40,10 +42,21 @@ from spt.training.methods import HEAD, Tuned, fixed_parameters, prepare_method
 from spt.training.recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
 from spt.training.tuning_module import TuningModule
 
+# What the method itself cannot take; the rest of the survey's switches is the user's choice.
+REFUSED = {
+    "patch_drop": "sensitivities are measured on all tokens, and training on fewer would follow other ones",
+    "keep_hardest": "sensitivities are measured on all images, and the hardest ones have other ones",
+    "sam_rho": "flatness is sought over the few tuned parameters only, at the price of a second pass",
+    "compile": "entries are written into the frozen weights for each product and taken out again",
+    "channels_last": "what is tuned are the Linears of blocks; convolutions stay frozen",
+}
+# Of Lightning's Trainer the recipes decide these.
+DECIDED = ("check_val_every_n_epoch", "max_steps")
+
 
 @dataclass
-class RealOptions:
-    """All options of a run on real data; ``trainer`` goes to Lightning's Trainer as it is."""
+class ListOptions:
+    """All options of a run on lists of images; `trainer` goes to Lightning's Trainer."""
 
     data: DataOptions = field(default_factory=DataOptions)
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
@@ -53,8 +66,74 @@ class RealOptions:
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
+# --- the engine --------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: Any) -> None:
+    """Options by group; a config file holds the same groups."""
+    add_groups(parser, DataOptions, RecipeOptions)
+
+
+def add_groups(parser: Any, data: type, recipe: type) -> None:
+    """The groups `data`, `backbone`, `method`, `recipe`, `savings`, `ema` and `trainer`."""
+    groups = {"data": data, "backbone": BackboneOptions, "method": MethodOptions, "recipe": recipe}
+    for name, kind in {**groups, "savings": Savings, "ema": EMA}.items():
+        parser.add_class_arguments(kind, name)
+    add_trainer_options(parser, skip=DECIDED)
+
+
+def check(options: Any, run: RunFolder | None) -> None:
+    """Refuses savings that cannot be, before there is a run folder.
+
+    Raises:
+        UserError: naming the switch and the reason.
+    """
+    if options.ema.decay is not None:
+        raise UserError(
+            f"ema.decay {options.ema.decay} is not for this method: its checkpoints hold the tuned tensors alone"
+        )
+    savings.check(options.savings, trainer_options(options.trainer), refused=REFUSED)
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> None:
+    """One run, new or continued."""
+    train_run(read_options(options), run, resuming)
+
+
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """Evaluates the checkpoint of a run again and writes metrics.json."""
+    start, given = time.monotonic(), read_options(options)
+    folder, last = checkpoint_of(run, options.ckpt)
+    data, tuned, _ = build(given, folder.path)
+    module = TuningModule(tuned.model, given.recipe, data.classes, list(data.tests))
+    load_checkpoint(module, last, options.trust_pickle)
+    earlier = list(module.history)
+    trainer = epoch_trainer(given, folder.path, **on_one_device(options.device))
+    trainer.validate(module, datamodule=data, verbose=False)
+    module.history = [*earlier, {**module.history[-1], "epoch": float(given.recipe.epochs)}]
+    metrics = result(given, tuned, module, time.monotonic() - start)
+    metrics.write(Path(options.output) / "metrics.json")
+    print_metrics(metrics, f"{given.method.name} on {given.data.name}")
+
+
+def figures(run: RunFolder | None, options: Any) -> list[Path]:
+    """Draws the sensitivities, the selection, the budget and the evaluations of a run."""
+    if run is None:
+        raise UserError(f"{options.run} lies in no run folder")
+    return draw_run(run, Path(options.output or run.path / "figures"))
+
+
+def read_options(options: Any) -> ListOptions:
+    """The options of the command line as one object."""
+    groups = {name: getattr(options, name) for name in ("data", "backbone", "method", "recipe", "savings")}
+    return ListOptions(**groups, trainer=trainer_options(options.trainer))
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
 class ReleasedEvaluation(pl.Callback):
-    """Evaluates every ``eval_every`` epochs and in each of the last ten, as released."""
+    """Evaluates every `eval_every` epochs and in each of the last ten, as released."""
 
     def __init__(self, recipe: RecipeOptions) -> None:
         self.recipe = recipe
@@ -66,7 +145,7 @@ class ReleasedEvaluation(pl.Callback):
         trainer.check_val_every_n_epoch = 1 if due else self.recipe.epochs + 1
 
 
-def build(options: RealOptions, folder: Path | None = None) -> tuple[ListData, Tuned, dict[str, Any]]:
+def build(options: ListOptions, folder: Path | None = None) -> tuple[ListData, Tuned, dict[str, Any]]:
     """Data, the prepared model and the backbone's identity; everything random follows the seed.
 
     Args:
@@ -111,7 +190,7 @@ def prepare_in(
     """Applies the method; sensitivities that must be measured are measured once in a run folder, by its first process.
 
     Args:
-        measure: the pass on a device (``cpu`` or ``cuda``).
+        measure: the pass on a device (`cpu` or `cuda`).
         trainer: options of the Trainer, which say whether a GPU may be used.
     """
     if method.name != "spt" or method.selection or method.sensitivities:
@@ -138,39 +217,50 @@ def _wait_for(file: Path, seconds: float = 3600) -> None:
         time.sleep(0.2)
 
 
-def make_trainer(
-    chosen: dict[str, Any], folder: Path, seed: int, callbacks: Sequence[pl.Callback], **more: Any
-) -> pl.Trainer:
-    """Lightning's Trainer with this project's saves and guards.
+def epoch_trainer(options: ListOptions, folder: Path, **more: Any) -> pl.Trainer:
+    """The Trainer of a recipe by epochs, checkpoint and evaluation as released.
 
     Args:
-        chosen: the user's options of the Trainer.
-        callbacks: of the experiment, its checkpoints among them.
-        more: the experiment's own options.
+        more: what goes over the user's options of the Trainer.
     """
-    chosen = {**more, **chosen}
-    bar = [TQDMProgressBar()] if chosen.pop("enable_progress_bar", True) else []
-    guards = [StopOnNaN(), SaveOnSignal(resume=f"spt train --resume {folder}"), SeedStep(seed)]
-    return pl.Trainer(
-        callbacks=[*callbacks, *guards, *bar],
-        plugins=[AtomicCheckpointIO()],
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=chosen.pop("log_every_n_steps", 5),
-        use_distributed_sampler=False,
-        enable_progress_bar=bool(bar),
-        default_root_dir=folder,
-        **chosen,
+    return make_trainer(
+        folder,
+        {**options.trainer, **more},
+        options.recipe.seed,
+        resume_with=f"spt train --resume {folder}",
+        callbacks=[ReleasedEvaluation(options.recipe)],
+        max_epochs=options.recipe.epochs,
     )
 
 
-def epoch_trainer(options: RealOptions, folder: Path, **more: Any) -> pl.Trainer:
-    """The Trainer of a recipe by epochs, checkpoint and evaluation as released."""
-    keeper = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
-    callbacks = [keeper, ReleasedEvaluation(options.recipe)]
-    epochs = options.recipe.epochs
-    return make_trainer({**options.trainer, **more}, folder, options.recipe.seed, callbacks, max_epochs=epochs)
+def on_one_device(name: str) -> dict[str, Any]:
+    """The Trainer's options for an evaluation on the device of `--device`."""
+    device = engines.device(name)
+    if device.type == "cpu":
+        return {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    return {"accelerator": "gpu", "devices": [device.index or 0], "num_nodes": 1, "strategy": "auto"}
+
+
+def checkpoint_of(run: RunFolder | None, ckpt: str | None) -> tuple[RunFolder, Path]:
+    """The run that is evaluated, and its checkpoint: the last one, or the file that `--ckpt` names.
+
+    Raises:
+        UserError: if there is no run, or no checkpoint in it.
+    """
+    if run is None:
+        what = ckpt or "nothing"
+        raise UserError(f"{what} lies in no run folder; name the run with --ckpt, or use `spt predict` for a delta")
+    last = Path(ckpt) if ckpt and Path(ckpt).is_file() else run.path / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        raise UserError(f"{run.path} has no checkpoint at {last}")
+    return run, last
+
+
+def load_checkpoint(module: pl.LightningModule, file: Path, trust_pickle: bool) -> None:
+    """Trained tensors and history of a checkpoint, which the module checks."""
+    content = read_checkpoint(file, trust_pickle)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"], strict=False)
 
 
 def say_what_is_trained(folder: Path, tuned: Tuned) -> None:
@@ -180,28 +270,25 @@ def say_what_is_trained(folder: Path, tuned: Tuned) -> None:
     print(f"{folder}: {counted}{spent.trained:,} trained, head {spent.head:,}, of {spent.total:,}", flush=True)
 
 
-def train_run(options: RealOptions, run: RunFolder, resume: bool, command: str = "spt train") -> Metrics:
-    """Tunes and writes delta, metrics.json and the last checkpoint; see the module's first line."""
+def train_run(options: ListOptions, run: RunFolder, resume: bool) -> Metrics:
+    """Load, measure, allocate, tune, evaluate; writes the delta, metrics.json and the last checkpoint."""
     start = time.monotonic()
     data, tuned, identity = build(options, run.path)
     if process_rank() == 0:
         say_what_is_trained(run.path, tuned)
     module = TuningModule(tuned.model, options.recipe, data.classes, list(data.tests))
     trainer = epoch_trainer(options, run.path)
-    last = run.path / "checkpoints" / "last.ckpt"
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume and last.is_file() else None)
-    metrics = result(options, tuned, module, command, time.monotonic() - start)
+    fit(trainer, module, data, resume)
+    metrics = result(options, tuned, module, time.monotonic() - start)
     if trainer.is_global_zero:
         save_tuned(run.path / "delta", tuned, options, identity, data.classes, options.data.name, options.data.size)
         metrics.write(run.path / "metrics.json")
         print_metrics(metrics, f"{options.method.name} on {options.data.name}")
-        run.mark_finished()
     return metrics
 
 
-def result(options: RealOptions, tuned: Tuned, module: TuningModule, command: str, seconds: float) -> Metrics:
-    """The last epoch's accuracy is the result; the maximum over epochs, the released way to report, stands beside
-    it."""
+def result(options: ListOptions, tuned: Tuned, module: TuningModule, seconds: float) -> Metrics:
+    """The last epoch's accuracy is the result; the maximum over epochs, as released, stands beside it."""
     if not module.history:
         raise UserError("the run ended without an evaluation")
     arm, spent = options.method.name, count_trained(tuned.model, HEAD)
@@ -218,7 +305,7 @@ def result(options: RealOptions, tuned: Tuned, module: TuningModule, command: st
         rows.append(Row(arm, "counted parameters", [tuned.selection.counted]))
     rows += [Row(arm, "trained parameters beside the head", [spent.trained]), Row(arm, "head parameters", [spent.head])]
     extra = {"history": module.history, "task": options.data.name, "final": options.data.final}
-    return Metrics("spt", command, [options.recipe.seed], seconds, rows, [], extra)
+    return Metrics("spt", [options.recipe.seed], seconds, rows, extra=extra)
 
 
 def save_tuned(

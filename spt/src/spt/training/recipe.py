@@ -1,11 +1,9 @@
 """Options of a run on real data: data, backbone, method and recipe. The defaults are the released VTAB-1k run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
-from spt.training.schedule import released_lr
+from paperkit.training.optim import OptimConfig
 
 
 @dataclass
@@ -18,10 +16,9 @@ class DataOptions:
         root: folder of the collection (``vtab``: of all tasks; otherwise of the set itself).
         domains: with few-shot ImageNet: folder of the four shifted ImageNets, evaluated on as well.
         final: train on train + validation, evaluate on test (the released ``--test``). Otherwise train on the
-            training part and
-            evaluate on validation, for choosing the budget.
+            training part and evaluate on validation, for choosing the budget.
         shots, list_seed: which few-shot list.
-        transform: see :func:`spt.training.image_lists.make_transform`.
+        transform: see `spt.training.image_lists.make_transform`.
         size: pixels.
         workers: loader processes.
     """
@@ -69,7 +66,7 @@ class MethodOptions:
             ``adaptformer``, ``vpt``.
         budget: counted parameters, head not among them.
         structured_type, rank, alpha, beta, structured_vector, structured_only, search, init, drop, drop_path: of
-            :class:`spt.SPTConfig`; ``rank`` is also the width of a baseline's modules and the number of prompts.
+            `spt.SPTConfig`; ``rank`` is also the width of a baseline's modules and the number of prompts.
         sensitivity_batches: batches of 32 images (released command: 16).
         heads: random heads to sum over.
         selection: a released ``param_req_*.pth`` in place of measuring.
@@ -96,8 +93,7 @@ class MethodOptions:
 
 @dataclass
 class RecipeOptions:
-    """Optimiser and schedule (specification, shipped commands): AdamW, constant within an epoch, cosine with one
-    epoch's lag.
+    """Optimiser and schedule of the shipped commands: AdamW, cosine, the rate constant within an epoch.
 
     Attributes:
         epochs, batch_size, eval_batch_size, lr, min_lr, warmup_lr, warmup_epochs, weight_decay: as released.
@@ -116,13 +112,20 @@ class RecipeOptions:
     seed: int = 0
     eval_every: int = 10
 
-    def lr_in(self, epoch: int) -> float:
-        """Learning rate of an epoch."""
-        return released_lr(
-            epoch,
-            epochs=self.epochs,
+    def optim(self) -> OptimConfig:
+        """Optimiser and schedule: AdamW, the cosine counted from epoch 0 (warm-up included), one epoch late.
+
+        The released scheduler is stepped with the number of the epoch that has ended, so the first two epochs both run
+        at `warmup_lr` (specification: reference file `lr_schedule`).
+        """
+        return OptimConfig(
             lr=self.lr,
-            min_lr=self.min_lr,
-            warmup_lr=self.warmup_lr,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.999),
+            eps=1e-8,
             warmup_epochs=self.warmup_epochs,
+            warmup_lr=self.warmup_lr,
+            min_lr=self.min_lr,
+            step_per="epoch",
+            lag=1,
         )

@@ -1,29 +1,76 @@
-"""A run on ADE20K from its options to its result: load, measure, allocate, tune, evaluate, save the delta."""
+"""Tune SETR-PUP on ADE20K. The files of spt/configs/segmentation hold the rows of the paper's table.
 
-from __future__ import annotations
+Two files make a run, one of the data and one of a method: `spt train --config spt/configs/segmentation/ade20k.yaml
+--config spt/configs/segmentation/methods/spt_lora.yaml --data.root DIR`
+"""
 
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from paperkit.data.resumable import seed_generators
-from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.results.metrics import Metrics, Row
 from paperkit.results.report import print_metrics
 from paperkit.training.switches import apply
+from paperkit.training.trainer import fit, make_trainer, trainer_options
 from spt.method.sensitivity import Sensitivities, measure_sensitivities, model_identity
 from spt.method.tuning import count_trained
 from spt.models.backbones import load_backbone
 from spt.models.setr import SETR, create_setr, segmentation_loss
+from spt.training import lists
 from spt.training.ade20k import SceneData
-from spt.training.lists import make_trainer, prepare_in, save_tuned, say_what_is_trained
 from spt.training.methods import HEAD, Tuned, fixed_parameters
 from spt.training.segmentation_module import SegmentationModule
-from spt.training.segmentation_recipe import SegmentationOptions
+from spt.training.segmentation_recipe import SceneOptions, SegmentationOptions, SegmentationRecipe
+
+
+def add_arguments(parser: Any) -> None:
+    """Options by group; a config file holds the same groups."""
+    lists.add_groups(parser, SceneOptions, SegmentationRecipe)
+
+
+check = lists.check
+figures = lists.figures
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> None:
+    """One run, new or continued: writes the delta, metrics.json and the last checkpoint."""
+    start, given = time.monotonic(), read_options(options)
+    data, tuned, identity = build(given, run.path)
+    if process_rank() == 0:
+        lists.say_what_is_trained(run.path, tuned)
+    assert isinstance(tuned.model, SETR)
+    module = SegmentationModule(tuned.model, given.recipe, given.data)
+    trainer = step_trainer(given, run.path, len(data.train))
+    fit(trainer, module, data, resuming)
+    if not module.history or module.history[-1]["step"] < given.recipe.steps:
+        trainer.validate(module, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        size, classes = given.data.size, given.data.classes
+        lists.save_tuned(run.path / "delta", tuned, given, identity, classes, "ade20k", size)
+        report(given, tuned, module, run.path, time.monotonic() - start)
+
+
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """Evaluates the checkpoint of a run again and writes metrics.json."""
+    start, given = time.monotonic(), read_options(options)
+    folder, last = lists.checkpoint_of(run, options.ckpt)
+    data, tuned, _ = build(given, folder.path)
+    assert isinstance(tuned.model, SETR)
+    module = SegmentationModule(tuned.model, given.recipe, given.data)
+    lists.load_checkpoint(module, last, options.trust_pickle)
+    trainer = step_trainer(given, folder.path, len(data.train), **lists.on_one_device(options.device))
+    trainer.validate(module, datamodule=data, verbose=False)
+    report(given, tuned, module, Path(options.output), time.monotonic() - start)
+
+
+def read_options(options: Any) -> SegmentationOptions:
+    """The options of the command line as one object."""
+    groups = {name: getattr(options, name) for name in ("data", "backbone", "method", "recipe", "savings")}
+    return SegmentationOptions(**groups, trainer=trainer_options(options.trainer))
 
 
 def build(options: SegmentationOptions, folder: Path | None = None) -> tuple[SceneData, Tuned, dict[str, Any]]:
@@ -51,24 +98,27 @@ def build(options: SegmentationOptions, folder: Path | None = None) -> tuple[Sce
             fixed=fixed_parameters(model),
         )
 
-    tuned = prepare_in(folder, model, options.method, measure, options.trainer)
+    tuned = lists.prepare_in(folder, model, options.method, measure, options.trainer)
     apply(tuned.model, options.savings)
     return data, tuned, identity
 
 
-def segmentation_trainer(options: SegmentationOptions, folder: Path, images: int, **more: Any) -> pl.Trainer:
-    """Lightning's Trainer by steps; evaluation at the end of the epoch that passes ``eval_every`` steps."""
-    keeper = ModelCheckpoint(
-        folder / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=options.recipe.save_every
-    )
+def step_trainer(options: SegmentationOptions, folder: Path, images: int, **more: Any) -> pl.Trainer:
+    """The Trainer of a recipe by steps; evaluation at the end of the epoch that passes `eval_every` steps.
+
+    Args:
+        images: of the training part.
+        more: what goes over the user's options of the Trainer.
+    """
     chosen = {**options.trainer, **more}
     world = max(1, _count(chosen.get("devices")) * _count(chosen.get("num_nodes")))
     steps = max(1, images // (options.recipe.batch_size * world))  # of an epoch
     return make_trainer(
-        chosen,
         folder,
+        chosen,
         options.recipe.seed,
-        [keeper],
+        resume_with=f"spt train --resume {folder}",
+        save_every=options.recipe.save_every,
         max_steps=options.recipe.steps,
         max_epochs=-1,
         check_val_every_n_epoch=max(1, options.recipe.eval_every // steps),
@@ -79,45 +129,8 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
-def train_run(options: SegmentationOptions, run: RunFolder, resume: bool) -> None:
-    """Tunes and writes delta, metrics.json and the last checkpoint."""
-    start = time.monotonic()
-    data, tuned, identity = build(options, run.path)
-    if process_rank() == 0:
-        say_what_is_trained(run.path, tuned)
-    assert isinstance(tuned.model, SETR)
-    module = SegmentationModule(tuned.model, options.recipe, options.data)
-    trainer = segmentation_trainer(options, run.path, len(data.train))
-    last = run.path / "checkpoints" / "last.ckpt"
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume and last.is_file() else None)
-    if not module.history or module.history[-1]["step"] < options.recipe.steps:
-        trainer.validate(module, datamodule=data, verbose=False)
-    if trainer.is_global_zero:
-        save_tuned(run.path / "delta", tuned, options, identity, options.data.classes, "ade20k", options.data.size)
-        report(options, tuned, module, run, "spt train", time.monotonic() - start)
-        run.mark_finished()
-
-
-def evaluate_run(options: SegmentationOptions, folder: RunFolder) -> None:
-    """Evaluates the last checkpoint again and writes metrics.json."""
-    from paperkit.files.weights import read_checkpoint
-
-    start, last = time.monotonic(), folder.path / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        raise UserError(f"{folder.path} has no checkpoint at {last}")
-    data, tuned, _ = build(options, folder.path)
-    assert isinstance(tuned.model, SETR)
-    module = SegmentationModule(tuned.model, options.recipe, options.data)
-    content = read_checkpoint(last)
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"], strict=False)
-    trainer = segmentation_trainer(options, folder.path, len(data.train), devices=1)
-    trainer.validate(module, datamodule=data, verbose=False)
-    report(options, tuned, module, folder, "spt eval", time.monotonic() - start)
-
-
 def report(
-    options: SegmentationOptions, tuned: Tuned, module: SegmentationModule, run: RunFolder, command: str, seconds: float
+    options: SegmentationOptions, tuned: Tuned, module: SegmentationModule, folder: Path, seconds: float
 ) -> None:
     """metrics.json and the table: mIoU of the last step, and what was spent."""
     arm, spent = options.method.name, count_trained(tuned.model, HEAD)
@@ -129,6 +142,6 @@ def report(
         Row(arm, "trained parameters beside the heads", [spent.trained]),
         Row(arm, "head parameters", [spent.head]),
     ]
-    metrics = Metrics("spt", command, [options.recipe.seed], seconds, rows, [], {"history": module.history})
-    metrics.write(run.path / "metrics.json")
+    metrics = Metrics("spt", [options.recipe.seed], seconds, rows, extra={"history": module.history})
+    metrics.write(folder / "metrics.json")
     print_metrics(metrics, f"{arm} on ADE20K with SETR-PUP")

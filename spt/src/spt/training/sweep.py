@@ -1,21 +1,65 @@
 """The 19 tasks of VTAB-1k one after the other: budget chosen on validation, result on test, group means beside the
-paper's."""
+paper's. What is finished is not done again.
 
-from __future__ import annotations
+`spt sweep --config spt/configs/vtab/supervised.yaml --config spt/configs/methods/spt_lora.yaml --data.root DIR
+--backbone.file FILE --budgets [400000,200000]`
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from paperkit.files.runs import RunFolder, write_atomic
+from paperkit.errors import UserError
+from paperkit.files.atomic import write_atomic
+from paperkit.files.runs import RunFolder, process_rank
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import table
+from spt.training import lists
 from spt.training.image_lists import VTAB
-from spt.training.lists import RealOptions, train_run
+from spt.training.lists import ListOptions, read_options, train_run
 
 GROUPS = ("Natural", "Specialized", "Structured")
+
+
+# --- the engine --------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: Any) -> None:
+    """The options of a run on lists of images, and the sweep's own."""
+    lists.add_arguments(parser)
+    parser.add_argument("--tasks", type=list[str], default=list(VTAB), help="tasks, in this order")
+    parser.add_argument(
+        "--budgets", type=list[int], default=[], help="budgets to choose among (default: the method's one)"
+    )
+
+
+def check(options: Any, run: RunFolder | None) -> None:
+    """Refuses unknown tasks and savings that cannot be."""
+    if unknown := [task for task in options.tasks if task not in VTAB]:
+        raise UserError(f"no VTAB-1k task {unknown[0]!r}; there are {', '.join(VTAB)}")
+    lists.check(options, run)
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> None:
+    """Runs what is not there yet and prints the table."""
+    given = read_options(options)
+    results = sweep(given, run.path, options.tasks, options.budgets or [given.method.budget])
+    print_sweep(results, given.method.structured_type)
+
+
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """A sweep has no weights of its own."""
+    where = run.path if run else "RUN"
+    raise UserError(f"a sweep is many runs; evaluate one of them: `spt eval --ckpt {where}/TASK/test-BUDGET`")
+
+
+figures = lists.figures
+
+
+# --- the runs ----------------------------------------------------------------------------------------------------
 
 
 def published() -> dict:
@@ -24,9 +68,9 @@ def published() -> dict:
 
 
 def sweep(
-    options: RealOptions, folder: Path, tasks: Sequence[str], budgets: Sequence[int]
+    options: ListOptions, folder: Path, tasks: Sequence[str], budgets: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """Runs every task; what is finished is not done again, what was cut off goes on where it stopped.
+    """Runs every task; what was cut off goes on where it stopped.
 
     Args:
         budgets: tried on val200, the best one is used for the final run; with a single one nothing is chosen.
@@ -47,8 +91,8 @@ def sweep(
     return results
 
 
-def _one(options: RealOptions, folder: Path, task: str, budget: int, final: bool) -> Metrics:
-    """One run of the sweep in its own run folder, resumed or read when it is there."""
+def _one(options: ListOptions, folder: Path, task: str, budget: int, final: bool) -> Metrics:
+    """One run of the sweep in its own run folder, continued or read when it is there."""
     name = f"{'test' if final else 'val'}-{budget}"
     path = folder / task / name
     exists = (path / "started").is_file()
@@ -61,8 +105,12 @@ def _one(options: RealOptions, folder: Path, task: str, budget: int, final: bool
         method=replace(options.method, budget=budget),
     )
     with run.lock():
-        run.write_config(asdict(here))
-        return train_run(here, run, resume=exists, command="spt sweep")
+        if process_rank() == 0:
+            run.write_config({"engine": "lists", **asdict(here)})
+        metrics = train_run(here, run, resume=exists)
+        if process_rank() == 0:
+            run.mark_finished()
+        return metrics
 
 
 def group_means(accuracy: Mapping[str, float]) -> list[float | None]:

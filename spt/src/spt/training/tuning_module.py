@@ -1,7 +1,5 @@
 """Tuning on real data: one LightningModule from top to bottom."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from paperkit.errors import UserError
+from paperkit.training import optim
 from spt.method.tuning import optimizer_groups
 from spt.training.recipe import RecipeOptions
 
@@ -23,7 +22,7 @@ class TuningModule(pl.LightningModule):
     Checkpoints hold the trained tensors only: the backbone is on disk already.
 
     Args:
-        model: see :func:`spt.training.methods.prepare_method`.
+        model: see `spt.training.methods.prepare_method`.
         recipe: optimiser and schedule.
         classes: of the task.
         sets: names of the evaluation sets, the main one first.
@@ -48,12 +47,12 @@ class TuningModule(pl.LightningModule):
         groups = [
             {k: v for k, v in g.items() if k != "names"} for g in optimizer_groups(self.model, self.recipe.weight_decay)
         ]
-        return torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(0.9, 0.999), eps=1e-8)
+        optimizer, self.schedule = optim.build(groups, self.recipe.optim(), 1, self.recipe.epochs)
+        return optimizer
 
-    def on_train_epoch_start(self) -> None:
-        """The learning rate of this epoch."""
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.recipe.lr_in(self.current_epoch)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The learning rate of this epoch; at each step, so that a run resumed with another rate takes it at once."""
+        self.schedule.advance(self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean cross entropy."""

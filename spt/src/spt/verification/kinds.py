@@ -1,4 +1,4 @@
-"""What each kind of reference file computes (``spt verify``)."""
+"""What each kind of reference file computes (`spt verify`): the same code that users run, on the file's inputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from paperkit.errors import UserError
 from paperkit.files.weights import load_strict
+from paperkit.training import optim
 from paperkit.verification.reference_file import ReferenceFile
-from paperkit.verification.verify import Check, Kind, Tolerance, run
+from paperkit.verification.verify import Check, Kind, Tolerance
 from spt.method.allocation import Rule, Selection, rank_scalars
 from spt.method.budget import official_selections, sweep, sweep_taus
 from spt.method.candidates import OPERATIONS, find_candidates
@@ -26,7 +27,7 @@ from spt.method.tuning import Placement, apply_selection
 from spt.models.backbones import npz_to_state
 from spt.models.official_keys import our_key, released_key
 from spt.models.selection_file import ALLOWED, check_content, flags, operation_name
-from spt.training.schedule import released_lr
+from spt.training.recipe import RecipeOptions
 from spt.verification.models import (
     SIZES,
     VIT_OPTIONS,
@@ -36,6 +37,9 @@ from spt.verification.models import (
     compute_train_steps,
     compute_vit_spt,
 )
+
+# Selection files hold numpy scalars, which `spt verify` reads by torch's own safe reader with these classes allowed.
+torch.serialization.add_safe_globals(list(ALLOWED))
 
 
 def _sensitivity(file: ReferenceFile) -> dict[str, Tensor]:
@@ -170,10 +174,14 @@ def _lr_schedule(file: ReferenceFile) -> dict[str, Tensor]:
     if c["sched"] != "cosine" or c.get("lr_noise") is not None or c.get("lr_cycle_limit", 1) != 1:
         raise UserError("only the cosine schedule without noise or cycles is in the paper's recipes")
     options = {key: c[key] for key in ("epochs", "lr", "min_lr", "warmup_lr", "warmup_epochs")}
-    count = file.outputs["lr_used_in_epoch"].numel()
-    return {
-        "out.lr_used_in_epoch": torch.tensor([released_lr(e, **options) for e in range(count)], dtype=torch.float64)
-    }
+    recipe = RecipeOptions(**options)
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]}]
+    optimizer, schedule = optim.build(groups, recipe.optim(), 1, recipe.epochs)
+    rates = []
+    for epoch in range(file.outputs["lr_used_in_epoch"].numel()):
+        schedule.advance(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return {"out.lr_used_in_epoch": torch.tensor(rates, dtype=torch.float64)}
 
 
 def _param_req(file: ReferenceFile) -> dict[str, Any]:
@@ -338,15 +346,3 @@ KINDS: dict[str, Kind] = {
     "param_req": Kind(_param_req, 0.0),
     "summary": Kind(_summary, 0.0),
 }
-
-
-def verify(files: list[str], rtol: float | None = None) -> int:
-    """Recomputes reference files, one line per tensor; 0 when all agree. Selection files hold numpy scalars, read
-    safely."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.serialization.safe_globals(list(ALLOWED)):
-            return run(files, KINDS, rtol)
-    finally:
-        torch.set_num_threads(threads)
