@@ -19,7 +19,7 @@ help:  ## this list
 	@echo '  make demo              every paper'"'"'s embedded experiment, then one page with tables and figures: report.html'
 	@echo '  make test              the tests of shared and of every paper, each in its own environment, with a closing table'
 	@echo '  make lint              ruff, types, repeated blocks'
-	@echo '  make clean             remove every environment, every run and the report'
+	@echo '  make clean             remove every environment, every run, the tools and the report'
 	@echo '  .ci/run                lint, then test: what continuous integration runs'
 	@for p in $(PAPERS); do \
 	  sed -n 's/^description = "\(.*\)"/\n\1/p' $$p/pyproject.toml; \
@@ -28,14 +28,14 @@ help:  ## this list
 	  printf '  make %-18sits tests\n' $$p-test; \
 	  printf '  make %-18sspeed and memory against the baselines, as ratios of one run\n' $$p-bench; \
 	  printf '  make %-18sits environment, %s/.venv (PYTHON=python3.12 names the interpreter)\n' $$p-setup $$p; \
-	  printf '  make %-18sremove its environment and its runs\n' $$p-clean; \
+	  printf '  make %-18sremove its environment, its runs and all else that it left\n' $$p-clean; \
 	done
 	@echo
 	@echo 'paperkit, the common kit in shared/'
 	@echo '  make shared-test       its tests'
 	@echo '  make shared-bench      what each saving of the survey on efficient training is worth here'
 	@echo '  make shared-setup      its environment, shared/.venv'
-	@echo '  make shared-clean      remove its environment'
+	@echo '  make shared-clean      remove its environment and what its bench wrote'
 
 # --- environments ------------------------------------------------------------------------------------------------
 # The stamp is newer than everything that decides what is installed; a call that finds it so does nothing. An interpreter
@@ -69,11 +69,10 @@ shared-bench: shared/.venv/.ready
 $(PROJECTS:%=%-test): %-test: %/.venv/.ready
 	@$(PYTHON) scripts/run_tests.py $* -- $(ARGS)
 
-$(PAPERS:%=%-clean): %-clean:
-	rm -rf $*/.venv runs/$*
-
-shared-clean:
-	rm -rf shared/.venv runs/paperkit-bench
+# What a project leaves: its environment, what its verbs wrote (runs/<project>/<verb or name>), and what the tools keep.
+$(PROJECTS:%=%-clean): %-clean:
+	rm -rf $*/.venv $*/build $*/src/*.egg-info .mypy_cache/$* runs/$*
+	find $* -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the whole repository ----------------------------------------------------------------------------------------
 
@@ -87,4 +86,4 @@ lint:
 	@bash scripts/lint.sh '$(PYTHON)' $(PROJECTS)
 
 clean: $(PROJECTS:%=%-clean)
-	rm -rf .tools runs report.html
+	rm -rf .tools .mypy_cache .ruff_cache .pytest_cache runs report.html

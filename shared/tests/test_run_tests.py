@@ -70,7 +70,7 @@ def run_tests(tree: Path, *arguments: str) -> tuple[int, str, dict[str, list[str
         capture_output=True,
         text=True,
     )
-    table = result.stdout.rpartition("\nproject ")[2].splitlines()[1:-2]
+    table = result.stdout.rpartition("\nproject ")[2].splitlines()[1:-3]
     return result.returncode, result.stdout, {line.split()[0]: line.split()[1:] for line in table}
 
 
@@ -103,11 +103,24 @@ def test_goes_on_past_every_kind_of_failure(tree: Path) -> None:
     assert code == 1
     assert [name for name, words in table.items() if words[1] == "0"] == ["good"]
     assert table["failing"][:3] == ["0", "1", "0"]
-    assert " ".join(table["unmade"][4:]) == "its environment could not be made"
-    assert " ".join(table["dying"][4:]) == "pytest wrote no report"
-    assert " ".join(table["empty"][4:]) == "no test ran"
-    assert " ".join(table["late"][4:]) == "pytest ended with exit code 9"
+    assert " ".join(table["unmade"][5:]) == "its environment could not be made"
+    assert " ".join(table["dying"][5:]) == "pytest wrote no report"
+    assert " ".join(table["empty"][5:]) == "no test ran"
+    assert " ".join(table["late"][5:]) == "pytest ended with exit code 9"
     assert output.endswith("\n2 passed, 6 failed\n")
+
+
+def test_setup_and_tests_are_timed_apart(tree: Path) -> None:
+    (tree / "Makefile").write_text("%-setup:\n\t@sleep 2\n")
+    project(tree, "one", PASSES)
+    project(tree, "two", PASSES + "import time\ndef test_two(): time.sleep(3)\n")
+    _, output, table = run_tests(tree, "one", "two")
+    header = output.rpartition("\nproject ")[2].splitlines()[0]
+    assert header.endswith("set-up s  tests s")
+    times = {name: [int(word) for word in words[3:]] for name, words in table.items()}
+    assert times["one"][0] >= 2 and times["two"][0] >= 2 and times["two"][1] >= 3
+    sums = re.search(r"^together +(\d+) +(\d+)$", output, re.MULTILINE)
+    assert sums and int(sums[1]) >= 4 and abs(int(sums[2]) - times["one"][1] - times["two"][1]) <= 1  # rounded apart
 
 
 def test_arguments_reach_pytest(tree: Path) -> None:
