@@ -1,20 +1,28 @@
-"""Short runs of the three engines on made data, and the command: in this process or in one of its own."""
+"""Short runs of the three engines on made data, what must hold of each, and the command itself."""
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
-from litv2.cli import VERBS
-from litv2.training.segmentation import read_config
-from paperkit.command.cli import main
+from litv2.cli import DESCRIPTION, ENGINES, VERBS
+from litv2.training.openmmlab import read_config
+from litv2.training.segmentation import changed
+from paperkit.command import engines
+from paperkit.command.cli import make_parser
+from paperkit.files.weights import read_weights
 from paperkit.testing.made_images import make_image_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -27,8 +35,8 @@ SMALL_SEGMENTER = ["model.backbone.embed_dim=16", "model.backbone.depths=[1,1,2,
 
 def here(*words: str | Path) -> int:
     """The verb in this process (no import to pay again); its exit code."""
-    os.environ.pop("PAPERKIT_RUN", None)
-    return main("litv2", "LITv2", VERBS, [str(word) for word in words])
+    argv = [str(word) for word in words]
+    return engines.main("litv2", DESCRIPTION, ENGINES, VERBS, "litv2.verification.kinds", argv)
 
 
 def launch(words: list[str], cwd: Path, code: int, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -52,6 +60,15 @@ def killed(patch: str, *words: str | Path, cwd: Path) -> None:
     arguments = ["litv2", *map(str, words)]
     script = f"import os, signal, sys\n{patch}\nfrom litv2.cli import main\nsys.argv = {arguments!r}\nmain()\n"
     launch([sys.executable, "-c", script], cwd, code=-9)
+
+
+def options_of(engine: ModuleType, config: Path) -> Any:
+    """What a config file gives to an engine."""
+    parser = make_parser("litv2 train")
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--engine", type=str)
+    engine.add_arguments(parser)
+    return parser.instantiate_classes(parser.parse_args(["--config", str(config)]))
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -98,7 +115,7 @@ def make_ade20k(root: Path, count: int = 3) -> Path:
 
 def small_segmentation(name: str, root: Path, *more: str) -> Any:
     """A config of the paper on 64-pixel crops: four iterations, a checkpoint after every second."""
-    config = read_config(str(CONFIGS / "ade20k" / name), [*SMALL_SEGMENTER, f"data_root={root}", *more])
+    config = changed(read_config(str(CONFIGS / "ade20k" / name)), [*SMALL_SEGMENTER, f"data_root={root}", *more])
     config.train_pipeline = None
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         config[loader].num_workers = 0
@@ -126,11 +143,11 @@ def write_images(folder: Path) -> Path:
     return write_yaml(folder / "images.yaml", content)
 
 
-def write_detection(folder: Path, name: str = "retinanet_litv2_s_ws2") -> Path:
-    """Four steps in two epochs on a made COCO folder."""
+def write_detection(folder: Path, name: str = "retinanet_litv2_s_ws2", count: int = 4, epochs: int = 2) -> Path:
+    """Two steps an epoch on a made COCO folder."""
     content = yaml.safe_load((CONFIGS / "coco" / f"{name}.yaml").read_text())
-    content["detection"].update(weights=None, min_size=64, max_size=96, epochs=2, options=SHRINK)
-    content["data"].update(root=str(make_coco(folder / "coco")), num_workers=0, batch_size=2)
+    content["detection"].update(weights=None, min_size=64, max_size=96, epochs=epochs, options=SHRINK)
+    content["data"].update(root=str(make_coco(folder / "coco", count)), num_workers=0, batch_size=2)
     content["trainer"] = dict(accelerator="cpu", devices=1, enable_progress_bar=False)
     content["save_every"] = 1
     return write_yaml(folder / "detection.yaml", content)
@@ -146,3 +163,100 @@ def write_segmentation(folder: Path) -> Path:
 def write_yaml(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+class World:
+    """One engine's data, config, and a run that nobody interrupted; four steps in two epochs."""
+
+    def __init__(
+        self, folder: Path, config: Path, kill: str, weights: str, root_option: str, lacking: str, diverge: list[str]
+    ) -> None:
+        self.folder, self.config, self.kill, self.file = folder, config, kill, weights
+        self.root_option, self.lacking, self.diverge = root_option, lacking, diverge
+        torch.set_num_threads(1)
+        assert self.train("--name", "whole") == 0
+
+    def train(self, *words: str | Path, root: Path | None = None) -> int:
+        """The engine's command on this config; its exit code."""
+        return here("train", "--config", self.config, "--root", root or self.folder / "runs", *words)
+
+    def run(self, name: str) -> Path:
+        """A run's folder."""
+        return self.folder / "runs" / "litv2" / name
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """The last weights of a run."""
+        path = self.run(name) / self.file
+        if path.suffix == ".pth":  # mmengine's files hold its log beside the weights
+            return torch.load(path, weights_only=False)["state_dict"]
+        return read_weights(path)
+
+
+class EngineCases:
+    """What must hold of every engine; a test file of one engine has a class with this one as its base, and `world`."""
+
+    def test_killed_and_resumed_gives_the_same_bits(self, world: World) -> None:
+        """Killed in the middle of the second epoch."""
+        words = ["--config", world.config, "--root", world.folder / "runs", "--name", "cut"]
+        killed(world.kill, "train", *words, cwd=world.folder)
+        assert not (world.run("cut") / "finished").exists()
+        torch.rand(7)  # another random state than the killed process had
+        assert here("train", "--resume", world.run("cut")) == 0
+        assert (world.run("cut") / "finished").exists()
+        whole, cut = world.weights("whole"), world.weights("cut")
+        assert whole.keys() == cut.keys() and all(torch.equal(value, cut[key]) for key, value in whole.items())
+
+    def test_full_disk_is_one_line_and_costs_nothing(
+        self, world: World, full_disk: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert world.train("--name", "full") == 1
+        error = one_line(capsys)
+        assert error.startswith("error: cannot write") and "File too large" in error
+        assert not list(world.run("full").rglob("*.tmp-*")) and not (world.run("full") / "finished").exists()
+
+    def test_a_loss_that_is_no_number_is_one_line(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+        assert world.train("--name", "nan", *world.diverge) == 1
+        error = one_line(capsys)
+        assert "not finite at" in error and "last good checkpoint: " in error
+
+    def test_missing_data_are_one_line(self, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        nowhere = tmp_path / "nowhere"
+        option = world.root_option.format(nowhere).split(" ")
+        assert world.train("--name", "none", *option, root=tmp_path / "runs") == 1
+        error = one_line(capsys)
+        assert str(nowhere) in error and world.lacking in error
+
+    def test_a_run_belongs_to_its_engine(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+        assert here("train", "--resume", world.run("whole")) == 1
+        assert "is finished" in one_line(capsys)
+        assert here("eval", "--ckpt", world.run("whole"), "--engine", "digits") == 1
+        assert "--engine digits asks for digits" in one_line(capsys)
+
+
+LIGHTNING = """
+from litv2.training.{module} import {name} as training
+step = training.training_step
+def die_or_step(self, batch, index):
+    if self.trainer.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, index)
+training.training_step = die_or_step
+"""
+MMENGINE = """
+from litv2.training.openmmlab import SeedIteration as hook
+start = hook.before_train_iter
+def die_or_start(self, runner, *rest, **more):
+    if runner.iter == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start(self, runner, *rest, **more)
+hook.before_train_iter = die_or_start
+"""
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond 200 kB, which a write notices as it notices a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

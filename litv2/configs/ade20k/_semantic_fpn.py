@@ -1,5 +1,5 @@
 # What the three Semantic FPN configs share (section 4.3 of the paper): ADE20K, 80k iterations, batch 16.
-custom_imports = dict(imports=["litv2.models.segmenter"], allow_failed_imports=False)
+custom_imports = dict(imports=["litv2.models.segmenter", "litv2.training.openmmlab"], allow_failed_imports=False)
 default_scope = "mmseg"
 seed = 0
 randomness = dict(seed=seed)  # the initial weights; without it mmengine draws a seed of its own

@@ -10,7 +10,7 @@ from paperkit.command.cli import make_parser
 def test_quick_layers_are_written(tmp_path: Path) -> None:
     parser = make_parser("litv2 bench")
     bench.add_arguments(parser)
-    words = ["--quick", "--parts", '["layers"]', "--out", str(tmp_path)]
+    words = ["--quick", "--parts", '["layers"]', "--output", str(tmp_path)]
     assert bench.run(parser.parse_args(words)) == 0
     content = json.loads((tmp_path / "bench.json").read_text())
     assert {row["side"] for row in content["layers"]} == {14, 28} and content["machine"]["threads"] >= 1

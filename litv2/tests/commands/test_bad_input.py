@@ -9,6 +9,8 @@ from PIL import Image
 from litv2.models.classifier import LITv2
 
 SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=2)  # head width 32, as published
+IMAGES, DETECTION = (["train", "--config", f"{name}.yaml"] for name in ("images", "detection"))
+PREDICT = ["predict", "image.png", "--ckpt", "half"]
 SIZES = "embed_dim: 64, depths: [1, 1, 1, 1], num_heads: [2, 4, 8, 16]"
 
 
@@ -25,27 +27,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "images.yaml", "--network.options", "{alpha: 1.5}"], "alpha 1.5 is outside [0, 1]"),
-        (["train", "images.yaml", "--network.options", "{alfa: 0.5}"], "network.options"),
-        (["train", "images.yaml", "--network.weights", "half/model.safetensors", "--network.options", f"{{{SIZES}}}"],
+        ([*IMAGES, "--network.options", "{alpha: 1.5}"], "alpha 1.5 is outside [0, 1]"),
+        ([*IMAGES, "--network.options", "{alfa: 0.5}"], "network.options"),
+        ([*IMAGES, "--network.weights", "half/model.safetensors", "--network.options", f"{{{SIZES}}}"],
          "they were trained with alpha 0.5; build the model with alpha=0.5"),
-        (["train", "images.yaml", "--network.weights", "half/model.safetensors", "--network.options",
+        ([*IMAGES, "--network.weights", "half/model.safetensors", "--network.options",
           f"{{{SIZES}, alpha: 0.5, local_ws: [0, 0, 2, 2]}}"], "window 1 (plain attention) and larger windows"),
-        (["train", "images.yaml", "--network.options", "{local_ws: [0, 0, 9, 1]}"],
+        ([*IMAGES, "--network.options", "{local_ws: [0, 0, 9, 1]}"],
          "window 9 of stage 3 is larger than its grid of 4 x 4 tokens"),
-        (["train", "images.yaml", "--network.weights", "litv2_s.pth"], "put the authors' file litv2_s.pth there"),
-        (["train", "images.yaml", "--data.input_size", "16"], "image of 16 x 16 px; the smallest is 32 x 32"),
-        (["train", "images.yaml", "--network.name", "litv3"], "no architecture 'litv3'; there are litv2_s"),
-        (["train", "detection.yaml", "--data.categories", "[cat, bird]"], "has no category bird; it has cat, dog"),
-        (["train", "detection.yaml", "--detection.window", "1"], "window 1: stage 3 takes 2 or more"),
-        (["predict", "half", "image.png", "--size", "16"], "--size 16: the smallest image is 32 x 32 px"),
-        (["predict", "half", "image.png", "--window", "20"], "window 20 is larger than the grid of 14 x 14 tokens"),
-        (["predict", "half", "image.png", "--window", "1"], "window 1: 1 is plain attention"),
-        (["predict", "half", "image.png", "--window", "wide"], "--window wide: give a number from 2 on, or auto"),
-        (["predict", "half", "nowhere.png"], "cannot read an image"),
+        ([*IMAGES, "--network.weights", "litv2_s.pth"], "put the authors' file litv2_s.pth there"),
+        ([*IMAGES, "--data.input_size", "16"], "image of 16 x 16 px; the smallest is 32 x 32"),
+        ([*IMAGES, "--network.name", "litv3"], "no architecture 'litv3'; there are litv2_s"),
+        ([*DETECTION, "--data.categories", "[cat, bird]"], "has no category bird; it has cat, dog"),
+        ([*DETECTION, "--detection.window", "1"], "window 1: stage 3 takes 2 or more"),
+        ([*PREDICT, "--size", "16"], "--size 16: the smallest image is 32 x 32 px"),
+        ([*PREDICT, "--window", "20"], "window 20 is larger than the grid of 14 x 14 tokens"),
+        ([*PREDICT, "--window", "1"], "window 1: 1 is plain attention"),
+        ([*PREDICT, "--window", "wide"], "--window wide: give a number from 2 on, or auto"),
+        (["predict", "nowhere.png", "--ckpt", "half"], "cannot read image nowhere.png"),
         (["convert", "half/model.safetensors", "other", "--alpha", "0.9"], "build the model with alpha=0.5"),
-        (["export", "half", "m.tflite"], "must end in .onnx or .pt2"),
-        (["export", "nowhere", "m.onnx"], "nowhere"),
+        (["export", "--ckpt", "nowhere"], "nowhere"),
         (["bench", "--protocol"], "no CUDA device"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -64,6 +65,6 @@ def test_another_window_says_what_it_changes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    assert here("predict", "half", "image.png", "--window", "auto") == 0
+    assert here("predict", "image.png", "--ckpt", "half", "--window", "auto") == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("window stage 3: 7; logits change by ") and second.startswith("image.png: class ")

@@ -42,12 +42,12 @@ def test_figures_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[s
     LITv2(**SMALL).save_pretrained(tmp_path / "m")
     pixels = np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "i.png")
-    common = ["figures", tmp_path / "m", "--image", tmp_path / "i.png", "--size", "96"]
+    common = ["figures", tmp_path / "m", "--engine", "images", "--image", tmp_path / "i.png", "--size", "96"]
     assert here(*common, "--cell", "[1, 2]") == 0
     names = [Path(line).name for line in capsys.readouterr().out.split()]
     assert names == ["frequency_maps.png", "attention_maps.png", "sampling_places.png"]
     assert all((tmp_path / "m" / "figures" / name).stat().st_size > 5000 for name in names)
     assert here(*common, "--cell", "[3, 0]") == 1
     assert "outside the last map of 3 x 3" in one_line(capsys)
-    assert here("figures", tmp_path / "m") == 1
+    assert here("figures", tmp_path / "m", "--engine", "images") == 1
     assert "its figures need --image FILE" in one_line(capsys)

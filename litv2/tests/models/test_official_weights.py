@@ -7,7 +7,8 @@ import pytest
 import torch
 from made import CONFIGS, here, make_ade20k, make_coco, one_line
 
-from litv2.method.window_choice import cheapest_window, set_window
+from litv2.deployment.window_choice import set_window
+from litv2.method.hilo import cheapest_window
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.classifier import LITv2
 from litv2.models.conversion import load_classifier, to_folder, to_released
@@ -17,6 +18,8 @@ from paperkit.errors import UserError
 from paperkit.testing.made_images import make_image_folder
 
 SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=5)  # head width 32, as published
+
+TRAIN = ["train", "--config"]
 
 
 def save(model: torch.nn.Module, path: Path, **beside: object) -> Path:
@@ -151,17 +154,17 @@ def bad_files(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     "words",
-    [["convert", "FILE", "folder"], ["export", "FILE", "m.onnx"], ["predict", "FILE", "image.png"],
+    [["convert", "FILE", "folder"], ["export", "--ckpt", "FILE"], ["predict", "image.png", "--ckpt", "FILE"],
      ["eval", "--ckpt", "FILE", "--config", str(CONFIGS / "imagenet" / "litv2_s.yaml")],
-     ["train", str(CONFIGS / "imagenet" / "litv2_s.yaml"), "--network.weights", "FILE", "--data.root", "images",
+     [*TRAIN, str(CONFIGS / "imagenet" / "litv2_s.yaml"), "--network.weights", "FILE", "--data.root", "images",
       "--data.num_classes", "2", "--trainer.precision", "32-true"],
-     ["train", str(CONFIGS / "coco" / "retinanet_litv2_s_ws2.yaml"), "--detection.weights", "FILE", "--data.root",
+     [*TRAIN, str(CONFIGS / "coco" / "retinanet_litv2_s_ws2.yaml"), "--detection.weights", "FILE", "--data.root",
       "coco", "--trainer.precision", "32-true"],
-     ["train", str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade",
+     [*TRAIN, str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade",
       "model.backbone.pretrained=FILE"],
-     ["train", str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade", "load_from=FILE",
+     [*TRAIN, str(CONFIGS / "ade20k" / "semantic_fpn_litv2_s.py"), "--cfg-options", "data_root=ade", "load_from=FILE",
       "model.backbone.pretrained=None"]],
-    ids=lambda words: f"{words[0]}-{Path(words[1]).stem}-{words[-1].partition('=')[0]}",
+    ids=lambda words: f"{words[0]}-{Path(words[2]).stem}-{words[-1].partition('=')[0]}",
 )  # fmt: skip
 def test_every_door_refuses_bad_files(
     words: list[str],

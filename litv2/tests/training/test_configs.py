@@ -7,14 +7,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from made import SHRINK, command
+from made import SHRINK, command, options_of
 from torch import Tensor
 
 from litv2.models.classifier import LITv2
 from litv2.models.pyramid import architecture
-from litv2.training.images import build_classifier, train
-from litv2.training.recipe import OfficialSchedule, Recipe, learning_rate, make_optimizer, rates
-from litv2.training.train_images import build_parser
+from litv2.training import images
+from litv2.training.recipe import Recipe, make_optimizer, parameter_groups
 from paperkit.data.images import ImageData
 from paperkit.files.runs import RunFolder
 from paperkit.testing.made_images import make_cifar, make_image_folder
@@ -46,22 +45,15 @@ def test_one_step(path: Path, tmp_path: Path) -> None:
     content["recipe"]["epochs"], content["recipe"]["warmup_epochs"] = 1, 0
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump(content))
-    parser = build_parser("litv2 train")
-    arguments = parser.parse_args(["--config", str(small)])
-    made = parser.instantiate_classes(arguments)
     run = RunFolder.create(tmp_path / "runs", "litv2", "one")
-    training = train(
-        run, made.network, made.recipe, made.mixing, made.data, vars(arguments.trainer), 0, 1000, resume=False
-    )
+    training = images.train(run, options_of(images, small), resuming=False)
     assert training.trainer.global_step == 1
     assert (run.path / "model" / "model.safetensors").is_file() and (run.path / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
 def test_recipe_of_the_specification(path: Path) -> None:
-    parser = build_parser("litv2 train")
-    arguments = parser.parse_args(["--config", str(path)])
-    made = parser.instantiate_classes(arguments)
+    made = options_of(images, path)
     fine = path.stem == "litv2_b_384"
     recipe = made.recipe.scaled(1024)
     expected = (4e-5, 4e-8, 4e-7, 1e-8, 30, 5) if fine else (1e-3, 1e-6, 1e-5, 0.05, 300, 20)
@@ -74,41 +66,28 @@ def test_recipe_of_the_specification(path: Path) -> None:
         0.5,
         0.1,
     )
-    assert arguments.trainer.gradient_clip_val == 5 and made.data.batch_size == 128
+    assert made.trainer.gradient_clip_val == 5 and made.data.batch_size == 128
     assert made.data.input_size == (384 if fine else 224)
     resize = made.data.eval_transform.transforms[0].size  # straight to 384 x 384, or the shorter side to 256
     assert tuple(resize) == (384, 384) if fine else resize in (256, [256])
     with torch.device("meta"):
-        model = build_classifier(
+        model = images.build_classifier(
             type(made.network)(made.network.name, made.network.options), 1000, made.data.input_size
         )
     if not made.network.options and made.network.name in PARAMETERS:
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[made.network.name]
-    groups = {group["name"]: group for group in make_optimizer(model, recipe).param_groups}
-    assert len(groups["offset"]["params"]) == 3 and groups["offset"]["base_lr"] == pytest.approx(recipe.lr / 100)
+    groups = {group["name"]: group for group in parameter_groups(model, recipe)}
+    assert len(groups["offset"]["params"]) == 3 and groups["offset"]["lr"] == pytest.approx(recipe.lr / 100)
     tables = sum(name.endswith("bias_table") for name, _ in model.named_parameters())
     assert groups["no_decay"]["weight_decay"] == 0
     assert sum(p.ndim > 1 for p in groups["no_decay"]["params"]) == tables
-    rate = [learning_rate(recipe.lr, recipe, t, 1251) for t in (0, recipe.warmup_epochs * 1251, recipe.epochs * 1251)]
-    top = (
-        recipe.min_lr + (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * recipe.warmup_epochs / recipe.epochs)) / 2
-    )
-    assert rate == pytest.approx([recipe.warmup_lr, top, recipe.min_lr])
-
-
-def test_schedule_state_resumes() -> None:
-    model = LITv2(**SHRINK, num_classes=2)
-    arguments = build_parser("litv2 train").parse_args(["--config", str(IMAGES[-1])])
-    recipe = build_parser("litv2 train").instantiate_classes(arguments).recipe
-    optimizer = make_optimizer(model, recipe)
-    schedule = OfficialSchedule(optimizer, recipe, 10)
-    for _ in range(7):
-        schedule.step()
-    again = OfficialSchedule(make_optimizer(model, recipe), recipe, 10)
-    again.load_state_dict(schedule.state_dict())
-    schedule.step()
-    again.step()
-    assert list(rates(again.optimizer)) == list(rates(optimizer))
+    optimizer, schedule = make_optimizer(model, recipe, 1251)
+    for done, share in ((1, None), (recipe.warmup_epochs * 1251 + 1, recipe.warmup_epochs / recipe.epochs), (10**9, 1)):
+        schedule.advance(done)
+        for group in optimizer.param_groups:
+            top = groups[group["name"]]["lr"]
+            cosine = recipe.min_lr + (top - recipe.min_lr) * (1 + math.cos(math.pi * (share or 0))) / 2
+            assert group["lr"] == pytest.approx(recipe.warmup_lr if share is None else cosine)
 
 
 def test_two_processes_train_as_by_hand(tmp_path: Path) -> None:
@@ -123,7 +102,7 @@ def test_two_processes_train_as_by_hand(tmp_path: Path) -> None:
         "--recipe.epochs": "2", "--recipe.warmup_epochs": "0", "--recipe.lr": "0.1",
         "--network.options": str({**SHRINK, "drop_path_rate": 0.0}), "--trainer.accelerator": "cpu",
         "--trainer.devices": "2", "--trainer.strategy": "ddp", "--trainer.enable_progress_bar": "false",
-        "--root": str(tmp_path / "runs"), "--name": "two",
+        "--root": str(tmp_path / "runs"), "--name": "two", "--engine": "images",
     }  # fmt: skip
     command("train", *(word for pair in words.items() for word in pair), cwd=tmp_path)
     trained = LITv2.from_pretrained(tmp_path / "runs" / "litv2" / "two" / "model").state_dict()
@@ -144,8 +123,8 @@ def by_hand(root: Path, ranks: tuple[int, int]) -> dict[str, Tensor]:
     options = {**architecture("litv2_s"), **SHRINK, "drop_path_rate": 0.0, "num_classes": 2, "img_size": 64}
     network = LITv2(**options)
     recipe = Recipe(lr=0.1, epochs=2, warmup_epochs=0).scaled(4)  # peak 8e-4
-    optimizer = make_optimizer(network, recipe)
-    schedule = OfficialSchedule(optimizer, recipe, 4)
+    optimizer, schedule = make_optimizer(network, recipe, 4)
+    done = 0
     parts = [ImageData(str(root), num_classes=2, batch_size=2, num_workers=0, input_size=64) for _ in ranks]
     for rank, part in zip(ranks, parts, strict=True):
         part._rank_and_world = lambda rank=rank: (rank, 2)  # type: ignore[method-assign]
@@ -157,11 +136,12 @@ def by_hand(root: Path, ranks: tuple[int, int]) -> dict[str, Tensor]:
             loader.sampler.set_epoch(epoch)
         for batches in zip(*loaders, strict=True):
             optimizer.zero_grad()
-            for rank, (images, labels) in enumerate(batches):
+            for rank, (pictures, labels) in enumerate(batches):
                 buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-                (classification_loss(network(images), labels, 0.1) / 2).backward()
+                (classification_loss(network(pictures), labels, 0.1) / 2).backward()
                 if rank:
                     network.load_state_dict(buffers, strict=False)
             optimizer.step()
-            schedule.step()
+            done += 1
+            schedule.advance(done)
     return network.state_dict()

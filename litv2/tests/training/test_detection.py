@@ -1,53 +1,70 @@
 """RetinaNet and Mask R-CNN on a made folder of COCO's layout; released backbones; bad input."""
 
-import json
 from pathlib import Path
 
-import made as made_runs
+import made
 import pytest
 import torch
-import yaml
-from made import make_coco
+from made import (  # noqa: F401
+    LIGHTNING,
+    EngineCases,
+    World,
+    full_disk,
+    here,
+    make_coco,
+    options_of,
+    write_detection,
+)
 
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.detectors import build_detector, load_backbone
+from litv2.training import detection
 from litv2.training.coco import CocoData, CocoImages, as_results, average_precision
 from litv2.training.detection import DetectionConfig, parameter_groups, rate_factor
-from litv2.training.train_detection import build_parser, train
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
+from paperkit.results.metrics import Metrics
 
-CONFIGS = sorted((made_runs.CONFIGS / "coco").glob("*.yaml"))
+CONFIGS = sorted((made.CONFIGS / "coco").glob("*.yaml"))
 SHRINK = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 
 
-@pytest.mark.parametrize("name", ["retinanet_litv2_s_ws2", "mask_rcnn_litv2_b_ws4"])
-def test_one_step_and_validation(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = yaml.safe_load((CONFIGS[0].parent / f"{name}.yaml").read_text())
-    shape = {key: list(value) if isinstance(value, tuple) else value for key, value in SHRINK.items()}
-    content["detection"].update(weights=None, min_size=96, max_size=128, epochs=1, options=shape)
-    content["data"].update(root=str(make_coco(tmp_path / "coco", count=2)), num_workers=0, batch_size=2)
-    content["trainer"] = dict(accelerator="cpu", devices=1, enable_progress_bar=False)
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
-    parser = build_parser("litv2 train")
-    arguments = parser.parse_args(["--config", str(tmp_path / "small.yaml")])
-    made = parser.instantiate_classes(arguments)
-    run = RunFolder.create(tmp_path / "runs", "litv2", "one")
-    training = train(run, made.detection, made.data, vars(arguments.trainer), 0, 1000, resume=False)
-    assert training.trainer.global_step == 1
-    metrics = json.loads((run.path / "metrics.json").read_text())
-    assert any(row["metric"] == "val/box_AP" for row in metrics["rows"])
-    run.write_config({key: vars(getattr(arguments, key)) for key in ("detection", "data")})
-    from litv2.commands.eval import evaluate_detection
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("detection")
+    kill = LIGHTNING.format(module="detection", name="DetectionTraining")
+    diverge = ["--detection.lr", "1e30"]
+    config = write_detection(folder)
+    return World(folder, config, kill, "detector.safetensors", "--data.root {}", "the data root must hold", diverge)
 
-    assert evaluate_detection(run.path, run.read_config()) == 0
-    assert "box AP" in capsys.readouterr().out
+
+class TestEngine(EngineCases):
+    """Of detection, with RetinaNet."""
+
+
+def test_a_run_evaluates_as_it_was_trained(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    file = world.run("whole") / "metrics.json"
+    trained = {row.metric: row.values for row in Metrics.read(file).rows}
+    assert here("eval", "--root", world.folder / "runs", "--ckpt", world.run("whole")) == 0
+    assert "val/box_AP" in capsys.readouterr().out
+    evaluated = {row.metric: row.values for row in Metrics.read(file).rows}
+    assert trained.keys() == evaluated.keys()
+    assert all(values == pytest.approx(evaluated[metric]) for metric, values in trained.items())
+
+
+def test_mask_rcnn_trains_one_step_and_is_judged(tmp_path: Path) -> None:
+    """The recipe of LITv2-B with window 4 and activation checkpointing."""
+    config = write_detection(tmp_path, "mask_rcnn_litv2_b_ws4", count=2, epochs=1)
+    run = RunFolder.create(tmp_path / "runs", "litv2", "one")
+    training = detection.train(run, options_of(detection, config), resuming=False)
+    assert training.trainer.global_step == 1
+    metrics = {row.metric for row in Metrics.read(run.path / "metrics.json").rows}
+    assert {"val/box_AP", "val/mask_AP"} <= metrics
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_recipe_of_the_specification(path: Path) -> None:
-    parser = build_parser("litv2 train")
-    config = parser.instantiate_classes(parser.parse_args(["--config", str(path)])).detection
+    config = options_of(detection, path).detection
     retina, large = "retinanet" in path.stem, "_b_" in path.stem
     assert isinstance(config, DetectionConfig) and config.lr == (1e-4 if retina else 2e-4)
     assert config.weight_decay == 1e-4 and config.epochs == 12 and config.grad_checkpointing == large

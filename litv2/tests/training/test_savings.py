@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path, name: str, *words: str) -> dict[str, Tensor]:
     """The last weights of a run of four steps at a rate that moves them."""
     common = ["--root", folder / "runs", "--recipe.lr", "0.1", "--recipe.warmup_epochs", "0"]
-    assert here("train", folder / "images.yaml", "--name", name, *common, *words) == 0
+    assert here("train", "--config", folder / "images.yaml", "--name", name, *common, *words) == 0
     return read_weights(folder / "runs" / "litv2" / name / "model" / "model.safetensors")
 
 
@@ -85,7 +85,7 @@ def test_the_average_is_what_is_kept(folder: Path, plain: dict[str, Tensor]) -> 
 )
 def test_refused(words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = folder / "refused" / "".join(words).replace("/", "")
-    assert here("train", folder / "images.yaml", "--root", root, *words) == 1
+    assert here("train", "--config", folder / "images.yaml", "--root", root, *words) == 1
     assert message in one_line(capsys)
     assert not (root / "litv2").exists(), "nothing is left behind"
 

@@ -1,53 +1,111 @@
 """Semantic FPN through mmsegmentation's own entry points, on a made folder of ADE20K's layout."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from made import CONFIGS, make_ade20k
-from made import small_segmentation as small
+from made import CONFIGS, MMENGINE, EngineCases, World, full_disk, here, one_line, write_segmentation  # noqa: F401
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
-from litv2.commands.eval import evaluate_segmentation
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.detectors import load_backbone
-from litv2.training.segmentation import main as train_main
-from litv2.training.segmentation import newest_whole, read_config, train
+from litv2.models.released import read_released
+from litv2.training.openmmlab import newest_whole, read_config, read_data, write_data
+from litv2.training.segmentation import changed
 from paperkit.errors import UserError
-from paperkit.files.runs import RunFolder
+from paperkit.results.metrics import Metrics
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=False)["state_dict"]
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("segmentation")
+    diverge = ["--cfg-options", "optim_wrapper.optimizer.lr=1e30"]
+    root = "--cfg-options data_root={}"
+    return World(folder, write_segmentation(folder), MMENGINE, "iter_4.pth", root, "the data root must hold", diverge)
 
 
-def test_trains_validates_and_resumes_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make_ade20k(tmp_path / "ade")
-    whole = RunFolder.create(tmp_path / "runs", "litv2", "whole")
-    runner = train(small("semantic_fpn_litv2_s.py", root), whole, resume=False)
-    assert "mIoU" in runner.message_hub.log_scalars or any("mIoU" in k for k in runner.message_hub.log_scalars)
-    cut = RunFolder.create(tmp_path / "runs", "litv2", "cut")
-    shutil.copy(whole.path / "iter_2.pth", cut.path / "iter_2.pth")
-    (cut.path / "iter_4.pth").write_bytes((whole.path / "iter_4.pth").read_bytes()[:1000])  # torn: must be passed over
-    assert newest_whole(cut.path).name == "iter_2.pth"
-    small("semantic_fpn_litv2_s.py", root).dump(str(whole.path / "segmentation.py"))
-    assert evaluate_segmentation(whole.path) == 0 and "mIoU" in capsys.readouterr().out
+class TestEngine(EngineCases):
+    """Of segmentation."""
+
+
+def test_a_run_evaluates(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here("eval", "--root", world.folder / "runs", "--ckpt", world.run("whole")) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert Metrics.read(world.run("whole") / "metrics.json").row("last", "mIoU").unit == "%"
+
+
+def test_a_torn_checkpoint_is_passed_over(world: World) -> None:
+    """The run goes on from the one before it, to the same weights."""
+    whole, torn = world.run("whole"), world.run("torn")
+    shutil.copytree(whole, torn)
+    (torn / "finished").unlink()
+    (torn / "iter_4.pth").write_bytes((whole / "iter_4.pth").read_bytes()[:1000])
+    assert newest_whole(torn) == torn / "iter_2.pth"
+    assert here("train", "--resume", torn) == 0
+    first, second, started = world.weights("whole"), world.weights("torn"), read_released(whole / "iter_2.pth")
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert any(not torch.equal(value, started[key]) for key, value in first.items())
+
+
+def test_a_runs_file_starts_a_detector(world: World) -> None:
     body = LITv2Backbone(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
-    load_backbone(body, whole.path / "iter_4.pth")  # a run's file starts a detector as a released one does
-    assert torch.equal(body.norm3.weight, weights(whole.path / "iter_4.pth")["backbone.norm3.weight"])
-    torch.rand(7)  # another random state
-    train(small("semantic_fpn_litv2_s.py", root), cut, resume=True)
-    first, second = weights(whole.path / "iter_4.pth"), weights(cut.path / "iter_4.pth")
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    started = weights(whole.path / "iter_2.pth")
-    assert any(not torch.equal(first[key], started[key]) for key in first)
+    load_backbone(body, world.run("whole") / "iter_4.pth")  # as a released one does
+    assert torch.equal(body.norm3.weight, world.weights("whole")["backbone.norm3.weight"])
+
+
+PYTHON = "open('ran', 'w').close()\n"
+EVIL = [
+    ("code", lambda config: None),
+    ("type", lambda config: config["model"].update(type="builtins.open", file="ran", mode="w")),
+    ("hook", lambda config: config["custom_hooks"].append({"type": "os.mkdir", "path": "ran"})),
+    ("base", lambda config: config.update(_base_=["evil.py"], custom_imports={"imports": ["evil"]})),
+]
+
+
+@pytest.mark.parametrize(("name", "alter"), EVIL, ids=[name for name, _ in EVIL])
+@pytest.mark.parametrize("verb", ["eval", "train"])
+def test_nothing_in_a_run_folder_is_executed(
+    verb: str, name: str, alter: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python beside the config, types that are paths to code, base files and imports."""
+    run = tmp_path / "runs" / "litv2" / "evil"
+    shutil.copytree(world.run("whole"), run)
+    for file in (run / "segmentation.py", run / "evil.py", tmp_path / "evil.py", tmp_path / "segmentation.py"):
+        file.write_text(PYTHON)
+    config = json.loads((run / "segmentation.json").read_text())
+    alter(config)
+    (run / "segmentation.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    if verb == "train":
+        (run / "finished").unlink()
+    code = here(verb, *(["--ckpt", run] if verb == "eval" else ["--resume", run]))
+    assert code == (1 if name in ("type", "hook") else 0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_config_survives_as_data(tmp_path: Path) -> None:
+    """Tuples stay tuples, which mmcv asks for; what is no plain value is refused."""
+    config = read_config(str(CONFIGS / "ade20k" / "semantic_fpn_litv2_b.py"))
+    write_data(config, tmp_path / "c.json")
+    assert read_data(tmp_path / "c.json").to_dict() == config.to_dict()
+    assert isinstance(read_data(tmp_path / "c.json").model.data_preprocessor.size, tuple)
+    config.model.act = print
+    with pytest.raises(UserError, match="the config holds <built-in function print>"):
+        write_data(config, tmp_path / "c.json")
+    (tmp_path / "c.json").write_text("[1]")
+    with pytest.raises(UserError, match="is a list, not a mapping"):
+        read_data(tmp_path / "c.json")
 
 
 @pytest.mark.parametrize(("size", "path"), [("s", 0.2), ("m", 0.2), ("b", 0.3)])
 def test_recipe_of_the_specification(size: str, path: float) -> None:
-    config = read_config(str(CONFIGS / "ade20k" / f"semantic_fpn_litv2_{size}.py"), ["model.backbone.pretrained=None"])
+    config = read_config(str(CONFIGS / "ade20k" / f"semantic_fpn_litv2_{size}.py"))
+    changed(config, ["model.backbone.pretrained=None"])
     assert config.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-4, weight_decay=1e-4)
     assert config.param_scheduler[0].power == 0.9 and config.param_scheduler[0].eta_min == 1e-6
     assert config.train_cfg.max_iters == 80000 and config.train_dataloader.batch_size == 2
@@ -60,9 +118,12 @@ def test_recipe_of_the_specification(size: str, path: float) -> None:
     assert millions == pytest.approx({"s": 31.45, "m": 52, "b": 90}[size], abs=0.5)
 
 
-def test_missing_data_and_config_are_one_line(tmp_path: Path) -> None:
-    run = RunFolder.create(tmp_path / "runs", "litv2", "none")
-    with pytest.raises(UserError, match=r"no ADE20K files in .*images/training; the data root must hold"):
-        train(small("semantic_fpn_litv2_s.py", tmp_path / "nowhere"), run, resume=False)
-    with pytest.raises(UserError, match=r"no config at nothing\.py"):
-        train_main(["nothing.py", "--root", str(tmp_path / "runs")], "litv2 train")
+def test_config_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here("train", "--engine", "segmentation", "--root", tmp_path / "runs") == 1
+    assert "no config: name a Python file of mmsegmentation with --config" in one_line(capsys)
+    assert here("train", "--config", tmp_path / "nothing.py", "--root", tmp_path / "runs") == 1
+    assert "nothing.py" in one_line(capsys)
+    (tmp_path / "broken.py").write_text("model = dict(")
+    assert here("train", "--config", tmp_path / "broken.py", "--root", tmp_path / "runs") == 1
+    assert "broken.py is no mmengine config" in one_line(capsys)
+    assert not (tmp_path / "runs").exists()

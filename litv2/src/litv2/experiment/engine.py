@@ -1,69 +1,33 @@
-"""`litv2 train` without a config of real data: the embedded experiment."""
+"""The embedded experiment: cost of attention layers (A), two distant markers (B), frequency split on digits (C).
+
+It needs no data. Parts B and C train one network for each share of Lo-Fi heads, seeds side by side.
+"""
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from litv2.experiment.settings import ExperimentConfig
-from paperkit.command.run_options import RUN_OPTIONS, add_run_options
+from paperkit.command.engines import refuse_changes, settings_of
+from paperkit.errors import UserError
 
 COSTS = "costs.json"
 
 
 def add_arguments(parser: Any) -> None:
-    """Options of the embedded experiment."""
-    add_run_options(parser)
+    """The settings."""
     parser.add_class_arguments(ExperimentConfig)
 
 
-def run(arguments: Any) -> int:
-    """Parts B and C seed by seed, side by side; then part A on a quiet machine."""
-    from dataclasses import asdict
-
-    from litv2.experiment.run_folders import finish, open_run, read_experiment
-    from paperkit.command.seeds import run_seeds
-    from paperkit.errors import UserError
-    from paperkit.files.runs import write_atomic
-
-    options = {k: v for k, v in vars(arguments).items() if k not in RUN_OPTIONS}
-    config = check(ExperimentConfig(**options))
-    folder = open_run(arguments.root, arguments.name, arguments.resume)
-    start = time.monotonic()
-    with folder.lock():
-        if arguments.resume:
-            config = read_experiment(folder)
-        else:
-            folder.write_config(asdict(config))
-            folder.write_environment()
-        print(f"run folder {folder.path}: {config.seeds} seeds of {config.total_steps:,} steps", flush=True)
-        results = run_seeds(
-            "litv2.experiment.run:run_seed",
-            config.seed_list,
-            {"run": str(folder.path), "config": config},
-            config.total_steps,
-            processes=config.processes or None,
-            resume_with=f"litv2 train --resume {folder.path}",
-        )
-        from litv2.experiment.single_layer import part_a
-
-        print("part A: attention layers on the clock", flush=True)
-        costs = part_a(config.timing_pairs)
-        write_atomic(folder.path / COSTS, json.dumps(costs, indent=1) + "\n")
-        if any(result is None for result in results.values()):
-            raise UserError("a seed gave no result")
-        finish(folder, list(results.values()), costs, config, "litv2 train", time.monotonic() - start)
-        folder.mark_finished()
-    return 0
-
-
-def check(config: ExperimentConfig) -> ExperimentConfig:
-    """The settings, if they can be run.
+def check(options: Any, run: Any) -> None:
+    """Refuse settings that cannot be run, and any that differ from those of a run that goes on.
 
     Raises:
-        UserError: the first that cannot.
+        UserError: the first of them.
     """
-    from paperkit.errors import UserError
-
+    refuse_changes(options, run, free=("processes",))
+    config = settings_of(options, ExperimentConfig)
     for name in ("seeds", "marker_steps", "digit_steps", "batch_size", "marker_test"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} {getattr(config, name)} is below 1")
@@ -72,4 +36,68 @@ def check(config: ExperimentConfig) -> ExperimentConfig:
             raise UserError(f"alpha {alpha} is outside [0, 1]; it is the share of heads in the Lo-Fi group")
     if not {0.0, 0.5} <= set(config.alphas):
         raise UserError(f"alphas {list(config.alphas)} must hold 0 and 0.5, which the claims compare")
-    return config
+
+
+def train(run: Any, options: Any, resuming: bool) -> None:
+    """Parts B and C seed by seed, side by side; then part A on a quiet machine."""
+    from litv2.experiment.single_layer import part_a
+    from paperkit.command.seeds import run_seeds
+    from paperkit.files.runs import write_atomic
+
+    config, start = settings_of(options, ExperimentConfig), time.monotonic()
+    print(f"{config.seeds} seeds of {config.total_steps:,} steps", flush=True)
+    results = run_seeds(
+        "litv2.experiment.run:run_seed",
+        config.seed_list,
+        {"run": str(run.path), "config": config},
+        config.total_steps,
+        processes=config.processes or None,
+        resume_with=f"litv2 train --resume {run.path}",
+    )
+    print("part A: attention layers on the clock", flush=True)
+    costs = part_a(config.timing_pairs)
+    write_atomic(run.path / COSTS, json.dumps(costs, indent=1) + "\n")
+    finish(run, list(results.values()), costs, config, time.monotonic() - start, run.path)
+
+
+def evaluate(run: Any, options: Any) -> None:
+    """Parts B and C measured again from the saved weights; part A keeps the times that training took."""
+    import torch
+
+    from litv2.experiment.run import measure_seed
+
+    if run is None:
+        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
+    config, start = settings_of(options, ExperimentConfig), time.monotonic()
+    torch.set_num_threads(1)
+    results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
+    try:
+        costs = json.loads((run.path / COSTS).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.path / COSTS} cannot be read ({error}); the run is not finished") from error
+    finish(run, results, costs, config, time.monotonic() - start, Path(options.output))
+
+
+def figures(run: Any, options: Any) -> list[Path]:
+    """Every figure of a run again, from its metrics.json and networks."""
+    from litv2.experiment.figures import draw
+    from paperkit.results.metrics import Metrics
+
+    if run is None:
+        raise UserError(f"{options.run} is no run folder; the figures of a classifier: --engine images --image FILE")
+    metrics = Metrics.read(run.path / "metrics.json")
+    return draw(metrics, run.path, Path(options.output or run.path / "figures"))
+
+
+def finish(run: Any, results: Any, costs: Any, config: ExperimentConfig, seconds: float, output: Path) -> None:
+    """Write metrics.json and the figures into `output`, and print the tables."""
+    from litv2.experiment.figures import draw
+    from litv2.experiment.summary import summarise
+    from paperkit.results.report import print_metrics
+
+    metrics = summarise(results, costs, config, seconds)
+    metrics.write(output / "metrics.json")
+    drawn = draw(metrics, run.path, output / "figures")
+    title = f"LITv2: cost (A), two markers (B), frequency split (C); {len(results)} seeds, one thread each"
+    print_metrics(metrics, title)
+    print(f"{output}: metrics.json, {', '.join(f'figures/{path.name}' for path in drawn)}")

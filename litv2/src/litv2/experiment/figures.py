@@ -3,15 +3,22 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from litv2.experiment.digit_frequencies import digit_network, split_digits
+from litv2.experiment.settings import arm_name
+from litv2.figures.of_a_network import HiLoInput, both_maps, save
 from litv2.figures.published import published
-from litv2.method.costs import hilo_macs
-from litv2.method.head_split import split_heads
+from litv2.method.costs import hilo_macs, split_heads
+from litv2.method.hilo import HiLo
+from litv2.models.pyramid import Block
+from paperkit.files.weights import load_strict, read_weights
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import COLORS, figure, save_figure, style
 
 
-def draw(metrics: Metrics, folder: Path) -> list[Path]:
-    """Every figure of an embedded run, as PNG files in ``folder``."""
+def draw(metrics: Metrics, run: Path, folder: Path) -> list[Path]:
+    """Every figure of an embedded run as PNG files in `folder`: of its numbers, and of the first seed's alpha .5."""
     figures: dict[str, Callable[[Metrics], object]] = {
         "two_markers": two_markers,
         "frequency_profile": frequency_profile,
@@ -26,7 +33,9 @@ def draw(metrics: Metrics, folder: Path) -> list[Path]:
         with style():
             save_figure(make(metrics), folder / f"{name}.png")  # type: ignore[arg-type]
         paths.append(folder / f"{name}.png")
-    return paths
+    seed = metrics.seeds[0]
+    weights = run / f"seed-{seed}" / f"digits {arm_name(0.5)}" / "weights.safetensors"
+    return paths + draw_digit_network(weights, seed, folder)
 
 
 def two_markers(metrics: Metrics) -> object:
@@ -141,3 +150,16 @@ def published_throughput(metrics: Metrics) -> object:
     axes.set_title("Published: LITv2-S (stars) beside 12 models on four GPUs")
     axes.legend()
     return drawn
+
+
+def draw_digit_network(weights: Path, seed: int, folder: Path) -> list[Path]:
+    """Spectra and attention maps of part C's network with alpha .5, on its test digits."""
+    model = digit_network(0.5)
+    load_strict(model, read_weights(weights), str(weights))
+    images = split_digits(seed).test_images
+    block = model.eval().blocks[1]
+    assert isinstance(block, Block) and isinstance(block.attn, HiLo)
+    with torch.no_grad():
+        x = block.norm1(model.blocks[0](model.stem(images)))
+    seen = HiLoInput("second block, trained on digits", block.attn, x, images[0, 0])
+    return save(both_maps(seen), folder)

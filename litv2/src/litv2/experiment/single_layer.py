@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from litv2.method import mechanisms as m
-from litv2.method.hilo import HiLo
-from litv2.method.window_choice import cheapest_window
+from litv2.method.hilo import HiLo, cheapest_window
 from paperkit.results.flops import count
 from paperkit.results.measure import compare, saved_bytes
 

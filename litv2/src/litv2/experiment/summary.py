@@ -13,13 +13,11 @@ def summarise(
     results: Sequence[SeedResult],
     costs: Sequence[dict[str, Any]],
     config: ExperimentConfig,
-    command: str,
     seconds: float,
 ) -> Metrics:
     """Rows and claims of all three parts."""
     return Metrics(
         paper="litv2",
-        command=command,
         seeds=[result.seed for result in results],
         seconds=seconds,
         rows=accuracy_rows(results, config) + share_rows(results) + cost_rows(costs),

@@ -11,14 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from litv2.experiment.digit_frequencies import digit_network, split_digits
 from litv2.figures.attention_maps import query_weights
 from litv2.figures.frequency import log_magnitude
 from litv2.figures.offset_trace import pixel_positions, trace_offsets
 from litv2.method.hilo import HiLo
-from litv2.models.pyramid import Block, Pyramid
+from litv2.models.pyramid import Pyramid
 from paperkit.errors import UserError
-from paperkit.files.weights import load_strict, read_weights
 from paperkit.results.report import COLORS, figure, save_figure, style
 
 CHANNELS = 8  # pictures a branch, as in the paper's figure
@@ -31,19 +29,6 @@ class HiLoInput(NamedTuple):
     layer: HiLo
     x: Tensor
     picture: Tensor
-
-
-def draw_digit_network(weights: Path, seed: int, folder: Path) -> list[Path]:
-    """Spectra and attention maps of part C's network with alpha .5, on its test digits."""
-    model = digit_network(0.5)
-    load_strict(model, read_weights(weights), str(weights))
-    images = split_digits(seed).test_images
-    block = model.eval().blocks[1]
-    assert isinstance(block, Block) and isinstance(block.attn, HiLo)
-    with torch.no_grad():
-        x = block.norm1(model.blocks[0](model.stem(images)))
-    seen = HiLoInput("second block, trained on digits", block.attn, x, images[0, 0])
-    return save(both_maps(seen), folder)
 
 
 def both_maps(seen: HiLoInput) -> dict[str, Callable[[], object]]:

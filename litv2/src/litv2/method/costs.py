@@ -1,4 +1,6 @@
-"""Multiply-adds by formula, as the paper (section 3.2) and the authors' ``flops()`` count them, with their quirks.
+"""How the heads are shared between the two groups, and multiply-adds by formula (section 3.2); free of torch.
+
+The formulas count as the paper and the authors' `flops()` do, with their quirks.
 
 Shapes: H x W tokens, N = H * W, D channels of a layer, h_dim and l_dim channels of the two groups, s window.
 A bias and a softmax count nothing. `paperkit.results.flops.count` counts what really runs; this file reproduces tables.
@@ -6,7 +8,19 @@ A bias and a softmax count nothing. `paperkit.results.flops.count` counts what r
 
 from collections.abc import Sequence
 
-from litv2.method.head_split import split_heads
+from paperkit.errors import UserError
+
+
+def split_heads(num_heads: int, window_size: int, alpha: float) -> tuple[int, int]:
+    """(Lo-Fi heads, Hi-Fi heads): ``int(num_heads * alpha)`` truncates; window 1 makes every head Lo-Fi (plain MSA).
+
+    Raises:
+        UserError: ``alpha`` outside [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha {alpha} is outside [0, 1]; it is the share of heads in the Lo-Fi group")
+    lofi = num_heads if window_size == 1 else int(num_heads * alpha)
+    return lofi, num_heads - lofi
 
 
 def hilo_macs(H: int, W: int, dim: int, head_dim: int, l_heads: int, h_heads: int, window: int) -> int:
@@ -22,16 +36,6 @@ def hilo_macs(H: int, W: int, dim: int, head_dim: int, l_heads: int, h_heads: in
 def msa_macs(n: int, dim: int) -> int:
     """Multi-head self-attention: 4 N D^2 + 2 N^2 D."""
     return 4 * n * dim * dim + 2 * n * n * dim
-
-
-def sra_macs(n: int, dim: int, ratio: int) -> int:
-    """Spatial reduction attention, its convolution not counted: (3 + 2 / R^2) N D^2 + 2 N^2 D / R^2."""
-    return 2 * n * dim * dim + 2 * n // ratio**2 * dim * dim + n * dim * dim + 2 * n * n // ratio**2 * dim
-
-
-def window_macs(n: int, dim: int, window: int) -> int:
-    """Window attention: 4 N D^2 + 2 s^2 N D."""
-    return 4 * n * dim * dim + 2 * window * window * n * dim
 
 
 def block_macs(height: int, width: int, dim: int, mlp_ratio: float, conv: bool, attention: int) -> int:

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from litv2.method.costs import hilo_macs
-from litv2.method.head_split import split_heads
+from litv2.method.costs import hilo_macs, split_heads
 from litv2.method.token_grid import copied, on_grid, pad_to_multiple
 from litv2.method.window_attention import Form, window_attention
 from paperkit.errors import UserError
@@ -152,3 +151,9 @@ class HiLo(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, Hi-Fi heads={self.h_heads}, Lo-Fi heads={self.l_heads}, window={self.window_size}"
+
+
+def cheapest_window(layer: HiLo, height: int, width: int) -> int:
+    """The window from 2 to the grid's longer side with the fewest multiply-adds on H x W tokens, padding counted."""
+    heads = layer.head_dim, layer.l_heads, layer.h_heads
+    return min(range(2, max(height, width, 2) + 1), key=lambda s: hilo_macs(height, width, layer.dim, *heads, s))

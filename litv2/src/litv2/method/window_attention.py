@@ -1,15 +1,13 @@
 """Hi-Fi: self-attention inside s x s windows, in three forms with the same results.
 
-Shapes: B batch, Hp x Wp token grid (multiples of s), n heads, d head width, K = s * s keys, G = B * Hp/s * Wp/s
-windows.
+Shapes: B batch, Hp x Wp token grid (multiples of s), n heads, d head width, K = s * s keys,
+G = B * Hp/s * Wp/s windows.
 
 The size rule (`choose_form`), from measurements on one CPU thread and the shape of GPU kernels:
 
-    CUDA, s <= 4, d a power of two >= 16     "triton"    one kernel, no copies (fused kernels' tiles hold 64 rows or
-    more)
-    at most 4 keys                           "explicit"  two batched products; nothing is gained by hiding a 4 x 4
-    matrix
-    else                                     "sdpa"      torch's fused attention
+    CUDA, s <= 4, d a power of two >= 16    "triton"    one kernel without copies (a fused kernel's tile has 64 rows)
+    at most 4 keys                          "explicit"  two batched products; a 4 x 4 matrix need not be hidden
+    else                                    "sdpa"      torch's fused attention
 
 `window_attention(..., form=...)` overrides it.
 """
@@ -51,10 +49,31 @@ def window_attention(
     if form == "auto":
         form = choose_form(window, qkv.shape[-1] // (3 * heads), qkv.device, real_hw is not None)
     if form == "triton":
-        from litv2.method import window_attention_triton
-
-        return window_attention_triton.window_attention(qkv, heads, window, scale)
+        return _Kernel.apply(qkv, heads, window, scale)
     return _batched(qkv, heads, window, scale, real_hw, fused=form == "sdpa")
+
+
+class _Kernel(torch.autograd.Function):
+    """The Triton kernel; its backward pass recomputes through the explicit form, which torch differentiates."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, heads: int, window: int, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
+        from litv2.method.window_attention_triton import launch
+
+        if qkv.stride(-1) != 1:
+            qkv = qkv.contiguous()
+        ctx.save_for_backward(qkv)
+        ctx.options = heads, window, scale
+        return launch(qkv, heads, window, scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
+        (qkv,) = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = qkv.detach().requires_grad_()
+            heads, window, scale = ctx.options
+            out = window_attention(leaf, heads, window, scale, form="explicit")
+        return torch.autograd.grad(out, leaf, grad)[0], None, None, None
 
 
 def _windows(x: Tensor, window: int) -> Tensor:

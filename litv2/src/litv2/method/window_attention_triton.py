@@ -3,10 +3,9 @@
 A program holds one head of a run of windows and walks over the s * s queries; each query meets the window's s * s keys
 as elementwise products, because tiles of matrix units (16 rows and more) would stand mostly empty for four keys.
 
-Shapes as in `window_attention`. The backward pass recomputes through the explicit form, which torch differentiates.
+Shapes as in `litv2.method.window_attention`, which also holds the backward pass.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -58,35 +57,14 @@ def _forward(  # type: ignore[no-untyped-def]
             tl.store(place, (mixed / mass[:, None]).to(out.dtype.element_ty), mask=alive)
 
 
-class _WindowAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, qkv: Tensor, heads: int, window: int, scale: float) -> Tensor:  # type: ignore[no-untyped-def]
-        batch, height, width, channels = qkv.shape
-        if qkv.stride(-1) != 1:
-            qkv = qkv.contiguous()
-        ctx.save_for_backward(qkv)
-        ctx.options = heads, window, scale
-        out = qkv.new_empty(batch, height, width, channels // 3)
-        rows, columns = height // window, width // window
-        total = batch * rows * columns
-        grid = (triton.cdiv(total, _WINDOWS), heads)
-        _forward[grid](
-            qkv, out, total, rows, columns, *qkv.stride()[:3], heads, scale, window, channels // (3 * heads), _WINDOWS
-        )
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[no-untyped-def]
-        from litv2.method.window_attention import window_attention
-
-        (qkv,) = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = qkv.detach().requires_grad_()
-            heads, window, scale = ctx.options
-            out = window_attention(leaf, heads, window, scale, form="explicit")
-        return torch.autograd.grad(out, leaf, grad)[0], None, None, None
-
-
-def window_attention(qkv: Tensor, heads: int, window: int, scale: float) -> Tensor:
-    """(B, Hp, Wp, 3 * n * d) -> (B, Hp, Wp, n * d) on CUDA; differentiable."""
-    return _WindowAttention.apply(qkv, heads, window, scale)
+def launch(qkv: Tensor, heads: int, window: int, scale: float) -> Tensor:
+    """(B, Hp, Wp, 3 * n * d), its last axis contiguous -> (B, Hp, Wp, n * d) on CUDA; no gradient flows through it."""
+    batch, height, width, channels = qkv.shape
+    out = qkv.new_empty(batch, height, width, channels // 3)
+    rows, columns = height // window, width // window
+    total = batch * rows * columns
+    grid = (triton.cdiv(total, _WINDOWS), heads)
+    _forward[grid](
+        qkv, out, total, rows, columns, *qkv.stride()[:3], heads, scale, window, channels // (3 * heads), _WINDOWS
+    )
+    return out

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from litv2.models.local_weights import SavedInFolder
+from litv2.models.classifier import IN_FOLDER
 from litv2.models.pyramid import Pyramid
 from paperkit.errors import UserError
+from paperkit.files.hub import SavedInFolder
 
 SEGMENTATION_NORMS = (0, 1, 2, 3)
 DETECTION_NORMS = (1, 2, 3)  # the authors' detectors take c2 as it is
 
 
-class LITv2Backbone(SavedInFolder, Pyramid):
+class LITv2Backbone(Pyramid, SavedInFolder, **IN_FOLDER):
     """Outputs of the stages before their merging, each through a LayerNorm of its own where there is one.
 
     Args:
@@ -27,6 +28,8 @@ class LITv2Backbone(SavedInFolder, Pyramid):
 
     The BatchNorms of the mergings stay in training mode while fine-tuning, as the authors' do.
     """
+
+    weights_metadata = {"format": "pt"}  # noqa: RUF012
 
     def __init__(
         self,

@@ -9,12 +9,27 @@ from typing import Any
 from torch import Tensor, nn
 
 from litv2.method.costs import official_macs
-from litv2.models.local_weights import SavedInFolder
 from litv2.models.pyramid import Pyramid, init_weights
 from paperkit.errors import UserError
+from paperkit.files.hub import SavedInFolder
+
+CARD = """---
+{{ card_data }}
+---
+
+# LITv2
+
+Fast pyramid vision transformer with HiLo attention (arXiv 2205.13213), an image classifier or the backbone of a
+detector or segmentation network; any image size from 32 px on.
+
+Load it with `litv2.LITv2.from_pretrained(FOLDER)`, a backbone with `litv2.LITv2Backbone.from_pretrained(FOLDER)`.
+What it was trained on, how well it does and where it fails are facts of the training run that wrote these weights: they
+stand in that run's `metrics.json`, not here.
+"""
+IN_FOLDER: dict[str, Any] = dict(library_name="litv2", license="apache-2.0", model_card_template=CARD)
 
 
-class LITv2(SavedInFolder, Pyramid):
+class LITv2(Pyramid, SavedInFolder, **IN_FOLDER):
     """Pyramid, LayerNorm, mean over tokens, linear classifier. State-dict keys are the released files'.
 
     Args:
@@ -27,6 +42,8 @@ class LITv2(SavedInFolder, Pyramid):
         model = LITv2(**architecture("litv2_s"))
         logits = model(images)                      # (B, 3, H, W) -> (B, 1000), any H and W from 32 px on
     """
+
+    weights_metadata = {"format": "pt"}  # noqa: RUF012
 
     def __init__(self, num_classes: int = 1000, global_pool: str = "avg", **pyramid: Any) -> None:
         super().__init__(**pyramid)

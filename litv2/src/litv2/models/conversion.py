@@ -9,14 +9,13 @@ from torch import Tensor
 
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.classifier import LITv2
-from litv2.models.local_weights import WEIGHTS
 from litv2.models.pyramid import Pyramid
 from litv2.models.released import backbone_part, check_heads, describe_released, fit_released, read_released, size_name
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.files.hub import CONFIG, WEIGHTS, read_config, replaced_folder
 from paperkit.files.weights import load_strict, read_metadata, read_weights, save_checkpoint, save_weights
 
-REST, CONFIG = "rest.safetensors", "config.json"
+REST = "rest.safetensors"
 
 
 def build_for(
@@ -59,10 +58,11 @@ def to_folder(source: Path, target: Path, window: int | None, alpha: float | Non
         options["alpha"] = alpha
     model = type(model)(**options)
     load_strict(model, own, str(source))
-    save_weights(target / WEIGHTS, own, {"format": "pt", "form": "state_dict" if rest else "model"})
-    if rest:
-        save_weights(target / REST, rest, {"format": "pt"})
-    write_atomic(target / CONFIG, json.dumps(options, indent=2) + "\n")
+    with replaced_folder(target) as folder:
+        save_weights(folder / WEIGHTS, own, {"format": "pt", "form": "state_dict" if rest else "model"})
+        if rest:
+            save_weights(folder / REST, rest, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(options, indent=2) + "\n")
     name = size_name(options) or "no published size"
     beside = f", {len(rest)} tensors of neck and heads in {REST}" if rest else ""
     return f"{target}: {type(model).__name__} ({name}), {len(own)} tensors{beside}"
@@ -77,7 +77,7 @@ def to_released(source: Path, target: Path) -> str:
     if target.suffix not in (".pth", ".pt"):
         raise UserError(f"{target} must end in .pth")
     if not (source / WEIGHTS).is_file():
-        raise UserError(f"{source} has no {WEIGHTS}; litv2 convert FILE FOLDER makes such a folder")
+        raise UserError(f"{source} has no {WEIGHTS}; `litv2 convert FILE FOLDER` makes such a folder")
     own = read_weights(source / WEIGHTS)
     form = read_metadata(source / WEIGHTS).get("form", "model")
     if form == "state_dict":
@@ -88,8 +88,8 @@ def to_released(source: Path, target: Path) -> str:
     return f"{target}: model with {len(own)} tensors"
 
 
-def load_classifier(path: Path, trust_pickle: bool = False, **changes: Any) -> LITv2:
-    """A classifier from a ``save_pretrained`` folder or a released file, its options changed as asked.
+def load_classifier(path: str | Path, trust_pickle: bool = False, **changes: Any) -> LITv2:
+    """A classifier from a run folder, a `save_pretrained` folder or a released file, its options changed as asked.
 
     Args:
         changes: constructor arguments in place of those found (``local_ws``, ``alpha``); None leaves one alone.
@@ -97,9 +97,12 @@ def load_classifier(path: Path, trust_pickle: bool = False, **changes: Any) -> L
     Raises:
         UserError: weights of a detector or segmenter, another alpha, keys that do not fit.
     """
+    path = Path(path)
+    if (path / "model" / WEIGHTS).is_file():
+        path = path / "model"
     if path.is_dir():
-        state, found = read_weights(path / WEIGHTS), path / CONFIG
-        options = json.loads(found.read_text()) if found.is_file() else describe_released(state, str(path))
+        state = read_weights(path / WEIGHTS)
+        options = read_config(path) if (path / CONFIG).is_file() else describe_released(state, str(path))
     else:
         state = read_released(path, trust_pickle)
         options = describe_released(state, str(path))

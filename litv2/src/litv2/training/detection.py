@@ -1,12 +1,16 @@
-"""A detector trained by the paper's 1x schedule, as a LightningModule.
+"""Train RetinaNet or Mask R-CNN on COCO by the paper's 1x schedule, on torchvision's detectors.
+
+Options: --detection.* detector and recipe, --data.* the COCO folder, --trainer.* Lightning's Trainer.
 
 AdamW, linear warm-up over 500 iterations from a thousandth of the rate, a tenth of it from epochs 8 and 11 on, 12
 epochs of batch 16. RetinaNet decays every parameter (the authors' rule for norms is misspelt, so norms are decayed);
 Mask R-CNN leaves those with "norm" in their name out.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from litv2.models.detectors import Detector, build_detector
 from litv2.training.coco import CocoData, Sample, as_results, average_precision
+from litv2.training.results import record, report
+from paperkit.command.engines import device
 from paperkit.errors import UserError
+from paperkit.files.runs import RunFolder, process_rank
+from paperkit.files.weights import load_strict, read_weights, save_weights
+from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
+
+WEIGHTS = "detector.safetensors"
 
 
 @dataclass
@@ -128,19 +139,74 @@ class DetectionTraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def add_arguments(parser: Any) -> None:
+    """Every option of a run."""
+    parser.add_argument("--training_seed", type=int, default=0, help="initial weights and drop path")
+    parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
+    parser.add_class_arguments(DetectionConfig, "detection")
+    parser.add_class_arguments(CocoData, "data")
+    add_trainer_options(parser)
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> DetectionTraining:
+    """Train to the end, or from the last checkpoint; writes the weights and the average precision."""
+    config, data, seed = options.detection, options.data, options.training_seed
+    pl.seed_everything(seed, workers=False, verbose=False)
+    trainer = make_trainer(
+        run.path,
+        {**trainer_options(options.trainer), "max_epochs": config.epochs},
+        seed,
+        resume_with=f"litv2 train --resume {run.path}",
+        save_every=options.save_every,
+        best="val/box_AP",
+    )
+    data.trainer = trainer
+    data.setup()
+    steps = len(data.train_images) // (data.batch_size * trainer.world_size)
+    training = DetectionTraining(config, data, steps)
+    start = time.monotonic()
+    fit(trainer, training, data, resuming)
+    if process_rank() == 0:
+        save_weights(run.path / WEIGHTS, training.detector.state_dict())
+        found = {key: value for key, value in last_evaluation(trainer).items() if key.startswith("val/")}
+        record(run.path, config.detector, found, seed, time.monotonic() - start)
+        print(f"{run.path}: {WEIGHTS}, metrics.json")
+    return training
+
+
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """Average precision of a run's last weights, or of --ckpt FILE, on the validation images of the options."""
+    if run is None and options.ckpt is None:
+        raise UserError(f"no weights: name a run folder or its {WEIGHTS} with --ckpt")
+    file = options.ckpt is not None and Path(options.ckpt).is_file()
+    start, weights = time.monotonic(), Path(options.ckpt) if run is None or file else run.path / WEIGHTS
+    options.data.setup()
+    training = DetectionTraining(replace(options.detection, weights=None), options.data, 1)
+    load_strict(training.detector, read_weights(weights, options.trust_pickle), str(weights))
+    found = average_precisions(training.detector.eval(), options.data, device(options.device))
+    report(
+        Path(options.output),
+        options.detection.detector,
+        str(weights),
+        found,
+        options.training_seed,
+        time.monotonic() - start,
+    )
+
+
 @torch.no_grad()
-def average_precisions(detector: nn.Module, data: CocoData, device: str = "cpu") -> dict[str, float]:
+def average_precisions(detector: nn.Module, data: CocoData, on: torch.device) -> dict[str, float]:
     """Box (and, for Mask R-CNN, mask) average precision of a detector in eval mode on the validation split."""
-    detector = detector.to(device)
+    detector = detector.to(on)
     first = 0 if type(detector).__name__ == "RetinaNet" else 1
     boxes: list[dict] = []
     masks: list[dict] = []
     for batch in data.val_dataloader():
-        for (_, target), output in zip(batch, detector([image.to(device) for image, _ in batch]), strict=True):
+        for (_, target), output in zip(batch, detector([image.to(on) for image, _ in batch]), strict=True):
             found = as_results(output, int(target["image_id"]), data.val_images, first)
             boxes += found[0]
             masks += found[1]
-    results = {f"box {name}": value for name, value in average_precision(data.val_images, boxes).items()}
+    results = {f"val/box_{name}": value for name, value in average_precision(data.val_images, boxes).items()}
     if first:
-        results |= {f"mask {name}": v for name, v in average_precision(data.val_images, masks, "segm").items()}
+        results |= {f"val/mask_{name}": v for name, v in average_precision(data.val_images, masks, "segm").items()}
     return results

@@ -1,7 +1,10 @@
-"""A classifier trained on real images by the paper's recipe: from a config file to a finished run folder."""
+"""Train a classifier on real images by the paper's recipe.
+
+Options: --network.* the model, --recipe.* optimiser and schedule, --mixing.* mixup and CutMix, --data.* the images,
+--savings.* and --ema.* the survey's savings, --trainer.* Lightning's Trainer (devices, num_nodes, strategy, ...).
+"""
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,27 +12,36 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from litv2.figures.of_a_network import draw_pyramid
 from litv2.models.classifier import LITv2
+from litv2.models.conversion import load_classifier
+from litv2.models.images import read_images
 from litv2.models.pyramid import architecture
 from litv2.models.released import fit_released, read_released
-from litv2.training.recipe import OfficialSchedule, Recipe, make_optimizer
+from litv2.training.recipe import Recipe, make_optimizer
+from litv2.training.results import record, report
+from paperkit.command.engines import device
 from paperkit.data.images import ImageData
-from paperkit.data.resumable import SeedStep
 from paperkit.data.sizes import check_sizes
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
-from paperkit.files.weights import load_report, load_strict, read_checkpoint
-from paperkit.results.metrics import Metrics, Row
-from paperkit.training.checkpoint_io import AtomicCheckpointIO
+from paperkit.files.weights import load_report, load_strict
 from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup
-from paperkit.training.guard import SaveOnSignal, StopOnNaN
-from paperkit.training.optim import check_name
-from paperkit.training.savings import EMA, Savings, check
+from paperkit.training.optim import check_name, lightning_dict, step_schedule
+from paperkit.training.savings import EMA, Savings
+from paperkit.training.savings import check as check_savings
 from paperkit.training.switches import apply, callbacks, hardest, sharpened
+from paperkit.training.trainer import (
+    add_trainer_options,
+    best_state,
+    fit,
+    last_evaluation,
+    make_trainer,
+    trainer_options,
+)
 
 
 @dataclass
@@ -130,141 +142,147 @@ class ImageTraining(pl.LightningModule):
         self.log_dict(self.accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = sharpened(make_optimizer(self.network, self.recipe), self.savings)
-        schedule = OfficialSchedule(optimizer, self.recipe, self.steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer, schedule = make_optimizer(self.network, self.recipe, self.steps_per_epoch)
+        return lightning_dict(sharpened(optimizer, self.savings), schedule)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """After every optimiser step, as the authors call ``step_update``."""
-        scheduler.step()
+        """After every optimiser step, as the authors call `step_update`."""
+        step_schedule(scheduler, self.trainer)
 
 
-def train(
-    run: RunFolder,
-    network: NetworkConfig,
-    recipe: Recipe,
-    mixing: MixingConfig,
-    data: ImageData,
-    trainer_options: dict[str, Any],
-    seed: int,
-    save_every: int,
-    resume: bool,
-    savings: Savings | None = None,
-    ema: EMA | None = None,
-) -> ImageTraining:
-    """Train to the end, or from the last checkpoint; ``model/`` (last) and ``best/`` are folders of save_pretrained."""
-    savings, ema = savings or Savings(), ema or EMA()
-    last = run.path / "checkpoints" / "last.ckpt"
-    resuming = resume and last.exists()
-    pl.seed_everything(seed, workers=False, verbose=False)
-    model = build_classifier(network, data.num_classes, data.input_size)
-    apply(model, savings)
-    options = {**trainer_options, "max_epochs": recipe.epochs}
-    trainer = build_trainer(run, options, seed, save_every, averaging=callbacks(ema))
-    data.trainer = trainer
-    data.setup()
-    accumulate = trainer.accumulate_grad_batches
-    total_batch = data.batch_size * trainer.world_size * accumulate
-    steps = max(1, -(-data.steps_per_epoch // accumulate))  # Lightning steps with what remains of an epoch as well
-    training = ImageTraining(model, recipe, mixing, total_batch, steps, savings)
-    start = time.monotonic()
-    trainer.fit(training, datamodule=data, ckpt_path=last if resuming else None)
-    if process_rank() == 0:
-        finish(run, training, seed, time.monotonic() - start)
-    return training
+def add_arguments(parser: Any) -> None:
+    """Every option of a run."""
+    parser.add_argument("--training_seed", type=int, default=0, help="initial weights, drop path and mixing")
+    parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
+    parser.add_class_arguments(NetworkConfig, "network")
+    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(MixingConfig, "mixing")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_class_arguments(Savings, "savings")
+    parser.add_class_arguments(EMA, "ema")
+    add_trainer_options(parser)
 
 
 REFUSED = {"patch_drop": "windows, pooling and merging need the whole grid of tokens"}
 
 
-def check_savings(
-    network: NetworkConfig,
-    savings: Savings,
-    ema: EMA,
-    recipe: Recipe,
-    mixing: MixingConfig,
-    data: ImageData,
-    trainer: dict[str, Any],
-) -> None:
+def check(options: Any, run: RunFolder | None) -> None:
     """Refuse what this training cannot take, or not together, before any data are read; the model is built for it.
 
     Raises:
         UserError: the first of them.
     """
+    data, mixing = options.data, options.mixing
     mixes = bool(mixing.mixup or mixing.cutmix)
-    check(savings, trainer, ema=ema, mixing=mixes, sizes=data.sizes.sizes, refused=REFUSED)
-    data.sizes.check_length(recipe.epochs)
-    check_name(recipe.optimizer)
+    trainer = trainer_options(options.trainer)
+    check_savings(options.savings, trainer, ema=options.ema, mixing=mixes, sizes=data.sizes.sizes, refused=REFUSED)
+    data.sizes.check_length(options.recipe.epochs)
+    check_name(options.recipe.optimizer)
     several = len(data.sizes.sizes) > 1
     with torch.device("cpu" if several else "meta"):  # the sampling of the merges does not run on the meta device
-        model = build_classifier(replace(network, weights=None), data.num_classes, data.input_size)
-    apply(model, savings)
+        model = build_classifier(replace(options.network, weights=None), data.num_classes, data.input_size)
+    apply(model, options.savings)
     if several:
         check_sizes(model, data.sizes.sizes)
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> ImageTraining:
+    """Train to the end, or from the last checkpoint; `model/` (last) and `best/` are folders of save_pretrained."""
+    data, recipe, seed = options.data, options.recipe, options.training_seed
+    pl.seed_everything(seed, workers=False, verbose=False)
+    model = build_classifier(options.network, data.num_classes, data.input_size)
+    apply(model, options.savings)
+    trainer = make_trainer(
+        run.path,
+        {**trainer_options(options.trainer), "max_epochs": recipe.epochs},
+        seed,
+        resume_with=f"litv2 train --resume {run.path}",
+        save_every=options.save_every,
+        best="val/acc1",
+        averaging=callbacks(options.ema),
+    )
+    data.trainer = trainer
+    data.setup()
+    accumulate = trainer.accumulate_grad_batches
+    total_batch = data.batch_size * trainer.world_size * accumulate
+    steps = max(1, -(-data.steps_per_epoch // accumulate))  # Lightning steps with what remains of an epoch as well
+    training = ImageTraining(model, recipe, options.mixing, total_batch, steps, options.savings)
+    start = time.monotonic()
+    fit(trainer, training, data, resuming)
+    if process_rank() == 0:
+        finish(run, training, seed, time.monotonic() - start)
+    return training
 
 
 def finish(run: RunFolder, training: ImageTraining, seed: int, seconds: float) -> None:
     """Write model/, best/ and metrics.json."""
     network = training.network
     network.save_pretrained(run.path / "model")
-    found = {key: float(value) for key, value in training.trainer.callback_metrics.items() if key.startswith("val/")}
-    rows = [Row("last", key, [100 * value], "%") for key, value in found.items()]
-    best = run.path / "checkpoints" / "best.ckpt"
-    if best.exists():
-        kept = read_checkpoint(best)["state_dict"]
-        state = {key.removeprefix("network."): value for key, value in kept.items() if key.startswith("network.")}
+    found = {k: 100 * v for k, v in last_evaluation(training.trainer).items() if k.startswith("val/")}
+    record(run.path, "last", found, seed, seconds, recipe=asdict(training.recipe))
+    best = best_state(run.path)
+    if best is not None:
         last = {key: value.clone() for key, value in network.state_dict().items()}
-        load_strict(network, state, str(best))
+        load_strict(network, best, str(run.path / "checkpoints" / "best.ckpt"))
         network.save_pretrained(run.path / "best")
         network.load_state_dict(last)
-    if rows:
-        Metrics("litv2", "litv2 train", [seed], seconds, rows, extra={"recipe": asdict(training.recipe)}).write(
-            run.path / "metrics.json"
-        )
-
-
-def build_trainer(
-    run: RunFolder,
-    options: dict[str, Any],
-    seed: int,
-    save_every: int,
-    best: str = "val/acc1",
-    averaging: Sequence[pl.Callback] = (),
-) -> pl.Trainer:
-    """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end."""
-    folder = run.path / "checkpoints"
-    return pl.Trainer(
-        **options,
-        default_root_dir=run.path,
-        logger=TensorBoardLogger(run.path, "", "tensorboard"),
-        callbacks=[
-            SeedStep(seed),
-            StopOnNaN(),
-            *averaging,
-            SaveOnSignal(f"litv2 train --resume {run.path}"),
-            ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
-            ModelCheckpoint(folder, filename="best", monitor=best, mode="max", enable_version_counter=False),
-            LearningRateMonitor(logging_interval="step"),
-        ],
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
+    print(f"{run.path}: model/ (last), best/ (highest validation accuracy); evaluate: litv2 eval --ckpt {run.path}")
 
 
 @torch.no_grad()
-def evaluate(model: LITv2, data: ImageData, device: str = "cpu") -> dict[str, float]:
+def accuracy(model: LITv2, data: ImageData, on: torch.device) -> dict[str, float]:
     """Top-1 and top-5 of the test split, in percent."""
     data.setup()
-    accuracy = accuracy_metrics(model.num_classes).to(device)
-    model = model.to(device).eval()
+    found = accuracy_metrics(model.num_classes, "test/").to(on)
+    model = model.to(on).eval()
     for images, labels in data.test_dataloader():
-        accuracy.update(model(images.to(device)), labels.to(device))
-    return {key: 100 * float(value) for key, value in accuracy.compute().items()}
+        found.update(model(images.to(on)), labels.to(on))
+    return {key: 100 * float(value) for key, value in found.compute().items()}
 
 
-def folder_of(run: Path) -> Path:
-    """The weights of an image run that eval takes: the last ones."""
-    if not (run / "model").is_dir():
-        raise UserError(f"{run} has no model/ folder: the run is not finished")
-    return run / "model"
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """Accuracy of a run's last weights, or of --ckpt FILE_OR_FOLDER, on the test images of the options."""
+    start = time.monotonic()
+    model = load_classifier(weights_of(run, options.ckpt), options.trust_pickle)
+    found = accuracy(model, options.data, device(options.device))
+    title = str(options.ckpt if run is None else run.path)
+    report(Path(options.output), "last", title, found, options.training_seed, time.monotonic() - start)
+
+
+def weights_of(run: RunFolder | None, named: str | None) -> Path:
+    """A folder of save_pretrained or a weights file: of a run its last ones, or what is named.
+
+    Raises:
+        UserError: an unfinished run, or nothing named.
+    """
+    if named is not None and (run is None or Path(named).absolute() != run.path.absolute()):
+        return Path(named)
+    if run is None:
+        raise UserError("no weights: name a released file or a folder of save_pretrained with --ckpt")
+    if not (run.path / "model").is_dir():
+        raise UserError(f"{run.path} has no model/ folder: the run is not finished")
+    return run.path / "model"
+
+
+def add_figure_arguments(parser: Any) -> None:
+    """What the figures of a classifier are drawn from."""
+    parser.add_argument("--image", type=str | None, default=None, help="image file")
+    parser.add_argument("--size", type=int, default=224, help="side of its centre crop in pixels, a multiple of 32")
+    parser.add_argument(
+        "--cell", type=tuple[int, int] | None, default=None, help="token of the last map: [row, column]"
+    )
+
+
+def figures(run: RunFolder | None, options: Any) -> list[Path]:
+    """Spectra of Hi-Fi and Lo-Fi, attention of one token, and where one token of the last map samples the image."""
+    weights = weights_of(run, options.run)
+    if options.image is None:
+        raise UserError(f"{weights} is a classifier: its figures need --image FILE")
+    if options.size < 32 or options.size % 32:
+        raise UserError(f"--size {options.size} is no multiple of 32 px")
+    image = read_images([options.image], options.size)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    picture = (image[0] * std + mean).clamp(0, 1).permute(1, 2, 0)
+    model = load_classifier(weights, img_size=options.size)
+    target = Path(options.output or (weights if run is None else run.path) / "figures")
+    return draw_pyramid(model, image, picture, options.cell, target)

@@ -1,19 +1,16 @@
-"""The authors' optimiser groups and learning-rate schedule for ImageNet (section 4.1; the rule is that of their code).
+"""The authors' optimiser groups and learning rates for ImageNet (section 4.1; the rule is that of their code).
 
 Three AdamW groups: weights with decay, biases and one-dimensional parameters without, and the weights of the offset
 convolutions with decay and a hundredth of the rate. Their biases stay in the second group at the full rate.
 """
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from paperkit.errors import UserError
+from paperkit.training.optim import OptimConfig, Schedule, build
 
 BATCH_OF_BASE_RATE = 512
 
@@ -70,68 +67,36 @@ def group_names(model: nn.Module) -> dict[str, list[str]]:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The three groups as AdamW takes them, each with its peak rate under ``base_lr``; an empty one is left out."""
+    """The three groups as AdamW takes them, each with its peak rate; an empty one is left out."""
     parameters = dict(model.named_parameters())
     options = {
-        "decay": dict(base_lr=recipe.lr, weight_decay=recipe.weight_decay),
-        "no_decay": dict(base_lr=recipe.lr, weight_decay=0.0),
-        "offset": dict(base_lr=recipe.lr * recipe.offset_lr_multi, weight_decay=recipe.weight_decay),
+        "decay": dict(lr=recipe.lr, weight_decay=recipe.weight_decay),
+        "no_decay": dict(lr=recipe.lr, weight_decay=0.0),
+        "offset": dict(lr=recipe.lr * recipe.offset_lr_multi, weight_decay=recipe.weight_decay),
     }
     return [
-        dict(name=group, params=[parameters[n] for n in names], lr=options[group]["base_lr"], **options[group])
+        dict(name=group, params=[parameters[name] for name in names], **options[group])
         for group, names in group_names(model).items()
         if names
     ]
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """AdamW, or what the recipe asks for, over the three groups, at the rate of iteration 0."""
-    family = {"betas": recipe.betas, "eps": recipe.eps} if "adam" in recipe.optimizer else {}
-    groups = parameter_groups(model, recipe)
-    optimizer: Optimizer = create_optimizer_v2(groups, recipe.optimizer, lr=recipe.lr, **family)  # type: ignore[arg-type]
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.warmup_lr if recipe.warmup_epochs else group["base_lr"]
-    return optimizer
-
-
-def learning_rate(base: float, recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Rate of a group with peak ``base`` after ``step_update(step)``.
+def make_optimizer(model: nn.Module, recipe: Recipe, steps_per_epoch: int) -> tuple[Optimizer, Schedule]:
+    """AdamW, or what the recipe asks for, over the three groups, and its schedule, at the rate of iteration 0.
 
     The warm-up is linear; the cosine counts from iteration 0, so the rate drops a little where the warm-up ends.
-    """
-    warm, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
-    if step < warm:
-        return recipe.warmup_lr + step * (base - recipe.warmup_lr) / warm
-    step = min(step, total)
-    return recipe.min_lr + (base - recipe.min_lr) * (1 + math.cos(math.pi * step / total)) / 2
-
-
-class OfficialSchedule:
-    """Sets every group's rate; call :meth:`step` after each optimiser step, as the authors call ``step_update``.
-
     Iterations 0 and 1 both run at the warm-up rate: the first update happens after iteration 0, for iteration 0.
     """
-
-    def __init__(self, optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> None:
-        if steps_per_epoch < 1:
-            raise UserError(f"steps_per_epoch {steps_per_epoch} is below 1")
-        self.optimizer, self.recipe, self.steps_per_epoch, self.done = optimizer, recipe, steps_per_epoch, 0
-
-    def step(self) -> None:
-        """One iteration further."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(group["base_lr"], self.recipe, self.done, self.steps_per_epoch)
-        self.done += 1
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint must hold."""
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a checkpoint; the rates stand in the optimiser's own state."""
-        self.done = state["done"]
-
-
-def rates(optimizer: Optimizer) -> Iterable[float]:
-    """The current rate of each group."""
-    return [group["lr"] for group in optimizer.param_groups]
+    adam = "adam" in recipe.optimizer
+    config = OptimConfig(
+        name=recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        betas=recipe.betas if adam else None,
+        eps=recipe.eps if adam else None,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        lag=1,
+    )
+    return build(parameter_groups(model, recipe), config, steps_per_epoch, recipe.epochs)

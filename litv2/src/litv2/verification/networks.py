@@ -7,7 +7,7 @@ import torch
 from litv2.method.costs import official_macs
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.classifier import LITv2
-from litv2.training.recipe import OfficialSchedule, Recipe, group_names, make_optimizer, rates
+from litv2.training.recipe import Recipe, group_names, make_optimizer, parameter_groups
 from litv2.verification.layers import Computed, expect, load
 from paperkit.errors import UserError
 from paperkit.verification.verify import ReferenceFile, check_options
@@ -113,15 +113,14 @@ def recompute_optim_schedule(file: ReferenceFile) -> Computed:
     recipe = Recipe(lr=c["base_lr_config"], epochs=c["epochs"], warmup_epochs=c["warmup_epochs"])
     recipe.offset_lr_multi = c["offset_lr_multi"]
     recipe = recipe.scaled(c["world_size"] * c["batch_per_gpu"])
-    optimizer = make_optimizer(model, recipe)
     names = group_names(model)
     groups = [
-        {"names": names[group["name"]], "lr": group["base_lr"], "weight_decay": group["weight_decay"]}
-        for group in optimizer.param_groups
+        {"names": names[group["name"]], "lr": group["lr"], "weight_decay": group["weight_decay"]}
+        for group in parameter_groups(model, recipe)
     ]
-    schedule = OfficialSchedule(optimizer, recipe, c["iters_per_epoch"])
-    rows = [list(rates(optimizer))]
-    for _ in range(c["epochs"] * c["iters_per_epoch"]):
-        schedule.step()
-        rows.append(list(rates(optimizer)))
+    optimizer, schedule = make_optimizer(model, recipe, c["iters_per_epoch"])
+    rows = []
+    for done in range(c["epochs"] * c["iters_per_epoch"] + 1):
+        schedule.advance(done)
+        rows.append([group["lr"] for group in optimizer.param_groups])
     return {"out.lr": torch.tensor(rows, dtype=torch.float64), "config.groups": groups}

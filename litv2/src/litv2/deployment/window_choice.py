@@ -7,16 +7,9 @@ the outputs change, and `output_change` says by how much.
 import torch
 from torch import Tensor
 
-from litv2.method.costs import hilo_macs
-from litv2.method.hilo import HiLo
+from litv2.method.hilo import HiLo, cheapest_window
 from litv2.models.pyramid import Pyramid
 from paperkit.errors import UserError
-
-
-def cheapest_window(layer: HiLo, height: int, width: int) -> int:
-    """The window from 2 to the grid's longer side with the fewest multiply-adds, padding counted."""
-    heads = layer.head_dim, layer.l_heads, layer.h_heads
-    return min(range(2, max(height, width, 2) + 1), key=lambda s: hilo_macs(height, width, layer.dim, *heads, s))
 
 
 def set_window(model: Pyramid, window: int | str, height: int, width: int) -> dict[int, int]:
