@@ -71,7 +71,7 @@ $(PROJECTS:%=%-test): %-test: %/.venv/.ready
 
 # What a project leaves: its environment, what its verbs wrote (runs/<project>/<verb or name>), and what the tools keep.
 $(PROJECTS:%=%-clean): %-clean:
-	rm -rf $*/.venv $*/build $*/src/*.egg-info .mypy_cache/$* runs/$*
+	rm -rf $*/.venv $*/build $*/src/*.egg-info $*/.pytest_cache $*/.ruff_cache .mypy_cache/$* runs/$*
 	find $* -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the whole repository ----------------------------------------------------------------------------------------

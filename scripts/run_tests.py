@@ -1,8 +1,8 @@
 """run_tests.py PROJECT... [-- PYTEST ARGUMENTS]: each project's tests in that project's own environment.
 
 Goes on past a failing project and past one whose environment cannot be made, and closes with a table, which times
-set-ups and tests apart, and the plain line `N passed, N failed` (`, N skipped` where some were). Exit code 1 if anything
-failed or if a project ran no test.
+set-ups and tests apart, and the plain line `N passed, N failed` (`, N skipped` where some were). The exit code is 1 if
+anything failed or if a project ran no test.
 Runs under the system's Python: it needs nothing but the standard library.
 """
 
