@@ -1,7 +1,5 @@
 """SPT: parameter-efficient fine-tuning that spends its budget where the task is sensitive (He et al., ICCV 2023)."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

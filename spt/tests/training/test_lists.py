@@ -51,7 +51,7 @@ def small(root: Path, **more: str) -> list[str]:
 
 
 def world_in(root: Path) -> Path:
-    """Data, a backbone file, and one finished run in ``root``."""
+    """Data, a backbone file, and one finished run in `root`."""
     for task in ("svhn", "eurosat"):
         make_vtab(root / "vtab", task)
     torch.manual_seed(5)

@@ -3,8 +3,6 @@
 Run as a process of its own for peak memory: `python -m spt.bench.arms ARM`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings

@@ -61,8 +61,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def released_sweep(values: dict[str, torch.Tensor], rule: Rule, taus: Sequence[int]) -> dict[float, float]:
-    """The loop as released: per tau a top-k over all scores, a mask of the model's size, and counts of every
-    parameter."""
+    """The loop as released: for each tau a top-k over all scores, a mask of the model's size, counts by parameter."""
     flat = torch.cat([value.flatten() for value in values.values()])
     sizes = [value.numel() for value in values.values()]
     best = dict.fromkeys(RELEASED_BUDGETS, 0.0)

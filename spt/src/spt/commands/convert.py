@@ -1,5 +1,7 @@
-"""Convert a released backbone file to safetensors, or back: `spt convert FILE OUT --arch vit_base_patch16_224 [--to
-npz]`."""
+"""Convert a released backbone file to safetensors, or back.
+
+`spt convert FILE OUT --arch vit_base_patch16_224`, `spt convert FILE.safetensors OUT --to npz`
+"""
 
 from typing import Any, Literal
 

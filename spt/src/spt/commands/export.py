@@ -1,5 +1,6 @@
-"""Merge a delta into its backbone and write a plain model: weights, torch.export, ONNX; or peft's own adapter and its
-base; or the tuned model with its config in a folder (huggingface_hub's layout).
+"""Merge a delta into its backbone and write a plain model: weights, a torch.export program or ONNX.
+
+`--to peft` writes peft's own adapter and its base, `--to hub` the tuned model with its config in a folder.
 
 `spt export --ckpt RUN --to onnx --file BACKBONE --output m.onnx`
 """

@@ -1,1 +1,1 @@
-"""What leaves the house: fused, merged, exported and predicting models."""
+"""Tuned models in use: switched, merged, exported, predicting."""

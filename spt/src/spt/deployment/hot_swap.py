@@ -6,8 +6,6 @@ after any number of switches the backbone is bit for bit itself. Matrices that a
 time. Adapters, which do not fold, run as forward hooks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +20,7 @@ from spt.models.delta import Delta, head_buffers
 
 
 class HotSwap:
-    """One plain backbone and the deltas that it can wear.
+    """One plain backbone and the deltas that can be applied to it, one at a time.
 
     Args:
         model: plain timm model (fused qkv), head of any class count.
@@ -58,7 +56,7 @@ class HotSwap:
 
     @torch.no_grad()
     def switch(self, name: str | None) -> nn.Module:
-        """Puts on the delta of this name (None: the bare backbone) and returns the model.
+        """Applies the delta of this name (None: the bare backbone) and returns the model.
 
         Raises:
             UserError: for a name that was not added.
@@ -70,7 +68,7 @@ class HotSwap:
         self._restore()
         self.active = name
         if name is not None:
-            self._wear(self.deltas[name])
+            self._apply(self.deltas[name])
         return self.model
 
     def _restore(self) -> None:
@@ -86,7 +84,7 @@ class HotSwap:
             setattr(self.model.get_submodule(owner), leaf, parameter)
         self._hooks, self._undo, self._heads = [], [], []
 
-    def _wear(self, delta: Delta) -> None:
+    def _apply(self, delta: Delta) -> None:
         own: dict[str, Any] = dict(self.model.named_parameters())
         buffers = head_buffers(self.model, delta.head)
         if not self._candidates:
@@ -155,7 +153,7 @@ def _adapter_hook(module: StructuredModule, parallel: bool, item: Candidate) -> 
 
 
 def _rebuild(delta: Delta, matrix: str, item: Candidate) -> tuple[StructuredModule, bool]:
-    """The structured module on ``matrix`` with its weights, and whether it stands in parallel."""
+    """The structured module on `matrix` with its weights, and whether it stands in parallel."""
     owner, operation, _ = matrix.rsplit(".", 2)
     stems = (f"{owner}.structured_{operation}.learnable.", f"{owner}.{operation}.structured.learnable.")
     state = {

@@ -1,11 +1,9 @@
 """The low-rank part of an SPT model as a peft LoRA adapter, and the base it belongs to.
 
-A LoRA on m of q, k, v is exactly one LoRA of rank r m on timm's fused ``qkv``: the down projections stacked, the up
+A LoRA on m of q, k, v is exactly one LoRA of rank r m on timm's fused `qkv`: the down projections stacked, the up
 projections side by side in their own rows, zeros elsewhere. Sparse values, tuned vectors and the class token are merged
 into the base. Good for exchange and inference; training it in peft would fill the zero blocks.
 """
-
-from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
@@ -83,7 +81,7 @@ def base_without_modules(model: nn.Module) -> nn.Module:
 
 
 def export_to_peft(tuned: SPTModel, folder: str | Path) -> nn.Module:
-    """Writes ``base.safetensors`` (plain timm keys) and peft's adapter files, head included; returns the peft model.
+    """Writes `base.safetensors` (plain timm keys) and peft's adapter files, head included; returns the peft model.
 
     Raises:
         UserError: when there is no LoRA module, or a module that peft's LoRA cannot hold.

@@ -1,10 +1,7 @@
-"""The embedded tasks: scans of handwritten digits, half for pre-training, half for four tasks that ask for a new
-backbone.
+"""The embedded tasks: scans of handwritten digits, half for pre-training, half for four tasks for which the backbone has to change.
 
 Shapes: N images of 1 x 8 x 8 pixels in [-1, 1].
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -67,8 +64,7 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make_task(name: str, seed: int, backbone_seed: int = 0, train_images: int = 250, val_images: int = 0) -> Task:
-    """One downstream task, split anew by the seed; the result is on the rest of the pool, or on held-out training
-    images."""
+    """One downstream task, split anew by the seed; `test` is the rest of the pool, or held-out training images."""
     images, labels = unseen_digits(backbone_seed)
     draw = _generator(23, seed, list(CLASSES).index(name))
     images, labels = images.clone(), labels.clone()

@@ -1,4 +1,4 @@
-"""Arms of HF peft: LoRA, DoRA, AdaLoRA, SHiRA and Supertuning, on q, k and v told apart, within the same budget.
+"""Arms of HF peft: LoRA, DoRA, AdaLoRA, SHiRA and Supertuning, on separate q, k and v, within the same budget.
 
 Each function takes the plain backbone, the shapes of the matrices that may be tuned (in the order in which the budget
 is spent on them) and the budget; it returns the peft model and what it trains beside head and class token.

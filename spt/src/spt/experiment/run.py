@@ -128,7 +128,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> SeedResult:
-    """Every arm of every task for one seed, in ``run/seed-N``; what is there already is not done again."""
+    """Every arm of every task for one seed, in `run/seed-N`; what is there already is not done again."""
     for task in config.tasks:
         data, setting = prepare(task, seed, Path(run), config)
         for name in config.arm_list:
@@ -144,7 +144,7 @@ def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) ->
 
 
 def arm_file(run: Path, seed: int, task: str, arm: str) -> Path:
-    """``run/seed-0/flip/largest-magnitude.safetensors``."""
+    """`run/seed-0/flip/largest-magnitude.safetensors`."""
     word = "".join(c if c.isalnum() else "-" for c in arm).replace("--", "-").strip("-")
     return run / f"seed-{seed}" / task / f"{word}.safetensors"
 
@@ -253,7 +253,7 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
 
 
 def evaluate_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> SeedResult:
-    """:func:`measure_seed` in the form that seeds are run side by side."""
+    """`measure_seed` in the form that seeds are run side by side."""
     result = measure_seed(seed, Path(run), config)
     advance(1)
     return result

@@ -1,7 +1,5 @@
 """Settings of the embedded experiment on handwritten digits, and what one seed of it gives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 TASKS = ("invert", "flip", "rotation", "location")
@@ -42,12 +40,12 @@ class ExperimentConfig:
         seeds: how many seeds.
         first_seed: the first of them.
         tasks: downstream tasks.
-        arms: arms to run; empty for the default ones (about two minutes), ``all`` for every one.
+        arms: arms to run; empty for the default ones (about two minutes), `all` for every one.
         budget: trained parameters beside head and class token, which every arm trains.
         steps: of tuning.
         batch_size: of tuning.
         lr: peak learning rate of tuning; warm-up over a tenth of the steps, then cosine.
-        full_lr: of full fine-tuning, which diverges at ``lr`` (chosen on validation images).
+        full_lr: of full fine-tuning, which diverges at `lr` (chosen on validation images).
         train_images: of each task.
         val_images: of these, held out and evaluated on instead of the test images (to choose settings).
         pretrain_steps: of the backbone, batch 64.

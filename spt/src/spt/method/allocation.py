@@ -1,12 +1,9 @@
 """Allocation of a budget: which matrices get a module, which vectors and entries are trained (paper section 3.3).
 
 Mark the tau most sensitive scalars. A vector of which at least 1/beta is marked is trained whole; a matrix with at
-least
-K/alpha marks gets a structured module of K parameters; elsewhere the marked entries themselves are trained. tau is not
-the budget: what is spent follows from the rule, and :mod:`spt.method.budget` searches the tau that meets a budget.
+least K/alpha marks gets a structured module of K parameters; elsewhere the marked entries themselves are trained. tau
+is not the budget: what is spent follows from the rule, and `spt.method.budget` searches the tau that meets a budget.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,7 +22,7 @@ class Rule:
     """How marks turn into trained parameters.
 
     Attributes:
-        structured_type: ``lora``, ``adapter`` or ``lora_bias``; ``none`` trains single entries only.
+        structured_type: `lora`, `adapter` or `lora_bias`; `none` trains single entries only.
         rank: r of every module.
         alpha: a matrix needs K / alpha marks for a module of K parameters. 10 as released; 1 is budget-neutral.
         beta: a vector needs 1 / beta of its entries marked to be trained whole.
@@ -97,8 +94,7 @@ class Selection:
 
     @property
     def counted(self) -> int:
-        """Parameters spent against the budget: entries, modules, vectors and the class token; the head is not
-        counted."""
+        """Parameters spent against the budget: entries, modules, vectors and the class token, without the head."""
         return self.sparse_count + self.structured_count + self.rule.fixed
 
     def describe(self) -> str:
@@ -128,7 +124,7 @@ class Ranking:
 
 
 def rank_scalars(values: dict[str, Tensor], count: int) -> Ranking:
-    """The ``count`` largest entries over all tensors, descending; equal values in the order of the parameters.
+    """The `count` largest entries over all tensors, descending; equal values in the order of the parameters.
 
     One pass guesses a threshold from a sample, a second keeps what lies above it, and only that is sorted: exact, and
     many times cheaper than a top-k over all scores.
@@ -154,7 +150,7 @@ def rank_scalars(values: dict[str, Tensor], count: int) -> Ranking:
 
 
 def select(ranking: Ranking, tau: int, rule: Rule) -> Selection:
-    """Section 3.3 for one tau: the first ``tau`` of ``ranking`` are the marks (all of them when tau is larger)."""
+    """Section 3.3 for one tau: the first `tau` of `ranking` are the marks (all of them when tau is larger)."""
     owner, flat = ranking.owner[:tau], ranking.flat[:tau]
     counts = torch.bincount(owner, minlength=len(ranking.shapes)).tolist()
     order = owner.argsort(stable=True)

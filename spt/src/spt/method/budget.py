@@ -1,7 +1,5 @@
 """Meeting a budget (paper section 3.3): the released sweep over tau, and the exact tau from one ranking."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -17,7 +15,7 @@ SWEEP_STEPS = range(1, 80)
 
 
 def sweep_taus(unit: float = 1e6) -> list[int]:
-    """The 79 taus of the released sweep, ``ceil(i * 0.02 * unit)`` in binary floating point (four are one larger)."""
+    """The 79 taus of the released sweep, `ceil(i * 0.02 * unit)` in binary floating point (four are one larger)."""
     return [math.ceil(step * 0.02 * unit) for step in SWEEP_STEPS]
 
 
@@ -36,8 +34,7 @@ class SweepPoint:
         """Counted parameters in units, in the arithmetic of the released code.
 
         There the count of entries is a float32 tensor, so the quotient is float32, except when no parameter is below
-        its
-        threshold: then everything is a Python number.
+        its threshold: then everything is a Python number.
         """
         if not self.any_entries_named:
             return (self.structured + fixed) / unit
@@ -97,7 +94,7 @@ def official_selections(
 
 
 def totals(ranking: Ranking, rule: Rule) -> Tensor:
-    """Counted parameters after each mark of ``ranking``, int64 [T]: the staircase total(tau) for tau = 1..T."""
+    """Counted parameters after each mark of `ranking`, int64 [T]: the staircase total(tau) for tau = 1..T."""
     shapes = list(ranking.shapes.values())
     order = ranking.owner.argsort(stable=True)
     sizes = torch.bincount(ranking.owner, minlength=len(shapes))
@@ -114,7 +111,7 @@ def totals(ranking: Ranking, rule: Rule) -> Tensor:
 
 
 def exact_selection(values: dict[str, Tensor], rule: Rule, budget: int) -> Selection:
-    """The selection that spends the most without going over ``budget`` counted parameters.
+    """The selection that spends the most without going over `budget` counted parameters.
 
     The total changes only at the marks, so one ranking and running counts give the total of every tau at once.
 

@@ -1,11 +1,8 @@
 """Which scalars compete for the budget, and under which names (paper section 3.2; the names of the released files).
 
-The paper treats query, key and value as three matrices. timm holds them as one ``qkv`` Linear, so every name here is
-the
-one of the separate model (``blocks.0.attn.q.weight``) together with the rows of the parameter that really holds it.
+The paper treats query, key and value as three matrices. timm holds them as one `qkv` Linear, so every name here is
+the one of the separate model (`blocks.0.attn.q.weight`), together with the rows of the parameter that really holds it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,11 +25,11 @@ class Candidate:
     """One parameter that may be tuned.
 
     Attributes:
-        name: name in the model with separate q, k and v, e.g. ``blocks.0.attn.k.weight``.
+        name: name in the model with separate q, k and v, e.g. `blocks.0.attn.k.weight`.
         shape: [out, in] of a matrix, [length] of a vector.
-        kind: ``matrix`` may get a module, ``vector`` may be trained whole.
-        holder: name of the parameter of the model at hand that holds it, e.g. ``blocks.0.attn.qkv.weight``.
-        start: first row of ``holder`` that belongs to it (0 unless fused).
+        kind: `matrix` may get a module, `vector` may be trained whole.
+        holder: name of the parameter of the model at hand that holds it, e.g. `blocks.0.attn.qkv.weight`.
+        start: first row of `holder` that belongs to it (0 unless fused).
     """
 
     name: str
@@ -48,7 +45,7 @@ class Candidate:
 
 @dataclass
 class Candidates:
-    """All candidates of a model in the order of ``named_parameters`` of the separate model, and what stays frozen.
+    """All candidates of a model in the order of `named_parameters` of the separate model, and what stays frozen.
 
     Attributes:
         items: the candidates.
@@ -69,8 +66,8 @@ class Candidates:
 
 
 def separate_name(name: str) -> str:
-    """Name in the separate model of a parameter of a model whose ``qkv`` was split (``attn.qkv.q.w`` ->
-    ``attn.q.w``)."""
+    """Name in the separate model of a parameter of a model whose `qkv` was split (`attn.qkv.q.w` ->
+    `attn.q.w`)."""
     for part in QKV:
         name = name.replace(f".qkv.{part}.", f".{part}.")
     return name
@@ -82,12 +79,12 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_fused_qkv(name: str, module: nn.Module) -> bool:
-    """True when the Linear called ``name`` computes q, k and v at once, as in timm's attention."""
+    """True when the Linear called `name` computes q, k and v at once, as in timm's attention."""
     return name.rsplit(".", 1)[-1] == "qkv" and isinstance(module, nn.Linear) and module.out_features % 3 == 0
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The innermost repeated units that hold Linears: ``blocks.3``, ``layers.2.blocks.0``, ``encoder.layer.5``."""
+    """The innermost repeated units that hold Linears: `blocks.3`, `layers.2.blocks.0`, `encoder.layer.5`."""
     found = []
     for name, container in model.named_modules():
         if not isinstance(container, nn.ModuleList | nn.Sequential):
@@ -100,12 +97,11 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def find_candidates(model: nn.Module, head: str = "head", fixed: tuple[str, ...] = ("cls_token",)) -> Candidates:
-    """Sorts every parameter of ``model`` into candidates, always trained, and frozen.
+    """Sorts every parameter of `model` into candidates, always trained, and frozen.
 
     The released rule by names decides wherever a ViT's names match it. For other models (our reading): the weight of a
     Linear in a block is a matrix; the bias of such a Linear and the parameters of a block's norm layers are vectors,
-    and
-    so are those of a norm layer at the top level; everything else (LayerScale, register tokens, patch merging,
+    and so are those of a norm layer at the top level; everything else (LayerScale, register tokens, patch merging,
     convolutions, Swin's position tables) stays frozen and is listed with its reason.
 
     Args:

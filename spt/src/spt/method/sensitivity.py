@@ -7,8 +7,6 @@ Each parameter's gradient is squared into its accumulator and freed as soon as t
 beside the weights there is one accumulator of their size and the gradient of one parameter at a time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +45,7 @@ def squared_gradients(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str,
     """Accumulates the square of every gradient made inside the block; the gradients themselves are freed at once.
 
     Args:
-        parameters: name -> parameter. ``requires_grad`` is switched on inside the block and restored.
+        parameters: name -> parameter. `requires_grad` is switched on inside the block and restored.
 
     Yields:
         name -> float32 accumulator of the parameter's shape, zero at first.
@@ -78,7 +76,7 @@ def squared_gradients(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str,
 
 
 def head_layers(model: nn.Module, head: str) -> list[nn.Linear | nn.Conv2d]:
-    """The Linears and convolutions of the classifier, found by the substring ``head`` in their names."""
+    """The Linears and convolutions of the classifier, found by the substring `head` in their names."""
     return [m for name, m in model.named_modules() if head in name and isinstance(m, nn.Linear | nn.Conv2d)]
 
 
@@ -104,11 +102,11 @@ def measure_sensitivities(
     head: str = "head",
     fixed: tuple[str, ...] = ("cls_token",),
 ) -> Sensitivities:
-    """One pass over the first batches of a task; fused qkv gradients are told apart into q, k and v.
+    """One pass over the first batches of a task; gradients of a fused qkv are split into q, k and v.
 
     Args:
         model: pre-trained backbone with a random (not zero) head. Weights, mode and gradients are as before on return.
-        batches: (images, labels); iterated once per head, so a list or a loader, not a generator, when ``heads`` > 1.
+        batches: (images, labels); iterated once per head, so a list or a loader, not a generator, when `heads` > 1.
         max_batches: batches used (released command: 16 of 32 images).
         loss: mean loss of a batch of logits and labels.
         heads: random heads to sum over; the first is the model's own. One head moves a selection as much as the data.
@@ -234,7 +232,7 @@ def save_sensitivities(path: str | Path, sensitivities: Sensitivities) -> None:
 
 
 def load_sensitivities(path: str | Path) -> Sensitivities:
-    """Reads what :func:`save_sensitivities` wrote.
+    """Reads what `save_sensitivities` wrote.
 
     Raises:
         UserError: for a file that is missing, damaged, or holds no sensitivities.

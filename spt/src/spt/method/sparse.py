@@ -1,14 +1,12 @@
 """Unstructured tuning: single entries of a frozen weight, without any dense state (paper section 3.3).
 
-``W' = W; W'[row, col] += value; y = x W'^T`` with W frozen. The released code clones W in every step and keeps the
+`W' = W; W'[row, col] += value; y = x W'^T` with W frozen. The released code clones W in every step and keeps the
 clone. Here the entries are written into W for the product alone and the old bits are put back, so nothing of its size
 is made (autocast makes a copy of W in the lower precision anyway; there they go into that). The backward pass computes
 the gradients of the chosen entries only.
 
 Shapes: T tokens (all leading dimensions), I input width, O output width, K chosen entries.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,7 +32,7 @@ class Places:
         row, col: (K,) int64 output and input indices.
         rows, cols: distinct ones, ascending; many are filled up to a multiple of 128 with the last one, because the
             product's kernels are kept in memory for every shape that ever occurred.
-        row_place, col_place: (K,) place of ``row`` in ``rows`` and of ``col`` in ``cols``.
+        row_place, col_place: (K,) place of `row` in `rows` and of `col` in `cols`.
     """
 
     row: Tensor
@@ -45,7 +43,7 @@ class Places:
     col_place: Tensor
 
     @classmethod
-    def of(cls, row: Tensor, col: Tensor) -> Places:
+    def of(cls, row: Tensor, col: Tensor) -> "Places":
         """From indices of any integer type."""
         row, col = row.long(), col.long()
         rows, row_place = torch.unique(row, return_inverse=True)
@@ -60,7 +58,7 @@ def _filled(index: Tensor) -> Tensor:
 
 @contextmanager
 def entries_added(weight: Tensor, row: Tensor, col: Tensor, values: Tensor) -> Iterator[None]:
-    """``weight[row, col]`` holds its old value plus ``values`` inside the block, and its old bits after it."""
+    """`weight[row, col]` holds its old value plus `values` inside the block, and its old bits after it."""
     before = weight[row, col]
     weight[row, col] = before + values.to(weight.dtype)
     try:
@@ -70,7 +68,7 @@ def entries_added(weight: Tensor, row: Tensor, col: Tensor, values: Tensor) -> I
 
 
 def entry_gradients(dy: Tensor, x: Tensor, places: Places, few: bool = False) -> Tensor:
-    """``g[k] = sum_t dy[t, row[k]] * x[t, col[k]]``: the chosen entries of dy^T x.
+    """`g[k] = sum_t dy[t, row[k]] * x[t, col[k]]`: the chosen entries of dy^T x.
 
     Only the columns that some entry uses are touched. Of these the dense product is taken where it is faster than to
     gather K pairs a token, which is nearly always on a GPU.
@@ -102,7 +100,7 @@ def entry_gradients(dy: Tensor, x: Tensor, places: Places, few: bool = False) ->
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = x (W + scatter(values))^T + bias, then ``y[..., start : start + P] += h up^T``; gradients for all but W."""
+    """y = x (W + scatter(values))^T + bias, then `y[..., start : start + P] += h up^T`; gradients for all but W."""
 
     @staticmethod
     def forward(
@@ -189,9 +187,9 @@ def frozen_linear(
     values: Tensor | None = None,
     added: Sequence[tuple[int, Tensor, Tensor]] = (),
 ) -> Tensor:
-    """(..., I) -> (..., O) through ``weight`` (O, I) with ``values`` (K,) added at ``places``.
+    """(..., I) -> (..., O) through `weight` (O, I) with `values` (K,) added at `places`.
 
-    ``weight`` is frozen: it gets no gradient and holds its own bits again when the call returns. Two threads must not
+    `weight` is frozen: it gets no gradient and holds its own bits again when the call returns. Two threads must not
     use one weight at the same time.
 
     Args:

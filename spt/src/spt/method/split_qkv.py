@@ -1,10 +1,8 @@
-"""timm's fused ``qkv`` Linear as three Linears and back (specification: the paper selects on separate q, k and v).
+"""timm's fused `qkv` Linear as three Linears and back (specification: the paper selects on separate q, k and v).
 
-``SplitQKV`` takes the place of ``attn.qkv`` and returns the same concatenation, so that every attention of timm that
-calls ``self.qkv(x)`` (ViT, Swin and their kin) works unchanged.
+`SplitQKV` takes the place of `attn.qkv` and returns the same concatenation, so that every attention of timm that
+calls `self.qkv(x)` (ViT, Swin and their kin) works unchanged.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -46,7 +44,7 @@ class SplitQKV(nn.Module):
         """The fused weight without any tuning; some models of timm read its device or type."""
         return torch.cat([part.weight for part in self.parts])
 
-    def _apply(self, *arguments: Any, **named: Any) -> SplitQKV:
+    def _apply(self, *arguments: Any, **named: Any) -> "SplitQKV":
         """Moving or converting gives every weight a memory of its own; afterwards they are joined again."""
         super()._apply(*arguments, **named)
         self.join()
@@ -129,7 +127,7 @@ class SplitQKV(nn.Module):
 
 
 def split_qkv_layers(model: nn.Module) -> nn.Module:
-    """Replaces every fused qkv of ``model`` in place; already split layers stay. Returns the model."""
+    """Replaces every fused qkv of `model` in place; already split layers stay. Returns the model."""
     for name, module in list(model.named_modules()):
         if is_fused_qkv(name, module):
             model.set_submodule(name, SplitQKV(module))
@@ -150,7 +148,7 @@ def split_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fuse_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`split_state`: q, k and v of one layer concatenated under ``qkv``.
+    """The inverse of `split_state`: q, k and v of one layer concatenated under `qkv`.
 
     Raises:
         ValueError: if a layer has a query but lacks its key or value.

@@ -3,8 +3,6 @@
 Shapes: B batch, N tokens, I input width, O output width, r rank.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -16,16 +14,16 @@ Init = Literal["zero", "official"]
 
 
 class StructuredModule(nn.Module):
-    """``lora``: x A^T B^T with scale 1; ``adapter``: GELU(x A^T + a) B^T + b; ``lora_bias``: LoRA with a bias on B.
+    """`lora`: x A^T B^T with scale 1; `adapter`: GELU(x A^T + a) B^T + b; `lora_bias`: LoRA with a bias on B.
 
     Args:
         in_features: I.
         out_features: O.
         rank: r (8 in every released run).
         kind: one of the three forms above.
-        bias: biases of an adapter; ``lora`` has none and ``lora_bias`` always one.
-        init: ``zero`` starts the up projection at zero, so that tuning starts from the pre-trained function;
-            ``official`` is what the released constructor really does, both projections truncated normal of std 0.02.
+        bias: biases of an adapter; `lora` has none and `lora_bias` always one.
+        init: `zero` starts the up projection at zero, so that tuning starts from the pre-trained function;
+            `official` is what the released constructor really does, both projections truncated normal of std 0.02.
     """
 
     def __init__(

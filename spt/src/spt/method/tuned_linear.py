@@ -3,8 +3,6 @@
 Shapes: B batch, N tokens, I input width, O output width, K chosen entries of the weight, L of the bias.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -19,11 +17,10 @@ Position = Literal["parallel", "sequential"]
 
 
 class TunedLinear(nn.Module):
-    """``y = W x + b`` with W frozen, plus a structured module or chosen entries (the rule never gives both).
+    """`y = W x + b` with W frozen, plus a structured module or chosen entries (the rule never gives both).
 
-    A module in ``parallel`` sees the Linear's input (LoRA, and everything on ``proj``); in ``sequential`` position
-    it sees
-    the output: ``y = z + module(drop(z))`` (Adapter).
+    A module in `parallel` position sees the Linear's input (LoRA, and everything on `proj`); in `sequential` position
+    it sees the output: `y = z + module(drop(z))` (Adapter).
 
     Args:
         linear: the pre-trained Linear; its parameters are taken over, not copied, and frozen.
@@ -57,7 +54,7 @@ class TunedLinear(nn.Module):
         drop: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
-        """Puts a structured module beside the weight; ``drop`` acts on its input, ``drop_path`` on its output."""
+        """Puts a structured module beside the weight; `drop` acts on its input, `drop_path` on its output."""
         width = self.in_features if position == "parallel" else self.out_features
         module = StructuredModule(width, self.out_features, rank, kind, bias, init)
         self.structured = module.to(self.weight)

@@ -1,7 +1,4 @@
-"""A pre-trained model made into an SPT model (paper section 3.3): what a selection names is trained, the rest is
-frozen."""
-
-from __future__ import annotations
+"""A pre-trained model made into an SPT model (paper section 3.3): trained is what a selection names, and no more."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,10 +19,9 @@ class Placement:
     """How modules stand in the blocks.
 
     Attributes:
-        block: ``parallel`` (released with LoRA): modules see a Linear's input. ``sequential`` (released with
-            Adapter): they
-            see its output. ``proj`` is parallel and without dropout in both, as released.
-        init: see :class:`spt.method.structured.StructuredModule`.
+        block: `parallel` (released with LoRA): modules see a Linear's input. `sequential` (released with Adapter): they
+            see its output. `proj` is parallel and without dropout in both, as released.
+        init: see `spt.method.structured.StructuredModule`.
         drop: dropout on a module's input (released: 0.1).
         drop_path: drop path on a module's output (released: 0.1).
     """
@@ -67,7 +63,7 @@ def apply_selection(
     head: str = "head",
     fixed: tuple[str, ...] = ("cls_token",),
 ) -> nn.Module:
-    """Freezes ``model`` in place but for what ``selection`` names, the head and ``fixed``; returns it.
+    """Freezes `model` in place but for what `selection` names, the head and `fixed`; returns it.
 
     Marked entries outside Linears (LayerNorm) are counted by the rule but not trained, as released.
 
@@ -114,7 +110,7 @@ def apply_selection(
 
 
 def _tuned(model: nn.Module, path: str) -> TunedLinear:
-    """The TunedLinear at ``path``, made of the Linear there when it is not one yet."""
+    """The TunedLinear at `path`, made of the Linear there when it is not one yet."""
     module = model.get_submodule(path)
     if isinstance(module, TunedLinear):
         return module

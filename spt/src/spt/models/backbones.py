@@ -1,9 +1,7 @@
 """Pre-trained backbones in the formats that their authors released, loaded strictly into plain timm models.
 
-Google's ``.npz`` (supervised ViT), MAE's and MoCo v3's ``.pth``, Microsoft's Swin ``.pth``, and our own safetensors.
+Google's `.npz` (supervised ViT), MAE's and MoCo v3's `.pth`, Microsoft's Swin `.pth`, and our own safetensors.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -86,7 +84,7 @@ def load_backbone(
         format: layout; by default npz by suffix, otherwise told from the keys.
 
     Returns:
-        Names of the parameters of ``model`` that the file does not hold (the head's, or none).
+        Names of the parameters of `model` that the file does not hold (the head's, or none).
 
     Raises:
         UserError: for a file that is missing, unreadable or does not fit, naming the keys.
@@ -170,7 +168,7 @@ def _apart(state: dict[str, Tensor], starts: tuple[str, ...]) -> tuple[dict[str,
 
 
 def timm_to_swin(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's keys -> Microsoft's: a downsampling belongs to the stage before, the head is ``head``.
+    """timm's keys -> Microsoft's: a downsampling belongs to the stage before, the head is `head`.
 
     Args:
         buffers: position indices and masks that the released file holds beside the weights.
@@ -187,7 +185,7 @@ def timm_to_swin(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> 
 
 
 def read_npz(path: str | Path) -> dict[str, numpy.ndarray]:
-    """Arrays of an npz file without ``opt/target/``; nothing pickled is ever read.
+    """Arrays of an npz file without `opt/target/`; nothing pickled is ever read.
 
     Raises:
         UserError: unreadable or truncated file.
@@ -214,7 +212,7 @@ def resize_positions(table: Tensor, grid: tuple[int, int], prefix: int = 1) -> T
 
 
 def npz_to_state(arrays: Mapping[str, numpy.ndarray], grid: tuple[int, int] | None = None) -> dict[str, Tensor]:
-    """Google's arrays -> keys of the separate model. ``pre_logits`` is ignored, the position table resized to ``grid``.
+    """Google's arrays -> keys of the separate model. `pre_logits` is ignored, the position table resized to `grid`.
 
     Raises:
         UserError: naming an array that is not there.
@@ -269,7 +267,7 @@ def npz_names(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def state_to_npz(state: Mapping[str, Tensor], heads: int) -> dict[str, numpy.ndarray]:
-    """The inverse of :func:`npz_to_state` for a ViT of ``heads`` heads (fused or separate keys)."""
+    """The inverse of `npz_to_state` for a ViT of `heads` heads (fused or separate keys)."""
     state = {name: value.detach().cpu() for name, value in split_state(dict(state)).items()}
     out = {
         "cls": state["cls_token"],

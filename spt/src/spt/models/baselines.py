@@ -3,8 +3,6 @@
 Shapes: B batch, N tokens, C channels, P prompts, r bottleneck.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -12,8 +10,7 @@ from torch import Tensor, nn
 
 
 class Prompts(nn.Module):
-    """VPT-Deep (Jia et al., ECCV 2022): P trained tokens enter every block behind the class token and leave after
-    it."""
+    """VPT-Deep (Jia et al., ECCV 2022): every block gets P trained tokens of its own behind the class token."""
 
     def __init__(self, model: nn.Module, count: int) -> None:
         super().__init__()
@@ -35,8 +32,7 @@ class Prompts(nn.Module):
 
 
 class Bottlenecks(nn.Module):
-    """AdaptFormer (Chen et al., NeurIPS 2022): ``mlp(x) + 0.1 up(relu(down(x)))`` in every block, up starting at
-    zero."""
+    """AdaptFormer (Chen et al., NeurIPS 2022): `mlp(x) + 0.1 up(relu(down(x)))` in every block, `up` zero at first."""
 
     def __init__(self, model: nn.Module, rank: int, scale: float = 0.1) -> None:
         super().__init__()
@@ -55,13 +51,13 @@ class Bottlenecks(nn.Module):
 
 
 def add_prompts(model: nn.Module, count: int) -> nn.Module:
-    """Freezes ``model`` but for its head and gives every block P prompts; returns it."""
+    """Freezes `model` but for its head and gives every block P prompts; returns it."""
     _freeze(model).add_module("prompts", Prompts(model, count))
     return model
 
 
 def add_bottlenecks(model: nn.Module, rank: int) -> nn.Module:
-    """Freezes ``model`` but for its head and puts a bottleneck beside every MLP; returns it."""
+    """Freezes `model` but for its head and puts a bottleneck beside every MLP; returns it."""
     _freeze(model).add_module("bottlenecks", Bottlenecks(model, rank))
     return model
 

@@ -1,7 +1,5 @@
 """Released backbone files to safetensors in timm's keys, and back to the same tensors."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +16,7 @@ Target = Literal["timm", "npz", "mae", "moco", "swin"]
 
 
 def aside_path(path: Path) -> Path:
-    """Where what is not the backbone is kept: ``x.safetensors`` -> ``x.aside.safetensors``."""
+    """Where what is not the backbone is kept: `x.safetensors` -> `x.aside.safetensors`."""
     return path.with_name(f"{path.stem}.aside.safetensors")
 
 

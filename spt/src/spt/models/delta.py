@@ -1,15 +1,12 @@
 """A tuned task as a small file in peft's layout: what was trained, and nothing of the backbone.
 
-``adapter_model.safetensors`` holds modules, sparse values (float32) with int32 flat indices, tuned vectors, class
-token and
-head; ``adapter_config.json`` the config and the backbone it belongs to; ``README.md`` is a card. About 8 bytes an
-entry.
+`adapter_model.safetensors` holds modules, sparse values (float32) with int32 flat indices, tuned vectors, class token
+and head; `adapter_config.json` the config and the backbone it belongs to; `README.md` is a card. An entry takes about
+8 bytes.
 
-Keys: ``<released key>`` for every trained tensor, ``<parameter>.sparse_values`` and ``<parameter>.sparse_index`` for
-entries (flat row-major in the parameter's own shape, names with separate q, k, v).
+Keys: `<released key>` for every trained tensor, `<parameter>.sparse_values` and `<parameter>.sparse_index` for entries
+(flat row-major in the parameter's own shape, names with separate q, k, v).
 """
-
-from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -63,7 +60,7 @@ class Delta:
         return not self.modules or self.rule.structured_type != "adapter"
 
     def module_matrices(self) -> list[str]:
-        """Names of the matrices with a module, ``blocks.0.attn.q.weight``."""
+        """Names of the matrices with a module, `blocks.0.attn.q.weight`."""
         stems = {key.split(".learnable.")[0] for key in self.modules}
         return sorted(f"{owner}.{operation}.weight" for owner, _, operation in (_split_stem(stem) for stem in stems))
 
@@ -74,7 +71,7 @@ class Delta:
 
 
 def _split_stem(stem: str) -> tuple[str, str, str]:
-    """``blocks.0.attn.structured_q`` -> owner, mark, operation; other models keep ``<linear>.structured``."""
+    """`blocks.0.attn.structured_q` -> owner, mark, operation; other models keep `<linear>.structured`."""
     owner, _, leaf = stem.rpartition(".")
     if leaf.startswith("structured_"):
         return owner, "structured_", leaf.removeprefix("structured_")
@@ -114,7 +111,7 @@ def head_buffers(model: nn.Module, head: str = "head") -> dict[str, Tensor]:
 
 
 def selection_of(delta: Delta, model: nn.Module) -> Selection:
-    """The selection that rebuilds the delta's model; shapes are those of ``model`` (plain or SPT).
+    """The selection that rebuilds the delta's model; shapes are those of `model` (plain or SPT).
 
     Raises:
         UserError: when the delta names what the model lacks, or a head of another class count.
@@ -189,7 +186,7 @@ def save_delta(folder: str | Path, delta: Delta, card: str = "") -> None:
 
 
 def load_delta(folder: str | Path) -> Delta:
-    """Reads a folder that :func:`save_delta` wrote.
+    """Reads a folder that `save_delta` wrote.
 
     Raises:
         UserError: for a missing or damaged file, or keys that are not a delta's.

@@ -1,23 +1,18 @@
 """A tuned classifier described by plain values, so that a folder or the hub can hold all of it: trunk, delta and head.
 
-The delta of :mod:`spt.models.delta` needs its backbone beside it; this form needs nothing. ``config.json`` says how to
-build the model and which parameters are tuned, ``model.safetensors`` holds every tensor.
+The delta of `spt.models.delta` needs its backbone beside it; this form needs nothing. `config.json` says how to
+build the model and which parameters are tuned, `model.safetensors` holds every tensor.
 """
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from paperkit.errors import UserError
-from paperkit.files.weights import load_strict, read_weights, save_weights
+from paperkit.files.hub import SavedInFolder
+from paperkit.files.weights import load_strict
 from spt.method.allocation import Rule, Selection
 from spt.method.candidates import find_candidates
 from spt.method.tuning import Placement, apply_selection
@@ -25,7 +20,7 @@ from spt.models.backbones import create_backbone
 from spt.models.spt_model import SPTModel
 
 
-class SPTClassifier(nn.Module, PyTorchModelHubMixin, library_name="spt", tags=["spt", "image-classification"]):
+class SPTClassifier(nn.Module, SavedInFolder, library_name="spt", tags=["spt", "image-classification"]):
     """A timm model with what a selection names added to it; every argument is a plain value.
 
     Args:
@@ -33,8 +28,8 @@ class SPTClassifier(nn.Module, PyTorchModelHubMixin, library_name="spt", tags=["
         num_classes: of the head.
         modules, vectors: names of the tuned matrices and whole vectors (separate q, k, v).
         entries: name -> number of single entries; where they stand is in the weights' own index tensors.
-        rule: of :class:`spt.method.allocation.Rule`.
-        placement: of :class:`spt.method.tuning.Placement`.
+        rule: of `spt.method.allocation.Rule`.
+        placement: of `spt.method.tuning.Placement`.
         sizes: further arguments of timm's constructor.
 
     Raises:
@@ -71,7 +66,7 @@ class SPTClassifier(nn.Module, PyTorchModelHubMixin, library_name="spt", tags=["
         return self.model(images)
 
     @classmethod
-    def of(cls, tuned: SPTModel, arch: str, sizes: Mapping[str, Any] | None = None) -> SPTClassifier:
+    def of(cls, tuned: SPTModel, arch: str, sizes: Mapping[str, Any] | None = None) -> "SPTClassifier":
         """A copy of a tuned model.
 
         Args:
@@ -91,28 +86,3 @@ class SPTClassifier(nn.Module, PyTorchModelHubMixin, library_name="spt", tags=["
         )
         load_strict(built.model, tuned.base.state_dict(), "the tuned model")
         return built
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """`model.safetensors`, whole or not at all, with a checksum; the mixin adds config.json and the card."""
-        save_weights(save_directory / "model.safetensors", self.state_dict())
-
-    @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        load_strict(model, read_weights(model_file), model_file)
-        return model.to(map_location)
-
-
-def load_folder(folder: str | Path) -> SPTClassifier:
-    """What `save_pretrained` wrote, with every fault in one line.
-
-    Raises:
-        UserError: if a file is missing or damaged, or the weights do not fit.
-    """
-    folder = Path(folder)
-    try:
-        model = SPTClassifier(**json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} does not describe an SPT classifier: {error}") from None
-    path = folder / "model.safetensors"
-    load_strict(model, read_weights(path), str(path))
-    return model.eval()

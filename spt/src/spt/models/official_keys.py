@@ -1,7 +1,5 @@
 """Keys of the released SPT model (separate q, k, v; modules as siblings of their Linears) and ours."""
 
-from __future__ import annotations
-
 import re
 
 from spt.method.candidates import QKV
@@ -12,7 +10,7 @@ _RELEASED = re.compile(r"^(.*(?:attn|mlp))\.structured_(q|k|v|proj|fc1|fc2)\.(le
 
 
 def released_key(name: str) -> str:
-    """Ours -> released: ``attn.qkv.q.structured.learnable.0.weight`` -> ``attn.structured_q.learnable.0.weight``."""
+    """Ours -> released: `attn.qkv.q.structured.learnable.0.weight` -> `attn.structured_q.learnable.0.weight`."""
     for pattern in (_ATTENTION, _MLP):
         if found := pattern.match(name):
             return f"{found[1]}.structured_{found[2]}.{found[3]}"
@@ -22,7 +20,7 @@ def released_key(name: str) -> str:
 
 
 def our_key(name: str) -> str:
-    """Released -> ours, the inverse of :func:`released_key`."""
+    """Released -> ours, the inverse of `released_key`."""
     if found := _RELEASED.match(name):
         owner = f"{found[1]}.qkv" if found[2] in QKV else found[1]
         return f"{owner}.{found[2]}.structured.{found[3]}"

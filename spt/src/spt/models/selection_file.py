@@ -1,7 +1,4 @@
-"""Selection files ``param_req_{budget}.pth`` of the authors: read safely, written alike (specification,
-checkpoints)."""
-
-from __future__ import annotations
+"""Selection files `param_req_{budget}.pth` of the authors: read safely, and written in the same form."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +35,7 @@ ALLOWED: tuple[Any, ...] = (
 
 
 def operation_name(block: int, operation: str, leaf: str = "weight") -> str:
-    """``(3, "fc1")`` -> ``blocks.3.mlp.fc1.weight``."""
+    """`(3, "fc1")` -> `blocks.3.mlp.fc1.weight`."""
     return f"blocks.{block}.{'mlp' if operation.startswith('fc') else 'attn'}.{operation}.{leaf}"
 
 
@@ -95,7 +92,7 @@ def split_indexes(content: dict) -> dict[str, Tensor]:
 
 
 def parse_selection(content: object, rule: Rule, shapes: Mapping[str, torch.Size], source: str) -> Selection:
-    """The content of a selection file as a :class:`Selection`; see :func:`read_selection`."""
+    """The content of a selection file as a `Selection`; see `read_selection`."""
     content = check_content(content, source)
     modules = [
         operation_name(block, operation)
@@ -141,7 +138,7 @@ def to_content(selection: Selection, unit: float = 1e6) -> dict:
 
 
 def flags(selection: Selection, rows: int = 12) -> list[list[int]]:
-    """Six flags a block (q, k, v, proj, fc1, fc2), ``rows`` rows at least."""
+    """Six flags a block (q, k, v, proj, fc1, fc2), `rows` rows at least."""
     places = [re.match(r"blocks\.(\d+)\.(?:attn|mlp)\.(\w+)\.weight$", name) for name in selection.modules]
     if None in places:
         raise UserError(

@@ -7,8 +7,6 @@ on block 24 and three auxiliary heads on blocks 10, 15 and 20, all of width 256,
 Shapes: B images, C channels, K classes, H x W pixels, h x w patches.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -57,10 +55,10 @@ class UpsamplingHead(nn.Module):
 
 
 class SETR(VisionTransformer):
-    """A ViT whose patch tokens after ``taps`` blocks go to one main and three auxiliary heads.
+    """A ViT whose patch tokens after `taps` blocks go to one main and three auxiliary heads.
 
     The names of the trunk are the plain ViT's, so that its released files and SPT's selections fit as they are; every
-    name of a head contains ``head``, so that SPT trains and saves it whole.
+    name of a head contains `head`, so that SPT trains and saves it whole.
 
     Args:
         classes: K.
@@ -121,7 +119,7 @@ def segmentation_loss(scores: list[Tensor], labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sliding_scores(model: nn.Module, images: Tensor, classes: int, crop: int, stride: int) -> Tensor:
-    """Mean probabilities (B, K, H, W) of windows of ``crop`` pixels every ``stride``; the last ones end at the edge."""
+    """Mean probabilities (B, K, H, W) of windows of `crop` pixels every `stride`; the last ones end at the edge."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, max(0, crop - width), 0, max(0, crop - height)))
     full_height, full_width = padded.shape[-2:]

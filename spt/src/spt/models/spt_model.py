@@ -1,6 +1,4 @@
-"""SPT in peft's manner: a config, ``get_spt_model``, and the verbs that its users know."""
-
-from __future__ import annotations
+"""SPT in peft's manner: a config, `get_spt_model`, and the verbs that its users know."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -28,15 +26,15 @@ class SPTConfig:
 
     Attributes:
         budget: counted trainable parameters, head not among them (class token is).
-        structured_type: ``lora``, ``adapter``, ``lora_bias``, or ``none`` for single entries only.
+        structured_type: `lora`, `adapter`, `lora_bias`, or `none` for single entries only.
         r: rank of every module.
         alpha: a matrix gets a module of K parameters from K / alpha marks on (10 as released; 1 is budget-neutral).
         beta: a vector is trained whole from a share 1 / beta of marks on.
         structured_vector: train vectors whole at all.
         structured_only: no single entries.
-        search: ``exact`` spends the most within the budget; ``official`` is the released sweep.
-        block: ``parallel`` or ``sequential``; None takes the released one (sequential for adapters).
-        init: ``zero`` starts at the pre-trained function, ``official`` does not (see the README).
+        search: `exact` spends the most within the budget; `official` is the released sweep.
+        block: `parallel` or `sequential`; None takes the released one (sequential for adapters).
+        init: `zero` starts at the pre-trained function, `official` does not (see the README).
         drop, drop_path: on a module's input and output in training.
         head: substring of the classifier's parameter names; always trained and saved.
         fixed: substrings of other parameters that are always trained.
@@ -63,7 +61,7 @@ class SPTConfig:
         return Placement(block, self.init, self.drop, self.drop_path)
 
     def rule(self, model: nn.Module) -> Rule:
-        """The allocation rule; ``fixed`` parameters are counted on ``model``."""
+        """The allocation rule; `fixed` parameters are counted on `model`."""
         fixed = sum(
             p.numel()
             for n, p in model.named_parameters()
@@ -75,7 +73,7 @@ class SPTConfig:
 
 
 def choose(model: nn.Module, config: SPTConfig, sensitivities: Sensitivities | Mapping[str, Tensor]) -> Selection:
-    """Allocates the budget on ``model``.
+    """Allocates the budget on `model`.
 
     Raises:
         UserError: for sensitivities of another model, an impossible budget, or no official selection near it.
@@ -160,7 +158,7 @@ class SPTModel(nn.Module):
         save_delta(folder, delta, card)
 
     @classmethod
-    def from_pretrained(cls, model: nn.Module, folder: str | Path, check_weights: bool = True) -> SPTModel:
+    def from_pretrained(cls, model: nn.Module, folder: str | Path, check_weights: bool = True) -> "SPTModel":
         """Puts a saved delta on its backbone.
 
         Args:
@@ -232,7 +230,7 @@ def _overwritten(model: nn.Module, selection: Selection, config: SPTConfig) -> I
 
 
 def _split_names(name: str, own: Mapping[str, Tensor]) -> str:
-    """The name after the split of qkv: ``attn.q.bias`` -> ``attn.qkv.q.bias`` where only that exists."""
+    """The name after the split of qkv: `attn.q.bias` -> `attn.qkv.q.bias` where only that exists."""
     if name in own:
         return name
     path, part, leaf = name.rsplit(".", 2)
@@ -244,15 +242,15 @@ def get_spt_model(
     config: SPTConfig,
     sensitivities: Sensitivities | Mapping[str, Tensor] | Selection,
     copy_model: bool = False,
-) -> SPTModel:
-    """Allocates the budget and makes ``model`` an SPT model (in place unless ``copy_model``).
+) -> "SPTModel":
+    """Allocates the budget and makes `model` an SPT model (in place unless `copy_model`).
 
     Args:
-        sensitivities: of :func:`spt.measure_sensitivities` on this very model, or a finished selection (a released
+        sensitivities: of `spt.measure_sensitivities` on this very model, or a finished selection (a released
             file).
 
     Raises:
-        UserError: see :func:`choose` and :func:`spt.method.tuning.apply_selection`.
+        UserError: see `choose` and `spt.method.tuning.apply_selection`.
     """
     selection = sensitivities if isinstance(sensitivities, Selection) else choose(model, config, sensitivities)
     return SPTModel(copy.deepcopy(model) if copy_model else model, config, selection)

@@ -3,8 +3,6 @@
 Shapes: H x W pixels.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +49,9 @@ class Scenes(Dataset):
     """Item i is (image (3, H, W) normalised, labels (H, W) int64 with 255 for ignored).
 
     Args:
-        pairs: of :func:`scene_pairs`.
+        pairs: of `scene_pairs`.
         options: sizes and classes.
-        view: ``random`` crops for training, ``centre`` crops for the sensitivities, ``whole`` images for evaluation.
+        view: `random` crops for training, `centre` crops for the sensitivities, `whole` images for evaluation.
     """
 
     def __init__(self, pairs: list[tuple[Path, Path]], options: SceneOptions, view: str) -> None:
@@ -101,7 +99,7 @@ class Scenes(Dataset):
         return pixels, torch.where(raw == 0, IGNORED, raw - 1)
 
     def _scaled(self, image: Tensor, labels: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        """Both until the short and the long side fit, times ``ratio``."""
+        """Both until the short and the long side fit, times `ratio`."""
         short, long = sorted(labels.shape)
         factor = ratio * min(self.options.short_side / short, self.options.long_side / long)
         size = [max(1, round(side * factor)) for side in labels.shape]

@@ -1,7 +1,5 @@
 """The paper's data sets as lists of (image, label): VTAB-1k, FGVC, few-shot and domain-generalisation lists."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +78,7 @@ class ListDataset(Dataset):
 
 
 def read_list(file: Path, images: Path, classes: int, name: str) -> ImageList:
-    """A list file of ``path label`` lines, split at the last space; paths are relative to ``images``.
+    """A list file of `path label` lines, split at the last space; paths are relative to `images`.
 
     Raises:
         UserError: for a missing file, a broken line, a label outside the classes, or a missing image.
@@ -116,7 +114,7 @@ def _checked(images: ImageList, source: str) -> ImageList:
 
 
 def vtab_split(root: str | Path, task: str, split: str) -> ImageList:
-    """``root/{task}/{split}.txt``, lines ``images/{split}/000000.jpg label`` relative to the task's folder.
+    """`root/{task}/{split}.txt`, lines `images/{split}/000000.jpg label` relative to the task's folder.
 
     Raises:
         UserError: unknown task, or a folder that lacks the split's file or images.
@@ -136,7 +134,7 @@ def vtab_split(root: str | Path, task: str, split: str) -> ImageList:
 
 
 def fgvc_split(root: str | Path, key: str, split: str) -> ImageList:
-    """``root/{split}.json`` = {relative path: class id}; ids become 0..K-1 in sorted order.
+    """`root/{split}.json` = {relative path: class id}; ids become 0..K-1 in sorted order.
 
     Raises:
         UserError: unknown set, missing or broken file, another class count, missing images.
@@ -162,7 +160,7 @@ def fgvc_split(root: str | Path, key: str, split: str) -> ImageList:
 
 
 def few_shot_split(root: str | Path, name: str, split: str, shots: int = 16, seed: int = 0) -> ImageList:
-    """``root/annotations/train_meta.list.num_shot_{shots}.seed_{seed}``, ``val_meta.list`` or ``test_meta.list``.
+    """`root/annotations/train_meta.list.num_shot_{shots}.seed_{seed}`, `val_meta.list` or `test_meta.list`.
 
     The released oxford-pets list of one shot holds two images a class; it is read as it is.
     """
@@ -180,7 +178,7 @@ def few_shot_split(root: str | Path, name: str, split: str, shots: int = 16, see
 
 
 def domain_split(root: str | Path, name: str) -> ImageList:
-    """A shifted ImageNet: ``root/{name}/annotations/val_meta.list``, labels in ImageNet-1k ids."""
+    """A shifted ImageNet: `root/{name}/annotations/val_meta.list`, labels in ImageNet-1k ids."""
     if name not in DOMAINS:
         raise UserError(f"no shifted ImageNet {name!r}; there are {', '.join(DOMAINS)}")
     return read_list(Path(root) / name / "annotations" / "val_meta.list", Path(root) / name / "images", 1000, name)
@@ -190,10 +188,9 @@ def make_transform(kind: str, training: bool, size: int = 224) -> Callable[[Any]
     """Transforms of the released code.
 
     Args:
-        kind: ``direct`` squeezes to ``size`` x ``size`` (VTAB-1k, training and test alike, no augmentation); ``crop``
-            squeezes to 8/7 of it, then a random crop and flip, or the centre (FGVC in the code); ``resized_crop`` is
-            the
-            random resized crop of SSF and VPT.
+        kind: `direct` squeezes to `size` x `size` (VTAB-1k, training and test alike, no augmentation); `crop`
+            squeezes to 8/7 of it, then a random crop and flip, or the centre (FGVC in the code); `resized_crop` is
+            the random resized crop of SSF and VPT.
         training: of the training images.
     """
     end = [T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

@@ -20,7 +20,7 @@ from spt.training.recipe import DataOptions
 
 
 def training_lists(options: DataOptions) -> list[ImageList]:
-    """The parts trained on: the training part, and with ``final`` the validation part too where the paper does so."""
+    """The parts trained on: the training part, and with `final` the validation part too where the paper does so."""
     if options.kind == "vtab":
         return [vtab_split(options.root, options.name, "train800val200" if options.final else "train800")]
     if options.kind == "fgvc":

@@ -1,7 +1,5 @@
 """SPT and its baselines on a real backbone: the same harness, counting and saved form for all."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +34,7 @@ class Tuned:
 
 
 def config_of(options: MethodOptions, fixed: tuple[str, ...]) -> SPTConfig:
-    """The method's options as an :class:`SPTConfig`."""
+    """The method's options as an `SPTConfig`."""
     same = {name: getattr(options, name) for name in ("budget", "structured_type", "alpha", "beta", "search", "init")}
     same |= {name: getattr(options, name) for name in ("structured_vector", "structured_only", "drop", "drop_path")}
     return SPTConfig(r=options.rank, fixed=fixed, **same)
@@ -51,7 +49,7 @@ def prepare_method(model: nn.Module, options: MethodOptions, measured: Sensitivi
     """Applies the method to a pre-trained backbone with a fresh head, in place.
 
     Args:
-        measured: sensitivities of this model, needed for ``spt`` without a selection or a file of sensitivities.
+        measured: sensitivities of this model, needed for `spt` without a selection or a file of sensitivities.
 
     Raises:
         UserError: for options that do not fit the model.

@@ -12,10 +12,10 @@ class DataOptions:
 
     Attributes:
         kind: which of the paper's collections.
-        name: task or set inside it (``cifar``, ``cub``, ``food101``, ...).
-        root: folder of the collection (``vtab``: of all tasks; otherwise of the set itself).
+        name: task or set inside it (`cifar`, `cub`, `food101`, ...).
+        root: folder of the collection (`vtab`: of all tasks; otherwise of the set itself).
         domains: with few-shot ImageNet: folder of the four shifted ImageNets, evaluated on as well.
-        final: train on train + validation, evaluate on test (the released ``--test``). Otherwise train on the
+        final: train on train + validation, evaluate on test (the released `--test`). Otherwise train on the
             training part and evaluate on validation, for choosing the budget.
         shots, list_seed: which few-shot list.
         transform: see `spt.training.image_lists.make_transform`.
@@ -41,12 +41,12 @@ class BackboneOptions:
 
     Attributes:
         arch: timm architecture.
-        file: pretrained file in its authors' format (``spt.models.backbones.BACKBONES`` names them); None starts at
+        file: pretrained file in its authors' format (`spt.models.backbones.BACKBONES` names them); None starts at
             random, which is only for trying things out.
         format: layout of the file; told from its keys when None.
         drop_path: rises linearly to this over the blocks.
         trust_pickle: read a file that wants to run code.
-        sizes: further arguments of timm's constructor (``{"depth": 2}``), for small trials.
+        sizes: further arguments of timm's constructor (`{"depth": 2}`), for small trials.
     """
 
     arch: str = "vit_base_patch16_224"
@@ -62,14 +62,14 @@ class MethodOptions:
     """How the budget is spent.
 
     Attributes:
-        name: ``spt``, or a baseline in the same harness: ``linear``, ``full``, ``bias``, ``lora``, ``adapter``,
-            ``adaptformer``, ``vpt``.
+        name: `spt`, or a baseline in the same harness: `linear`, `full`, `bias`, `lora`, `adapter`,
+            `adaptformer`, `vpt`.
         budget: counted parameters, head not among them.
         structured_type, rank, alpha, beta, structured_vector, structured_only, search, init, drop, drop_path: of
-            `spt.SPTConfig`; ``rank`` is also the width of a baseline's modules and the number of prompts.
+            `spt.SPTConfig`; `rank` is also the width of a baseline's modules and the number of prompts.
         sensitivity_batches: batches of 32 images (released command: 16).
         heads: random heads to sum over.
-        selection: a released ``param_req_*.pth`` in place of measuring.
+        selection: a released `param_req_*.pth` in place of measuring.
         sensitivities: a saved sensitivity file in place of measuring; it must be of this very backbone.
     """
 

@@ -1,7 +1,5 @@
 """Tuning SETR on ADE20K: one LightningModule from top to bottom."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,7 +29,7 @@ class SegmentationModule(pl.LightningModule):
         self.history: list[dict[str, float]] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Two groups: trunk and heads; ``factor`` is the multiple of the learning rate."""
+        """Two groups: trunk and heads; `factor` is the multiple of the learning rate."""
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         groups = [
             {"params": [p for name, p in trained if ("head" in name) == heads], "factor": factor}

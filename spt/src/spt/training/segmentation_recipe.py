@@ -1,7 +1,5 @@
 """Options of the ADE20K experiment; what the paper's table does not say is the public SETR-PUP recipe."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +12,8 @@ class SceneOptions:
     """What to segment.
 
     Attributes:
-        kind: the layout; ``ade20k``.
-        root: folder with ``images/{training,validation}/*.jpg`` and ``annotations/{training,validation}/*.png``.
+        kind: the layout; `ade20k`.
+        root: folder with `images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`.
         classes: K; labels in the files are 1 to K, 0 is ignored.
         size: pixels of a training crop and of an evaluation window.
         short_side, long_side: an image is scaled until it fits both.
@@ -38,7 +36,7 @@ class SceneOptions:
 
 @dataclass
 class SegmentationRecipe:
-    """SGD with a polynomial schedule; the heads learn ``head_factor`` times as fast.
+    """SGD with a polynomial schedule; the heads learn `head_factor` times as fast.
 
     Attributes:
         steps, batch_size, lr, min_lr, power, momentum, weight_decay, head_factor: as stated.
@@ -62,14 +60,14 @@ class SegmentationRecipe:
     seed: int = 0
 
     def lr_at(self, step: int, factor: float = 1.0) -> float:
-        """Learning rate of a step from 0; ``min_lr`` is the floor of every group."""
+        """Learning rate of a step from 0; `min_lr` is the floor of every group."""
         left = (1 - min(step, self.steps) / self.steps) ** self.power
         return (factor * self.lr - self.min_lr) * left + self.min_lr
 
 
 @dataclass
 class SegmentationOptions:
-    """All options of a run on ADE20K; ``savings`` are the kit's, ``trainer`` goes to Lightning's Trainer as it is."""
+    """All options of a run on ADE20K; `savings` are the kit's, `trainer` goes to Lightning's Trainer as it is."""
 
     data: SceneOptions = field(default_factory=SceneOptions)
     backbone: BackboneOptions = field(default_factory=BackboneOptions)

@@ -1,5 +1,6 @@
-"""The 19 tasks of VTAB-1k one after the other: budget chosen on validation, result on test, group means beside the
-paper's. What is finished is not done again.
+"""The 19 tasks of VTAB-1k one after the other: budget chosen on validation, result on test, beside the paper's table.
+
+What is finished is not done again.
 
 `spt sweep --config spt/configs/vtab/supervised.yaml --config spt/configs/methods/spt_lora.yaml --data.root DIR
 --backbone.file FILE --budgets [400000,200000]`

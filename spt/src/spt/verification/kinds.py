@@ -1,7 +1,5 @@
 """What each kind of reference file computes (`spt verify`): the same code that users run, on the file's inputs."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tiny models of reference files: plain ViTs, whole SPT models, their training steps and their merged form."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -47,7 +45,7 @@ def block_position(config: dict[str, Any]) -> Any:
 
 
 def build_spt(file: ReferenceFile) -> nn.Module:
-    """The tiny SPT model of a ``vit_spt``, ``train_steps`` or ``merged_spt_lora`` file, weights loaded, dropout off."""
+    """The tiny SPT model of a `vit_spt`, `train_steps` or `merged_spt_lora` file, weights loaded, dropout off."""
     c = file.config
     model = build_vit(c)
     candidates = find_candidates(model)
