@@ -76,8 +76,8 @@ $(PROJECTS:%=%-clean): %-clean:
 
 # --- the whole repository ----------------------------------------------------------------------------------------
 
-demo:
-	@$(PYTHON) scripts/demo.py $(ARGS)
+demo: shared/.venv/.ready
+	@shared/.venv/bin/python scripts/demo.py $(ARGS)
 
 test:
 	@$(PYTHON) scripts/run_tests.py $(PROJECTS) -- $(ARGS)

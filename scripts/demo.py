@@ -3,7 +3,7 @@
 Runs `make <paper>-train` and `make <paper>-eval` for each paper of the tree, shows their output, goes on past a paper
 that fails, and writes a self-contained HTML page (figures inside, no network), anew after every paper. Only what ran
 now is shown: a paper that fails appears with the end of its output, never with an older run's results.
-Exit code 1 if any paper failed, 130 after Ctrl-C. Runs under the system's Python: nothing but the standard library.
+Exit code 1 if any paper failed, 130 after Ctrl-C. Runs in shared's environment.
 """
 
 import argparse
@@ -16,6 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paperkit.errors import UserError
+from paperkit.files.atomic import write_atomic
+from paperkit.files.runs import RunFolder
+from paperkit.results.metrics import Metrics
 from report_page import STATES, Outcome, page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,9 +65,8 @@ def stream(command: list[str], root: Path) -> tuple[int, str]:
 
 
 def finished_runs(root: Path, paper: str) -> list[Path]:
-    """Run folders of a paper that came to their end, the newest last."""
-    runs = [mark.parent for mark in (root / "runs" / paper).glob("*/finished") if (mark.parent / "started").is_file()]
-    return sorted(runs, key=lambda run: ((run / "started").read_text().strip(), run.name))
+    """Run folders of a paper that came to their end, the newest first."""
+    return [run.path for run in RunFolder.started(root / "runs", paper) if run.finished]
 
 
 def run_paper(outcome: Outcome, root: Path) -> None:
@@ -83,42 +86,14 @@ def run_paper(outcome: Outcome, root: Path) -> None:
         if not runs:
             outcome.reason = f"no new finished run in runs/{outcome.paper}"
             return
-        outcome.run = runs[-1]
-        try:
-            outcome.metrics = read_metrics(outcome.run / "metrics.json")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            outcome.reason = f"no results in {outcome.run.relative_to(root)}/metrics.json: {reason}"
-            return
+        outcome.run = runs[0]
+        outcome.metrics = Metrics.read(outcome.run / "metrics.json")
         outcome.environment = read_environment(outcome.run / "env.json")
         outcome.state, outcome.reason = "ok", ""
-    except OSError as error:
-        outcome.reason = str(error)
+    except (OSError, UserError) as error:
+        outcome.reason = str(error).replace(f"{root}/", "")
     finally:
         outcome.seconds = time.monotonic() - start
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The part of metrics.json (paperkit.results.metrics) that the page shows; raises if it is missing or misshapen."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["schema"] != 1:
-        raise ValueError(f"schema {content['schema']}, not 1")
-    for row in content["rows"]:
-        check(str, row["arm"], row["metric"], row["unit"])
-        check((int, float, type(None)), row["mean"], row["spread"], *row["values"])
-    for claim in content["claims"]:
-        check(str, claim["text"], claim["detail"])
-        check((bool, type(None)), claim["asserted"], claim["held"])
-    check((int, float), content["seconds"])
-    check(dict, content["versions"])
-    check(list, content["seeds"])
-    return {key: content[key] for key in ("rows", "claims", "seconds", "versions", "seeds", "threads")}
-
-
-def check(kind: Any, *values: Any) -> None:
-    for value in values:
-        if not isinstance(value, kind):
-            raise TypeError(f"{value!r} where another type should be")
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -128,16 +103,6 @@ def read_environment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def write_page(outcomes: list[Outcome], output: Path, root: Path) -> None:
-    """Writes the page whole or not at all."""
-    temporary = output.with_name(f"{output.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(page(outcomes, root), encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main() -> int:
@@ -156,17 +121,17 @@ def main() -> int:
     outcomes = [Outcome(paper, papers[paper]) for paper in chosen]
     interrupted = False
     try:
-        write_page(outcomes, output, root)  # a page that cannot be written is news before the hour of work
+        write_atomic(output, page(outcomes, root))  # a page that cannot be written is news before the hour of work
         for outcome in outcomes:
             try:
                 run_paper(outcome, root)
             except KeyboardInterrupt:
                 interrupted = True
-            write_page(outcomes, output, root)
+            write_atomic(output, page(outcomes, root))
             if interrupted:
                 break
-    except OSError as error:
-        print(f"error: cannot write {output}: {error.strerror or error}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n=== demo ===")
     for outcome in outcomes:
