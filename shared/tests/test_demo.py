@@ -98,8 +98,8 @@ def tree(tmp_path: Path) -> Path:
     axes.set_title("Ours & the others")
     report.save_figure(figure, tmp_path / "curve.png")
     train = tmp_path / "able" / "train.sh"
-    kept = "cp curve.png runs/able/new/figures/; echo torn > runs/able/new/figures/torn.png; cp able/env.json runs/able/new"
-    train.write_text(train.read_text() + kept + "\n")
+    figures = "cp curve.png runs/able/new/figures/; echo torn > runs/able/new/figures/torn.png\n"
+    train.write_text(train.read_text() + figures + "cp able/env.json runs/able/new/\n")
     (tmp_path / "able" / "env.json").write_text(
         json.dumps({"cpu": {"model": "Abacus", "cores": 2}, "commit": "abc123"})
     )

@@ -83,10 +83,17 @@ def test_within_one_file(tmp_path: Path) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Two projects with one block in common, and what `make lint` needs around them."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts").mkdir()
+    for name in ("lint.sh", "find_uv.sh", "lint-requirements.txt"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "Makefile").write_text("%-setup:\n\t@true\n")
-    (tmp_path / ".tools").symlink_to(ROOT / ".tools")
+    tools = tmp_path / ".tools" / "lint"
+    tools.mkdir(parents=True)
+    (tools / "bin").symlink_to(ARID.parent)
+    (tools / ".ready").touch()  # nothing is installed from here
+    if (ROOT / ".tools" / "uv").exists():
+        (tmp_path / ".tools" / "uv").symlink_to(ROOT / ".tools" / "uv")
     for name in ("a", "b"):
         source = tmp_path / name / "src" / name
         source.mkdir(parents=True)
