@@ -24,7 +24,6 @@ from unittest import mock
 import yaml
 
 from paperkit.command.engines import Engine
-from paperkit.files.runs import RunFolder
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import Command
 
@@ -59,8 +58,10 @@ class World:
     @cached_property
     def whole(self) -> Path:
         """The tiny run, trained to its end by the command."""
+        run = self.folder / "runs" / self.command.paper / "whole"
+        assert not run.exists(), "the tiny run could not be trained; the first case that needed it says why"
         self.command.here("train", "--config", self.config, "--name", "whole", cwd=self.folder)
-        return self.folder / "runs" / self.command.paper / "whole"
+        return run
 
     def place(self) -> Path:
         """A new empty folder."""
@@ -76,17 +77,16 @@ class World:
         return Path(shutil.copytree(self.whole, run, ignore=left_out))
 
     @contextlib.contextmanager
-    def without_training(self, engine: str | None = None) -> Iterator[list[tuple[RunFolder, Any, bool]]]:
-        """An engine whose `train` only notes what it was given: (run, options, resuming)."""
-        calls: list[tuple[RunFolder, Any, bool]] = []
-        module = importlib.import_module(self.engines[engine or self.embedded].module)
-        note = lambda run, options, resuming: calls.append((run, options, resuming))  # noqa: E731
-        with mock.patch.object(module, "train", note):
+    def noted(self, function: str) -> Iterator[list[tuple[Any, ...]]]:
+        """The embedded engine with a function of it that only notes what it was given, the run first."""
+        calls: list[tuple[Any, ...]] = []
+        module = importlib.import_module(self.engines[self.embedded].module)
+        with mock.patch.object(module, function, lambda *given: calls.append(given)):
             yield calls
 
-    def asked(self, option: str | None = None, value: Any = None) -> tuple[str, str]:
-        """An option as words of a command line."""
-        return f"--{option or self.option}", str(self.values[0] if value is None else value)
+    def asked(self, value: Any) -> tuple[str, str]:
+        """The option with a value, as words of a command line."""
+        return f"--{self.option}", str(value)
 
 
 def finished(run: Path) -> bool:
@@ -129,7 +129,7 @@ def resume_takes_a_name(world: World) -> None:
         run = world.unfinished(folder, "named", root)
         world.unfinished(folder, "newer", root)
         world.unfinished(folder, "named", "decoys")
-        with world.without_training() as calls:
+        with world.noted("train") as calls:
             world.command.here("train", *words, cwd=folder)
         assert [(folder / call[0].path, call[2]) for call in calls] == [(run, True)], words
         assert [path.parent for path in folder.rglob("finished")] == [run], words
@@ -139,7 +139,7 @@ def resume_takes_a_folder(world: World) -> None:
     """`--resume PATH`, wherever the run lies."""
     folder = world.place()
     run = world.unfinished(folder / "elsewhere", "kept")
-    with world.without_training() as calls:
+    with world.noted("train") as calls:
         world.command.here("train", "--resume", run, cwd=folder)
     assert [call[0].path.resolve() for call in calls] == [run.resolve()]
 
@@ -172,7 +172,7 @@ def later_configs_go_over_earlier(world: World) -> None:
     both: list[str | Path] = ["--config", world.config, "--config", second]
     cases += [([*over, *both], world.values[0]), ([*both, *over], world.values[0])]
     for number, (words, value) in enumerate(cases):
-        with world.without_training() as calls:
+        with world.noted("train") as calls:
             world.command.here("train", *words, "--name", str(number), cwd=folder)
         saved = yaml.safe_load((folder / calls[0][0].path / "config.yaml").read_text())
         if value is not None:
@@ -184,14 +184,14 @@ def options_beside_resume(world: World) -> None:
     folder = world.place()
     run = world.unfinished(folder, "kept")
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
-    for words in (world.asked(), ("--config", str(folder / "other.yaml"))):
+    for words in (world.asked(world.values[0]), ("--config", str(folder / "other.yaml"))):
         (folder / "other.yaml").write_text(yaml.safe_dump({world.option: world.values[0]}))
         line = world.command.refused("train", "--resume", "kept", *words, cwd=folder)
         assert world.option in line and str(world.values[0]) in line
         assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    with world.without_training() as calls:
-        world.command.here("train", "--resume", "kept", *world.asked(value=saved[world.option]), cwd=folder)
+    with world.noted("train") as calls:
+        world.command.here("train", "--resume", "kept", *world.asked(saved[world.option]), cwd=folder)
     assert len(calls) == 1 and yaml.safe_load((run / "config.yaml").read_text()) == saved
 
 
@@ -244,19 +244,20 @@ def another_engine_on_resume_is_refused(world: World) -> None:
 
 
 def eval_uses_the_runs_own_engine(world: World) -> None:
-    """`eval --ckpt RUN` and `eval` of the newest finished run give the rows of the training again."""
+    """`eval --ckpt RUN` gives the rows of the training again; without `--ckpt` it takes the newest finished run."""
     folder = world.place()
     run = folder / "runs" / world.command.paper / "copy"
     shutil.copytree(world.whole, run)
     world.unfinished(folder, "newer")
     trained = Metrics.read(run / "metrics.json")
-    for words in (("--ckpt", str(run)), (), ("--root=runs",)):
-        (run / "metrics.json").write_text("{}")
-        assert world.command.here("eval", *words, cwd=folder).out
-        assert steady(Metrics.read(run / "metrics.json")) == steady(trained), words
-    with world.without_training() as calls:
-        assert "no finished run" in world.command.refused("eval", "--root", "nowhere", cwd=folder)
-    assert not calls
+    (run / "metrics.json").write_text("{}")
+    assert world.command.here("eval", "--ckpt", run, cwd=folder).out
+    assert steady(Metrics.read(run / "metrics.json")) == steady(trained)
+    for words in ((), ("--root=runs",), ("--root", "runs", "--engine", world.embedded, "--ckpt", str(run))):
+        with world.noted("evaluate") as calls:
+            world.command.here("eval", *words, cwd=folder)
+        assert [(folder / call[0].path).resolve() for call in calls] == [run.resolve()], words
+    assert "no finished run" in world.command.refused("eval", "--root", "nowhere", cwd=folder)
 
 
 def steady(metrics: Metrics) -> list[Any]:
