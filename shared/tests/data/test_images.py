@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import tarfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from torch import Tensor, nn
 
 from paperkit.data.images import ImageData, posterize
@@ -173,9 +175,12 @@ def test_full_posterising_is_black() -> None:
     """timm's strongest posterising keeps no bit; all pixels are 0 then, on every version of Pillow."""
     image = Image.fromarray(np.full((4, 4, 3), 255, dtype=np.uint8))
     assert [np.asarray(posterize(image, bits)).max() for bits in (0, 1, 4, 8)] == [0, 128, 240, 255]
-    policy = "rand-m9-mstd0.5-inc1"
-    ops = ImageData("unused", auto_augment=policy).train_transform.transforms[2].ops
-    assert posterize in [op.aug_fn for op in ops]
+    for policy, attribute in (("rand-m9-mstd0.5-inc1", "ops"), ("augmix-m3", "ops"), ("v0", "policy")):
+        found = getattr(ImageData("unused", auto_augment=policy).train_transform.transforms[2], attribute)
+        functions = [op.aug_fn for op in (found if attribute == "ops" else chain(*found))]
+        assert posterize in functions
+        assert auto_augment.posterize not in functions
+    assert posterize not in auto_augment.NAME_TO_OP.values()
 
 
 def test_split_erasing_leaves_the_first_half(folder: Path) -> None:

@@ -45,7 +45,14 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda _: 0)
 
 
-auto_augment.NAME_TO_OP.update({name: posterize for name in auto_augment.NAME_TO_OP if name.startswith("Posterize")})
+def _posterize_whole(transform: Any) -> Any:
+    """The same transform, whose operations call `posterize` instead of timm's own; timm itself stays as it is."""
+    for step in transform.transforms:
+        operations = [*getattr(step, "ops", ()), *(op for policy in getattr(step, "policy", ()) for op in policy)]
+        for operation in operations:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = posterize
+    return transform
 
 
 class ImageData(ResumableData, pl.LightningDataModule):
@@ -148,16 +155,18 @@ class ImageData(ResumableData, pl.LightningDataModule):
         }
         self.sizes = SizeSchedule(size_schedule, input_size)
         self.train_transforms = {
-            size: create_transform(
-                **{**common, "input_size": size},
-                **erasing,
-                is_training=True,
-                scale=scale,
-                ratio=ratio,
-                hflip=hflip,
-                auto_augment=auto_augment,
-                color_jitter=color_jitter,
-                interpolation=interpolation,
+            size: _posterize_whole(
+                create_transform(
+                    **{**common, "input_size": size},
+                    **erasing,
+                    is_training=True,
+                    scale=scale,
+                    ratio=ratio,
+                    hflip=hflip,
+                    auto_augment=auto_augment,
+                    color_jitter=color_jitter,
+                    interpolation=interpolation,
+                )
             )
             for size in self.sizes.sizes
         }
