@@ -1,5 +1,6 @@
 """Learning rates against numbers worked out by hand, parameter groups against their rules, Lightning's calls."""
 
+import math
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -74,6 +75,40 @@ def test_lag_repeats_the_first_value() -> None:
 def test_constant_schedule_holds_after_its_warm_up() -> None:
     cfg = OptimConfig(lr=1e-3, schedule="constant", warmup_epochs=0.5, warmup_lr=0.0)
     assert lrs(cfg, 8, steps=4, epochs=2) == pytest.approx([0, 5e-4, *[1e-3] * 6])
+
+
+def late_cosine(t: int, total: int, warm: int, top: float, start: float, end: float) -> float:
+    """The rule in the loops of LITv2's and SPT's authors: linear to `top`, and a cosine that counts from 0."""
+    if t < warm:
+        return start + t * (top - start) / warm
+    return end + (top - end) * (1 + math.cos(math.pi * min(t, total) / total)) / 2
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_litv2_steps_late_and_its_offset_group_ends_where_the_others_do(warm: int) -> None:
+    """Group tops 5e-4 and 5e-6, bounds 5e-7 and 5e-6, all times batch / 512, by updates; the first two are equal."""
+    steps, epochs, batch = 7, 10, 1024
+    cfg = OptimConfig(
+        lr=5e-4, lr_per_512=True, bounds_per_512=True, warmup_epochs=warm, warmup_lr=5e-7, min_lr=5e-6, lag=1
+    )
+    given = OptimConfig(lr=1e-3, warmup_epochs=warm, warmup_lr=1e-6, min_lr=1e-5, lag=1)  # multiplied beforehand
+    for top, group in ((1e-3, 0), (1e-5, 1)):
+        expected = [late_cosine(max(n - 1, 0), 70, 7 * warm, top, 1e-6, 1e-5) for n in range(75)]
+        for config, options in ((cfg, {"global_batch": batch}), (given, {})):
+            groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+            groups[1]["lr"] = 1e-5  # type: ignore[assignment]  # the weights of the offset convolutions
+            values = lrs(config, 75, steps=steps, epochs=epochs, model=groups, group=group, **options)
+            assert values == pytest.approx(expected, rel=1e-14, abs=1e-19)
+
+
+@pytest.mark.parametrize(("epochs", "warm", "top"), [(100, 10, 1e-3), (20, 5, 5e-4)])
+def test_spt_holds_a_rate_for_an_epoch_one_epoch_late(epochs: int, warm: int, top: float) -> None:
+    """From 1e-6, cosine over all epochs down to 1e-5; after the last epoch it stays there."""
+    cfg = OptimConfig(lr=top, warmup_epochs=warm, warmup_lr=1e-6, min_lr=1e-5, step_per="epoch", lag=1)
+    values = lrs(cfg, epochs + 3, steps=1, epochs=epochs)
+    assert values[:2] == [1e-6, 1e-6] and values[epochs + 1 :] == [1e-5, 1e-5]
+    expected = [late_cosine(max(epoch - 1, 0), epochs, warm, top, 1e-6, 1e-5) for epoch in range(epochs + 3)]
+    assert values == pytest.approx(expected, rel=1e-14, abs=1e-18)
 
 
 def test_lr_scale_multiplies_every_value_and_survives_a_reload() -> None:

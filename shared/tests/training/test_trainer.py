@@ -6,6 +6,7 @@ The trainings run in forked children, which are killed by kill -9 or SIGTERM at 
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Points(ResumableData, pl.LightningDataModule):
         self.points = TensorDataset(torch.randn(50, 8, generator=draw), torch.arange(50) % 3)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return seeded_loader(SeededDataset(self.points, 3), self.train_sampler(50, 3, 8))
+        world = self.trainer.world_size if self.trainer else 1
+        return seeded_loader(SeededDataset(self.points, 3), self.train_sampler(50, 3, 8 // world))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return seeded_loader(SeededDataset(self.points, 3), self.eval_sampler(50, 25))
@@ -214,6 +216,39 @@ def test_cut_off_run_leaves_the_same(tmp_path: Path, name: str, hook: str, step:
     assert code == (128 + number if number == TERM and hook != "finished" else -number)
     assert in_child(folder, never, **OPTIONS[name]) == 0
     assert_same(left_by(folder), whole(name, tmp_path))
+
+
+def test_two_processes_save_and_leave_together(tmp_path: Path) -> None:
+    """A signal on one rank in the last step of an epoch: both leave after its evaluation, and go on to the end."""
+
+    def both(at: Callable[[str, int], None]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        pids = []
+        for rank in (0, 1):
+            pid = os.fork()
+            if pid == 0:
+                code = 99
+                try:
+                    signal.alarm(120)
+                    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+                    os.environ.update(here)
+                    chosen = at if rank == 1 else never
+                    code = guarded(lambda: train(tmp_path / "run", chosen, devices=2, strategy="ddp"))  # noqa: B023
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert both(at_moment("step", 11, TERM)) == [143, 143]
+    assert [read_checkpoint(checkpoints / name)["global_step"] for name in ("last.ckpt", "best.ckpt")] == [12, 12]
+    assert both(never) == [0, 0]
+    assert [read_checkpoint(checkpoints / name)["global_step"] for name in ("last.ckpt", "best.ckpt")] == [18, 12]
+    _, history, ended, measured = torch.load(tmp_path / "run" / "result")
+    assert history == ended == [[0, 6], [1, 12], [2, 18]]
+    assert measured["val/score"] == pytest.approx(0.6)
 
 
 def test_table_and_evaluations_of_an_uninterrupted_run(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Runs that end well: what they save and when, a loss that is no number, a signal.
+"""Runs that end well: what they save and when, and what they do at a loss that is NaN and at a signal.
 
 Callbacks, which decide for all processes of a run together, so that none is left waiting for the others.
 
 * `KeepLast` and `KeepBest` save a run where it can go on without having missed anything. A checkpoint of an epoch's
   last batch would not know whether the evaluation that follows was made; none is written there, but after it.
-* `StopOnNaN` stops before the number that is none reaches the weights.
+* `StopOnNaN` stops a run before a NaN reaches the weights.
 * `SaveOnSignal` saves and leaves after the step in which the signal came, and after its evaluation if one follows.
 
 `KeepBest`, `KeepLast` and `SaveOnSignal` belong into the Trainer's list in this order. Lightning calls checkpoint
@@ -91,7 +91,7 @@ class KeepLast(Checkpoint):
         self._saved, self._waiting = 0, False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What a resumed run begins with is saved already."""
+        """The step that a resumed run begins with is saved already."""
         self._saved, self._waiting = trainer.global_step, False
 
     def on_train_batch_end(
@@ -190,7 +190,7 @@ class KeepBest(Checkpoint):
                 self._save_if_higher(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Looks at the value if it was measured in this epoch's end."""
+        """Looks at the value if the evaluation was the last of this epoch."""
         if self._fresh:
             self._save_if_higher(trainer)
 
@@ -274,7 +274,7 @@ class SaveOnSignal(Checkpoint):
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals before loaders start their workers, which else would die of the terminal's Ctrl-C."""
+        """Takes the signals before loaders start their workers, which inherit that and survive a terminal's Ctrl-C."""
         self._received = 0
         if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
             self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
