@@ -18,7 +18,7 @@ def test_plain_table_aligns_numbers_to_the_right() -> None:
     assert report.plain_table(ROWS, COLUMNS, "two arms").splitlines() == [
         "two arms",
         "arm         loss  params  accuracy",
-        "--------  ------  ------  --------",
+        "--------- ------- ------- --------",
         "stitched  0.9512  12,345         -",
         "a|b            1       7  91 ± 1.4",
     ]
@@ -61,7 +61,7 @@ def test_mean_spread() -> None:
 def test_print_metrics_shows_rows_and_claims(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [Row("ours", "accuracy", [90.0, 92.0], "%"), Row("base", "accuracy", [80.0, 84.0], "%")]
     claims = [Claim("ours wins", True, True, "9 points"), Claim("base is fast", False, False), Claim("c", True, None)]
-    report.print_metrics(Metrics("snnet", "snnet eval", [0, 1], 3.0, rows, claims))
+    report.print_metrics(Metrics("snnet", [0, 1], 3.0, rows, claims))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "snnet" and lines[3].split() == ["ours", "accuracy", "91", "±", "1.4", "%", "90", "92"]
     assert lines[-3:] == ["held (asserted): ours wins [9 points]", "NOT HELD (reported): base is fast",

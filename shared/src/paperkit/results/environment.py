@@ -53,7 +53,7 @@ def cpu() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the sources in use, ``+changes`` added when tracked files differ from it; None outside git."""
+    """The commit of the sources in use, `+changes` added when tracked files differ from it; None outside git."""
     folder = Path(__file__).parent
     try:
         commit, changes = (
@@ -68,7 +68,7 @@ def git_commit() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Everything of the above, as it stands in a run's ``env.json``."""
+    """Everything of the above, as it stands in a run's `env.json`."""
     return {
         "command": sys.argv,
         "versions": library_versions(),

@@ -3,7 +3,7 @@
 On a CPU, torch's flop counter and fvcore both miss fused attention (DeiT-Ti: 1.07 instead of 1.25 G); on the meta
 device scaled_dot_product_attention falls apart into matrix products. One multiply-add counts 1, not 2.
 
-Published tables made with fvcore also hold terms for normalisation; ``norms=True`` adds them as fvcore 0.1.5 does:
+Published tables made with fvcore also hold terms for normalisation; `norms=True` adds them as fvcore 0.1.5 does:
 5 x elements per LayerNorm and GroupNorm (4 without weight), 2 x elements per BatchNorm in eval mode (1 without
 weight), 1 x input elements per 2-D adaptive average pooling. A mean over tokens counts 0.
 """
@@ -74,7 +74,7 @@ class _AdaptivePooling(TorchFunctionMode):
 
 
 class MacCounter:
-    """Counts the multiply-adds of everything called inside ``with MacCounter() as counter``; read ``counter.macs``.
+    """Counts the multiply-adds of everything called inside `with MacCounter() as counter`; read `counter.macs`.
 
     Tensors and modules used inside must be on the meta device, or fused attention goes uncounted.
     """
@@ -107,9 +107,9 @@ def count(
 
     Args:
         model: a module on any device, or a function that builds one (it is called on the meta device).
-        inputs: shapes such as ``(1, 3, 224, 224)``, tensors, or anything else the model takes.
+        inputs: shapes such as `(1, 3, 224, 224)`, tensors, or anything else the model takes.
         norms: add fvcore's terms for normalisation and pooling.
-        method: name of the method to call instead of ``forward``.
+        method: name of the method to call instead of `forward`.
 
     Example:
         >>> count(lambda: timm.create_model("deit_tiny_patch16_224"), (1, 3, 224, 224), norms=True)
@@ -124,7 +124,7 @@ def count(
 
 
 def count_call(fn: Callable[..., Any], *inputs: Any, norms: bool = False) -> int:
-    """Multiply-adds of ``fn(*inputs)``, for a piece of a model already on the meta device (see :func:`on_meta`)."""
+    """Multiply-adds of `fn(*inputs)`, for a piece of a model already on the meta device (see `on_meta`)."""
     with torch.no_grad(), torch.device("meta"), MacCounter(norms) as counter:
         fn(*(_meta_input(value) for value in inputs))
     return counter.macs

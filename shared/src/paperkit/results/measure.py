@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.utils.benchmark import timer  # waits for the accelerator, if there is one
 
 from paperkit.errors import UserError
-from paperkit.files.runs import plain, write_atomic
+from paperkit.files.atomic import write_atomic
+from paperkit.files.runs import plain
+from paperkit.results.command_line import command_line
 from paperkit.results.environment import cpu, library_versions, torch_threads
 
 _MARK = "PAPERKIT_PEAK_FILE"
@@ -36,7 +38,7 @@ MEBIBYTE = 2**20
 class Ratio:
     """Time of a variant over that of the baseline: median and quartiles of the per-pair ratios (below 1 is faster).
 
-    ``baseline_seconds`` and ``seconds`` are the medians of one call of each; ``pairs`` is their number.
+    `baseline_seconds` and `seconds` are the medians of one call of each; `pairs` is their number.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Resident memory of a process in bytes: when it called :func:`mark_start`, and the largest after that."""
+    """Resident memory of a process in bytes: when it called `mark_start`, and the largest after that."""
 
     start: int
     peak: int
@@ -126,7 +128,7 @@ def print_ratios(ratios: Iterable[Ratio], title: str = "") -> None:
 
 
 def mark_start() -> None:
-    """In a process that :func:`peak_rss` started: everything up to here (imports, building) is not to be counted.
+    """In a process that `peak_rss` started: everything up to here (imports, building) is not to be counted.
 
     Without such a parent it does nothing.
     """
@@ -139,13 +141,13 @@ def mark_start() -> None:
 
 
 def peak_rss(argv: Sequence[str | os.PathLike[str]], timeout: float | None = None) -> PeakMemory:
-    """Runs a command, which calls :func:`mark_start` when its model is built, and measures what it adds from there on.
+    """Runs a command, which calls `mark_start` when its model is built, and measures what it adds from there on.
 
     Blocks from 1 MiB on go back to the system when they are freed (glibc): left in the heap, the places of freed ones
     are a matter of chance, and the same step peaked at 1.1 to 1.45 times another's from run to run.
 
     Raises:
-        UserError: if the command fails, takes longer than ``timeout`` seconds, or never called ``mark_start``.
+        UserError: if the command fails, takes longer than `timeout` seconds, or never called `mark_start`.
     """
     command = " ".join(map(str, argv))
     with tempfile.TemporaryDirectory() as folder:
@@ -228,5 +230,5 @@ def machine() -> dict[str, Any]:
 
 def write_bench(path: str | os.PathLike[str], paper: str, **sections: Any) -> None:
     """Writes a bench's JSON, whole or not at all: paper, command, machine, and each section (Ratios, dicts, lists)."""
-    content = {"paper": paper, "command": " ".join(sys.argv), "machine": machine(), **plain(sections)}
+    content = {"paper": paper, "command": command_line(), "machine": machine(), **plain(sections)}
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

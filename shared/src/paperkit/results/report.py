@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
 from paperkit.results.metrics import Metrics, Row
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
@@ -41,11 +45,12 @@ STYLE: Any = {
     "savefig.dpi": 160,
     "savefig.facecolor": "white",
 }
+PLAIN = box.Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)  # nothing but the line below the names
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?[%x]?( ± .+)?|nan|-?inf|-")
 
 
 class MeanSpread(NamedTuple):
-    """Mean and sample standard deviation; prints as ``93.1 ± 0.4``, the format applying to both numbers."""
+    """Mean and sample standard deviation; prints as `93.1 ± 0.4`, the format applying to both numbers."""
 
     mean: float
     spread: float | None
@@ -78,14 +83,11 @@ def text(value: object) -> str:
 
 
 def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], title: str = "") -> str:
-    """Columns of equal width, numbers to the right."""
-    cells = _cells(rows, columns)
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    right = _numeric(cells, len(columns))
-    lines = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
-        for line in (columns, ["-" * width for width in widths], *cells)
-    ]
+    """Columns of equal width, numbers to the right, a dashed line below the names."""
+    console = Console(width=10_000, color_system=None)
+    with console.capture() as drawn:
+        console.print(_drawn(rows, columns, PLAIN))
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
     return "\n".join(([title] if title else []) + lines)
 
 
@@ -98,23 +100,14 @@ def markdown_table(rows: Iterable[Sequence[object]], columns: Sequence[str]) -> 
 
 
 def table(rows: Iterable[Sequence[object]], columns: Sequence[str], title: str = "") -> None:
-    """Prints a table: drawn by rich on a terminal, as aligned plain text into a pipe or a file."""
-    rows = [list(row) for row in rows]
+    """Prints a table: as wide as the terminal, with rules drawn; into a pipe or a file as plain text."""
     if not sys.stdout.isatty():
         print(plain_table(rows, columns, title), flush=True)
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    cells = _cells(rows, columns)
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    for column, right in zip(columns, _numeric(cells, len(columns)), strict=True):
-        drawn.add_column(Text(column), justify="right" if right else "left")
-    for line in cells:
-        drawn.add_row(*(Text(cell) for cell in line))
-    Console().print(drawn)
+    console = Console()
+    if title:
+        console.print(Text(title))
+    console.print(_drawn(rows, columns, box.SIMPLE_HEAD))
 
 
 def print_metrics(metrics: Metrics, title: str = "") -> None:
@@ -132,7 +125,7 @@ def print_metrics(metrics: Metrics, title: str = "") -> None:
 
 
 def style() -> AbstractContextManager[None]:
-    """The look of all figures, as a context: draw and save inside ``with style():``."""
+    """The look of all figures, as a context: draw and save inside `with style():`."""
     return matplotlib.rc_context(STYLE)
 
 
@@ -143,7 +136,7 @@ def figure(
 
     Args:
         width, height: of the whole figure, in inches.
-        subplots: passed to ``Figure.subplots`` (``sharex``, ``width_ratios``...).
+        subplots: passed to `Figure.subplots` (`sharex`, `width_ratios`...).
     """
     drawn = Figure(figsize=(width, height))
     return drawn, drawn.subplots(rows, columns, **subplots)
@@ -157,6 +150,16 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     with style():
         figure.savefig(buffer, format="png", metadata={"Software": None, "Title": title or None})
     write_atomic(path, buffer.getvalue())
+
+
+def _drawn(rows: Iterable[Sequence[object]], columns: Sequence[str], look: box.Box) -> Table:
+    cells = _cells(rows, columns)
+    drawn = Table(box=look, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for column, right in zip(columns, _numeric(cells, len(columns)), strict=True):
+        drawn.add_column(Text(column), justify="right" if right else "left")
+    for line in cells:
+        drawn.add_row(*map(Text, line))
+    return drawn
 
 
 def _cells(rows: Iterable[Sequence[object]], columns: Sequence[str]) -> list[list[str]]:
