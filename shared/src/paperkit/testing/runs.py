@@ -75,8 +75,8 @@ def difference(first: Content, second: Content, at: str = "") -> str:
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         if len(first) != len(second):
             return f"{at or 'it'} has {len(first)} entries and {len(second)}"
-        found = (difference(a, b, f"{at}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True)))
-        return next((line for line in found if line), "")
+        lines = (difference(a, b, f"{at}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True)))
+        return next((line for line in lines if line), "")
     same = first == second or (isinstance(first, float) and first != first and second != second)
     return "" if same else f"{at or 'it'} is {_short(first)} and {_short(second)}"
 
