@@ -39,7 +39,7 @@ def one_thread() -> None:
 
 
 def ended(work: Callable[[], object]) -> tuple[int, str]:
-    """Exit code (minus the signal that ended it) and printed text of a child that does ``work``."""
+    """Exit code (minus the signal that ended it) and printed text of a child that does `work`."""
     with tempfile.TemporaryFile("w+") as log:
         pid = os.fork()
         if pid == 0:
@@ -83,7 +83,7 @@ def train(folder: Path) -> None:
 
 
 def with_full_disk(work: Callable[[], object], limit: int = 100_000) -> Callable[[], object]:
-    """``work`` where no file can grow beyond ``limit`` bytes, which a write notices as it notices a full disk."""
+    """`work` where no file can grow beyond `limit` bytes, which a write notices as it notices a full disk."""
 
     def limited() -> object:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -129,8 +129,8 @@ def test_full_disk_in_a_run(tmp_path: Path) -> None:
 def test_full_disk_keeps_weights_and_results(tmp_path: Path) -> None:
     weights, results = tmp_path / "w.safetensors", tmp_path / "metrics.json"
     save_weights(weights, {"w": torch.ones(3)})
-    Metrics("spt", "spt eval", [0], 1.0, [Row("a", "b", [1.0])]).write(results)
-    long = Metrics("spt", "spt eval", [0], 1.0, [Row("a", "b", [1.0])] * 2000)
+    Metrics("spt", [0], 1.0, [Row("a", "b", [1.0])]).write(results)
+    long = Metrics("spt", [0], 1.0, [Row("a", "b", [1.0])] * 2000)
     for path, write in (
         (weights, lambda: save_weights(weights, {"w": torch.ones(100_000)})),
         (results, lambda: long.write(results)),

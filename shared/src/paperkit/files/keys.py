@@ -1,7 +1,4 @@
-"""A state dict against a model: which keys are missing, unexpected, or of another shape.
-
-Callers import these names from `paperkit.files.weights`.
-"""
+"""A state dict against a model: which keys are missing, unexpected, or of another shape."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +12,7 @@ KeyMap = Mapping[str, str | None] | Callable[[str], str | None]
 
 
 def first_few(names: list[str], count: int = 4) -> str:
-    """The first few of ``names``, each cut to a sane length, and how many more there are."""
+    """The first few of `names`, each cut to a sane length, and how many more there are."""
     shown = ", ".join(name if len(name) <= 100 else name[:97] + "..." for name in names[:count])
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
@@ -27,7 +24,7 @@ class KeyReport:
     Attributes:
         missing: keys of the model that the state lacks. unexpected: keys of the state that the model lacks, as the
             file names them. misshapen: keys of both whose shape or kind of number differs, each with both:
-            ``head.weight (file 1000x192, model 10x192)``.
+            `head.weight (file 1000x192, model 10x192)`.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -40,7 +37,7 @@ class KeyReport:
         return not (self.missing or self.unexpected or self.misshapen)
 
     def message(self) -> str:
-        """One line with the counts and the first few keys of each kind; ``every key fits`` if there are none."""
+        """One line with the counts and the first few keys of each kind; `every key fits` if there are none."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("misshapen", self.misshapen))
         return "; ".join(f"{len(keys)} {kind}: {first_few(keys)}" for kind, keys in kinds if keys) or "every key fits"
 
@@ -48,7 +45,7 @@ class KeyReport:
 def _compare(
     model: nn.Module, state: Mapping[str, Tensor], key_map: KeyMap | None
 ) -> tuple[KeyReport, dict[str, Tensor]]:
-    """The report, and the part of ``state`` that fits under the model's own names."""
+    """The report, and the part of `state` that fits under the model's own names."""
     report, fitting = KeyReport(), {}
     wanted = model.state_dict()
     rename = key_map.get if isinstance(key_map, Mapping) else key_map
@@ -73,7 +70,7 @@ def _compare(
 
 
 def _describe(tensor: Tensor, other: Tensor) -> str:
-    """Shape as ``1000x192``; the type as well if that is what differs from ``other``."""
+    """Shape as `1000x192`; the type as well if that is what differs from `other`."""
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     return shape if tensor.shape != other.shape else f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
 
@@ -84,7 +81,7 @@ def _is_late_counter(name: str, given: Mapping[str, object]) -> bool:
 
 
 def load_report(model: nn.Module, state: Mapping[str, Tensor], key_map: KeyMap | None = None) -> KeyReport:
-    """Copies every tensor of ``state`` that fits into ``model`` and reports the rest.
+    """Copies every tensor of `state` that fits into `model` and reports the rest.
 
     Args:
         model: changed in place. state: key -> tensor, as `read_weights` gives it. key_map: the file's key -> the
@@ -97,7 +94,7 @@ def load_report(model: nn.Module, state: Mapping[str, Tensor], key_map: KeyMap |
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str, key_map: KeyMap | None = None) -> None:
-    """Copies ``state`` into ``model`` if every key fits, and changes nothing otherwise.
+    """Copies `state` into `model` if every key fits, and changes nothing otherwise.
 
     Args:
         model, state, key_map: as in `load_report`.

@@ -1,6 +1,6 @@
 """Which classes a pickle names, found out without building any of them.
 
-``torch.load(weights_only=True)`` names the class that it refuses only for pickles of protocol 2, which ``torch.save``
+`torch.load(weights_only=True)` names the class that it refuses only for pickles of protocol 2, which `torch.save`
 writes unless told otherwise; of others it reports an unknown operation. The user who must decide whether to trust a
 file gets the name here.
 """
@@ -17,7 +17,7 @@ PICKLES_IN_OLD_FORMAT = 5  # magic number, protocol, system, content, keys of th
 
 
 def named_classes(path: Path) -> list[str]:
-    """Full names (``module.class``) in the order of the file, as far as the pickle can be followed; raises nothing."""
+    """Full names (`module.class`) in the order of the file, as far as the pickle can be followed; raises nothing."""
     names: list[str] = []
     with contextlib.suppress(Exception):  # a broken pickle raises anything; what was found before counts
         data = _pickle_bytes(path)

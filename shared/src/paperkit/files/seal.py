@@ -5,8 +5,8 @@ parses). Here the digest stands in a field of fixed width that counts as 64 zero
 file is covered, the field included. Two marks surround the field, and one of them is enough to know a sealed file: a
 single flipped bit cannot turn it into a file that seems to come from elsewhere.
 
-The containers stay what they were. In safetensors the field is the first entry of ``__metadata__``; in torch's zip
-files it is the archive's comment. ``torch.load`` and ``safetensors`` read both as ever.
+The containers stay what they were. In safetensors the field is the first entry of `__metadata__`; in torch's zip
+files it is the archive's comment. `torch.load` and `safetensors` read both as ever.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Piece = bytes | memoryview  # a view where a copy would double the memory of a s
 
 
 def seal_safetensors(serialized: bytes) -> list[Piece]:
-    """The pieces of the sealed file, in order, from what ``safetensors.torch.save`` returned."""
+    """The pieces of the sealed file, in order, from what `safetensors.torch.save` returned."""
     length = struct.unpack("<Q", serialized[:8])[0]
     header = json.loads(serialized[8 : 8 + length])
     given = header.pop("__metadata__", {})
@@ -39,7 +39,7 @@ def seal_safetensors(serialized: bytes) -> list[Piece]:
 
 
 def seal_zip(archive: Piece) -> list[Piece]:
-    """The pieces of the sealed file, in order, from what ``torch.save`` wrote."""
+    """The pieces of the sealed file, in order, from what `torch.save` wrote."""
     if archive[-22:-18] != END_OF_ZIP or archive[-2:] != b"\0\0":
         raise ValueError("not an archive of torch.save: it does not end in the directory of a zip file without comment")
     comment = COMMENT_MARKS[0] + ZEROS + COMMENT_MARKS[1]
@@ -49,7 +49,7 @@ def seal_zip(archive: Piece) -> list[Piece]:
 
 
 def _fill(piece: bytes, position: int, before: Piece = b"", after: Piece = b"") -> bytes:
-    """``piece`` with the digest of the whole file at ``position``, where the zeros are now."""
+    """`piece` with the digest of the whole file at `position`, where the zeros are now."""
     digest = hashlib.sha256(before)
     digest.update(piece)
     digest.update(after)
@@ -57,7 +57,7 @@ def _fill(piece: bytes, position: int, before: Piece = b"", after: Piece = b"") 
 
 
 def check_seal(file: IO[bytes], name: str | os.PathLike[str]) -> bool:
-    """Whether ``file`` is sealed; a sealed one is read and hashed in full.
+    """Whether `file` is sealed; a sealed one is read and hashed in full.
 
     Raises:
         UserError: if it is sealed and any bit differs from what was written, or if it is a zip file cut short.
@@ -98,7 +98,7 @@ def _digest_position(file: IO[bytes], name: str | os.PathLike[str]) -> int | Non
 
 
 def _hash(file: IO[bytes], count: int, digest: "hashlib._Hash") -> None:
-    """Feeds the next ``count`` bytes to ``digest``."""
+    """Feeds the next `count` bytes to `digest`."""
     while count > 0:
         block = file.read(min(count, 1 << 20))
         if not block:

@@ -1,17 +1,14 @@
 """Checkpoints and weight files: nothing half-written, nothing unsafe, nothing silently left out.
 
-Writing goes through a temporary file and a rename, with a checksum over the whole file (`sealed_files`). Reading runs
-no code from the file, checks the sums and sizes first, and ends in one line that names the file, whatever is wrong
-with it.
+Writing goes through a temporary file and a rename, with a checksum over the whole file (`paperkit.files.seal`).
+Reading runs no code from the file, checks the sums and sizes first, and ends in one line that names the file, whatever
+is wrong with it.
 """
 
 import argparse
 import io
-import os
 import re
-import stat
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,86 +20,86 @@ from torch import Tensor
 
 from paperkit.errors import UserError, one_line
 from paperkit.files.atomic import atomic_file
+from paperkit.files.bounded import PathLike, check_safetensors, check_torch_archive, regular_file, told_format
 from paperkit.files.keys import KeyReport, first_few, load_report, load_strict
+from paperkit.files.parts import find_state, without_prefixes
 from paperkit.files.pickles import named_classes
 from paperkit.files.seal import SEAL_KEYS, Piece, check_seal, seal_safetensors, seal_zip
 
 __all__ = [
     "KeyReport",
+    "check_finite",
     "load_report",
     "load_strict",
     "read_checkpoint",
     "read_metadata",
+    "read_safetensors",
     "read_weights",
     "save_checkpoint",
     "save_weights",
 ]
 
-PathLike = str | os.PathLike[str]
 Allowed = type | tuple[type, str]
 SAFE: tuple[Allowed, ...] = (argparse.Namespace,)  # holds values only; many released files keep their options in one
+MOST_SWELLING = 16
+"""Tensors may claim this many times the bytes of their file; weights that are tied count twice."""
+SMALL = 64 << 20
+"""Bytes that tensors may claim however small the file is."""
 HARMLESS = {"_codecs.encode", *(f"builtins.{name}" for name in ("set", "bytearray", "complex"))}
 
 
-def read_checkpoint(path: PathLike, trust_pickle: bool = False, allow: Iterable[Allowed] = ()) -> Any:
-    """The full content of a file of ``torch.save`` or safetensors (told by its suffix), tensors on the CPU.
+def read_checkpoint(
+    path: PathLike,
+    trust_pickle: bool = False,
+    allow: Iterable[Allowed] = (),
+    *,
+    advice: str | None = "--trust-pickle",
+) -> Any:
+    """The full content of a file of `torch.save` or safetensors (told by its content), tensors on the CPU.
 
     Args:
         path: the file.
         trust_pickle: run whatever the pickle asks for. Only for files whose origin the user vouches for.
         allow: further classes that may be built, which must do no harm when filled with anything. A pair of a class and
             the full name in the file puts a stand-in where the original is not installed.
+        advice: the option by which the caller's user says that he trusts a file; None where there is no such option.
 
     Raises:
         UserError: if the file is missing, unreadable, empty, damaged, no checkpoint, or wants a class that is not
-            allowed.
+            allowed; if its tensors claim far more memory than the file has bytes.
     """
-    path = _regular_file(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+    path = regular_file(path)
+    told = told_format(path)
+    if told == "safetensors" or (path.suffix == ".safetensors" and told != "torch"):
+        return _read_safetensors(path)[0]
     allowed: list[Allowed] = [*SAFE, *allow]
     try:
-        _check_directory(path)
+        check_torch_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
             warnings.simplefilter("ignore")  # on old protocols and types; what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        _check_swelling(content, path.stat().st_size)
     except Exception as error:  # torch raises nearly every class of exception on a broken file
-        raise UserError(_explain(path, error, None if trust_pickle else allowed)) from error
+        raise UserError(_explain(path, error, None if trust_pickle else allowed, advice)) from error
+    return content
 
 
-def _check_directory(path: Path) -> None:
-    """Refuses a zip file that would unpack to more bytes than it has; torch.save compresses nothing."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return  # torch's old format
-    with zipfile.ZipFile(path) as archive:
-        claimed = sum(record.file_size for record in archive.infolist())
-    if claimed > path.stat().st_size:
-        raise ValueError(f"its directory claims {claimed} bytes and the file has {path.stat().st_size}")
+def _check_swelling(content: Any, size: int) -> None:
+    """Refuses tensors that say to be far larger than their file: one number seen a thousand million times."""
+    claimed, seen, waiting = 0, set[int](), [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            claimed += value.numel() * value.element_size() if value.device.type != "meta" else 0
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
+    if claimed > max(SMALL, MOST_SWELLING * size):
+        raise ValueError(f"its tensors claim {claimed} bytes and the file has {size}")
 
 
-def _regular_file(path: PathLike) -> Path:
-    """``path`` after the checks that need no knowledge of the format, the checksum of our own files among them."""
-    path = Path(path)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path} is a folder, not a checkpoint file")
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path} is not a regular file")
-        if status.st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes)")
-        with open(path, "rb") as file:
-            check_seal(file, path)
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint at {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    return path
-
-
-def _explain(path: Path, error: Exception, allowed: list[Allowed] | None) -> str:
-    """The one line for a file of ``torch.save`` that could not be read; None allows every class."""
+def _explain(path: Path, error: Exception, allowed: list[Allowed] | None, advice: str | None) -> str:
+    """The one line for a file of `torch.save` that could not be read; `allowed` None allows every class."""
     reason = one_line(str(error))
     if " " not in reason:  # a KeyError's text is the key alone
         reason = f"{type(error).__name__} {reason}".strip()
@@ -112,18 +109,30 @@ def _explain(path: Path, error: Exception, allowed: list[Allowed] | None) -> str
         names = [name.replace("__builtin__.", "builtins.") for name in named_classes(path)]
         refused = told + [n for n in names if n not in harmless and not n.startswith(("torch.", "collections."))]
         if refused:
-            return (
-                f"{path} was not read: it wants {refused[0][:100]}, and a pickle that builds it can run code; "
-                "if you trust where the file comes from, add --trust-pickle"
-            )
+            line = f"{path} was not read: it wants {refused[0][:100]}, and a pickle that builds it can run code"
+            return line + (f"; if you trust where the file comes from, add {advice}" if advice else "")
     return f"{path} is damaged or no checkpoint: {reason.split('. ')[0][:200]}"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; the library checks that shapes, types and places of the tensors fit the file."""
+    check_safetensors(path)
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = {key: value for key, value in (file.metadata() or {}).items() if key not in SEAL_KEYS}
+            return {name: file.get_tensor(name) for name in file.keys()} if tensors else {}, metadata  # noqa: SIM118
     except Exception as error:  # SafetensorError, and KeyError or others on types that torch lacks
         raise UserError(f"{path} is damaged or no safetensors file: {one_line(str(error))[:200]}") from error
+
+
+def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata (without the seal) of a safetensors file.
+
+    Raises:
+        UserError: as `read_checkpoint`.
+    """
+    told_format(path := regular_file(path))
+    return _read_safetensors(path)
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
@@ -132,52 +141,72 @@ def read_metadata(path: PathLike) -> dict[str, str]:
     Raises:
         UserError: as `read_checkpoint`.
     """
-    path = _regular_file(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except Exception as error:  # as above
-        raise UserError(f"{path} is damaged or no safetensors file: {one_line(str(error))[:200]}") from error
-    return {key: value for key, value in metadata.items() if key not in SEAL_KEYS}
+    told_format(path := regular_file(path))
+    return _read_safetensors(path, tensors=False)[1]
 
 
-def read_weights(path: PathLike, trust_pickle: bool = False, allow: Iterable[Allowed] = ()) -> dict[str, Tensor]:
-    """The state dict in a file: the file's content, or what stands in it under ``state_dict`` or ``model``.
+def read_weights(
+    path: PathLike,
+    trust_pickle: bool = False,
+    allow: Iterable[Allowed] = (),
+    *,
+    part: str | None = None,
+    advice: str | None = "--trust-pickle",
+    part_advice: str | None = None,
+    finite: bool = True,
+) -> dict[str, Tensor]:
+    """The state dict in a file, wherever it stands: `paperkit.files.parts` says where it is looked for.
 
-    The prefixes that wrappers leave in keys are taken off: ``_orig_mod.`` of torch.compile wherever it stands,
-    ``module.`` of DataParallel where every key begins with it.
+    The prefixes that wrappers leave in keys are taken off: those of torch.compile, FSDP and activation checkpointing
+    wherever they stand, `module.` of DataParallel where every key begins with it.
+
+    Args:
+        path, trust_pickle, allow, advice: as in `read_checkpoint`.
+        part: which of several state dicts is meant, by its key in the file: `teacher`, or `model.teacher` deeper down.
+        part_advice: the option by which the caller's user names a part; None where there is no such option.
+        finite: refuse weights with a NaN or an infinity.
 
     Raises:
-        UserError: as `read_checkpoint`, and if there is no state dict in the file.
+        UserError: as `read_checkpoint`, and if there is no state dict in the file, or several and none is chosen.
     """
-    content = read_checkpoint(path, trust_pickle, allow)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no weights but a {type(content).__name__}")
-    strangers = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strangers or not content:
-        raise UserError(f"{path} holds no state dict; beside tensors it has {first_few(strangers)}")
-    return _without_prefixes(dict(content), path)
+    content = read_checkpoint(path, trust_pickle, allow, advice=advice)
+    state = without_prefixes(find_state(content, path, part, part_advice), path)
+    for key, value in state.items():
+        if value.device.type == "meta":
+            raise UserError(f"{path} holds no numbers for {key[:100]}: it was saved from the meta device")
+    if finite:
+        check_finite(state, path)
+    return state
 
 
-def _without_prefixes(state: dict[str, Tensor], path: PathLike) -> dict[str, Tensor]:
-    named = {key: re.sub(r"(^|\.)_orig_mod\.", r"\1", key) for key in state}
-    while all(new.startswith("module.") for new in named.values()):
-        named = {key: new.removeprefix("module.") for key, new in named.items()}
-    if len(set(named.values())) < len(state):
-        raise UserError(f"{path} holds one weight twice, with and without a wrapper's prefix")
-    return {new: state[key] for key, new in named.items()}
+def check_finite(state: Mapping[str, Tensor], source: PathLike) -> None:
+    """Refuses weights that are no numbers; infinities may stand in a mask.
+
+    Raises:
+        UserError: with the source, the first such key and how many of its entries are NaN or infinite.
+    """
+    bad: list[str] = []
+    first = ""
+    for key, value in state.items():
+        if not (value.is_floating_point() or value.is_complex()) or value.layout != torch.strided:
+            continue
+        value = value.float() if value.is_floating_point() and value.element_size() == 1 else value  # float8
+        wrong = value.isnan() if "mask" in key else ~value.isfinite()
+        if wrong.any():
+            first = first or f"{int(wrong.sum())} of its {value.numel()} entries are NaN or infinite"
+            bad.append(key)
+    if bad:
+        more = f"; so are some in {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(f"{source} holds weights that are no numbers: {first_few(bad[:1])} ({first}){more}")
 
 
 def save_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes ``state`` as a sealed safetensors file, whole or not at all. Tensors that share memory are written apart.
+    """Writes `state` as a sealed safetensors file, whole or not at all. Tensors that share memory are written apart.
 
     The bytes depend on nothing but the arguments.
 
     Raises:
-        UserError: ``cannot write <path>: <reason>``.
+        UserError: `cannot write <path>: <reason>`.
     """
     seen: set[int] = set()
     tensors = {}
@@ -190,10 +219,10 @@ def save_weights(path: PathLike, state: Mapping[str, Tensor], metadata: Mapping[
 
 
 def save_checkpoint(path: PathLike, content: Any) -> None:
-    """Writes ``content`` by ``torch.save`` as a sealed file, whole or not at all.
+    """Writes `content` by `torch.save` as a sealed file, whole or not at all.
 
     Raises:
-        UserError: ``cannot write <path>: <reason>``; also if the content holds an object that `read_checkpoint` would
+        UserError: `cannot write <path>: <reason>`; also if the content holds an object that `read_checkpoint` would
             refuse, which otherwise shows only when the run is resumed.
     """
     buffer = io.BytesIO()
