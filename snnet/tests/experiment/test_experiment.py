@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from paperkit.data.digits import DigitsData
 from snnet.experiment.run import Arms, build
 from snnet.experiment.settings import METHOD, ExperimentConfig
-from snnet.training.fitting import fit
 from snnet.training.joint import JointTraining, TrainingConfig
 
 TRACE = Path(__file__).parents[1] / "golden" / "loss_trace.json"
@@ -141,7 +140,7 @@ def test_loss_trace(tmp_path: Path) -> None:
     arms, kept = Arms(10, lambda steps: None, tmp_path, config), KeepLosses()
     network = arms.initialised(build(config, 10), METHOD)
     training = JointTraining(network, TrainingConfig(), arms.optim(config.joint_lr), 10, seed=10)
-    fit(training, DigitsData(config.batch_size, seed=10), tmp_path, 1, lambda steps: None, [kept])
+    arms.trainer(tmp_path, 1, [kept]).fit(training, DigitsData(config.batch_size, seed=10))
     assert kept.losses[:20] == pytest.approx(json.loads(TRACE.read_text()), rel=1e-4)
 
 

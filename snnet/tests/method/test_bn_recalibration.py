@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import build
+from made import build
 from torch import Tensor
 
 from paperkit.errors import UserError
-from snnet.method.bn_recalibration import StitchStatistics, recalibrate
+from snnet.method.bn_recalibration import recalibrate
+from snnet.method.statistics import StitchStatistics
 from snnet.method.stitching import StitchedNetwork
 
 families = pytest.mark.parametrize("name", ["LeViT", "ResNet", "ResNet to Swin"])

@@ -5,11 +5,10 @@ import copy
 import pytest
 import timm
 import torch
-from small_networks import NETWORKS, build, levit, resnet, swin, vit
+from made import NETWORKS, build, levit, resnet, swin, vit
 from torch import nn
 
 from paperkit.errors import UserError
-from snnet.method.counting import names_used
 from snnet.method.enumeration import LayerAssignment
 from snnet.method.least_squares import initialise
 from snnet.method.stitching import StitchedNetwork
@@ -41,7 +40,7 @@ def test_a_configuration_depends_on_all_it_owns_and_on_nothing_else(name: str) -
     network, x = build(name)
     chosen = network.num_configurations - 1
     names = set(network.state_dict())
-    used = names_used(network.routes[chosen], network, names)
+    used = network.names_used(network.routes[chosen], names)
     with torch.no_grad():
         expected = network(x, chosen)
         poisoned = copy.deepcopy(network)

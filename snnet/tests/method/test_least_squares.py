@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import NETWORKS, build, randomise, swin, vit
+from made import NETWORKS, build, randomise, swin, vit
 from torch import Tensor, nn
 
 from snnet.method.least_squares import (

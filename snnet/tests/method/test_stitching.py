@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import CLASSES, NETWORKS, build, randomise, vit
+from made import NETWORKS, K, build, randomise, vit
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
 from snnet.deployment.extraction import SubNetwork
 from snnet.method.counting import parameters
-from snnet.method.stitching import StitchedNetwork
+from snnet.method.stitching import StitchedNetwork, mean_logits
 from snnet.models.anchors import SNNet, load_folder, stitch
-from snnet.training.evaluation import mean_logits
 
 every_family = pytest.mark.parametrize("name", NETWORKS)
 TWO_VITS = [
@@ -139,10 +138,10 @@ def test_extracted_stitch_is_a_copy() -> None:
 
 
 def test_extracted_stitch_saved_and_read(tmp_path: Path) -> None:
-    network = SNNet(TWO_VITS, num_classes=CLASSES)
+    network = SNNet(TWO_VITS, num_classes=K)
     randomise(network)
     alone, x = SubNetwork(network.eval(), 3).eval(), torch.randn(2, 3, 16, 16)
-    alone.save(tmp_path / "stitch", {"anchors": TWO_VITS, "num_classes": CLASSES})
+    alone.save(tmp_path / "stitch", {"anchors": TWO_VITS, "num_classes": K})
     read = SubNetwork.load(tmp_path / "stitch")
     with torch.no_grad():
         torch.testing.assert_close(read(x), alone(x), rtol=0, atol=0)
@@ -154,7 +153,7 @@ def test_extracted_stitch_saved_and_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stitched_final_norm", [True, False])
 def test_save_pretrained_and_from_pretrained(stitched_final_norm: bool, tmp_path: Path) -> None:
     """Everything that builds the network is in config.json, every weight in model.safetensors."""
-    network = SNNet(TWO_VITS, num_classes=CLASSES, window=1, stitched_final_norm=stitched_final_norm)
+    network = SNNet(TWO_VITS, num_classes=K, window=1, stitched_final_norm=stitched_final_norm)
     randomise(network)
     network.eval().save_pretrained(tmp_path)
     x = torch.randn(2, 3, 16, 16)
@@ -168,14 +167,14 @@ def test_save_pretrained_and_from_pretrained(stitched_final_norm: bool, tmp_path
 
 
 def test_damaged_or_foreign_folder(tmp_path: Path) -> None:
-    SNNet(TWO_VITS, num_classes=CLASSES).save_pretrained(tmp_path)
-    SNNet(TWO_VITS, num_classes=CLASSES + 1)._save_pretrained(tmp_path)  # weights of another network
+    SNNet(TWO_VITS, num_classes=K).save_pretrained(tmp_path)
+    SNNet(TWO_VITS, num_classes=K + 1)._save_pretrained(tmp_path)  # weights of another network
     with pytest.raises(UserError, match=r"anchors\.0\.head\.weight"):
         load_folder(tmp_path)
     with pytest.raises(UserError, match=r"anchors\.0\.head\.weight"):
         SNNet.from_pretrained(str(tmp_path))
     (tmp_path / "config.json").write_text('{"anchors": ["vit_tiny_patch16_224"], "surprise": 1}')
-    with pytest.raises(UserError, match="does not describe an SN-Net"):
+    with pytest.raises(UserError, match="does not describe a SNNet"):
         load_folder(tmp_path)
 
 

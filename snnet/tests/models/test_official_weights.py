@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import NETWORKS, build, randomise
+from made import NETWORKS, build, randomise
 from torch import Tensor
 
 from paperkit.errors import UserError

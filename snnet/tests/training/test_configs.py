@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from made import images_parser
 from pytorch_lightning import Callback
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
@@ -19,11 +20,11 @@ from torch import nn
 from paperkit.files.runs import RunFolder
 from paperkit.testing.made_images import WNIDS, make_image_folder
 from paperkit.training.optim import build
+from paperkit.training.trainer import trainer_options
 from snnet.method.least_squares import initialise
 from snnet.models.released_networks import RELEASED
 from snnet.training.images import build_network, build_teacher, build_trainer
 from snnet.training.joint import JointTraining, parameter_groups
-from snnet.training.train_images import build_parser
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGENET_STEPS = 1_281_167 // 1024
@@ -179,7 +180,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parse(name: str, *more: str) -> Any:
     """The options of a recipe, as `snnet train --config` has them."""
-    parser = build_parser("snnet train")
+    parser = images_parser()
     return parser, parser.parse_args(["--config", str(CONFIGS / "imagenet" / f"{name}.yaml"), *more])
 
 
@@ -298,7 +299,7 @@ def test_one_step(name: str, images: Path, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "snnet", "run")
     trainer = build_trainer(
         run,
-        {**vars(arguments.trainer), **limits, "enable_progress_bar": False},
+        {**trainer_options(arguments.trainer), **limits, "enable_progress_bar": False},
         arguments.training_seed,
         save_every=1,
         ema=options.ema,

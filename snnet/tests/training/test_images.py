@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from real_images import CLASSES, command, here, killed, one_line, vit, write_recipe
+from made import CLASSES, command, here, killed, named_vit, one_line, write_recipe
 from torch import Tensor
 
 from paperkit.data.images import ImageData
@@ -137,7 +137,7 @@ def test_an_eval_killed_half_way_goes_on(whole: Path, folder: Path, monkeypatch:
     before = path.read_text()
     path.unlink()
     patch = (
-        "import snnet.training.image_evaluation as e\n"
+        "import snnet.training.evaluation as e\n"
         "e.GROUP, calls, measure = 3, [], e.evaluate\n"
         "def evaluate(*given):\n"
         "    calls.append(1)\n"
@@ -221,7 +221,7 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
 def by_hand(folder: Path, seeds: tuple[int, int]) -> dict[str, Tensor]:
     """The weights after the two-process run, in one process; `seeds` of the ranks' id streams."""
     pl.seed_everything(0, verbose=False)  # as the run does before it builds its network
-    network = build_network(NetworkConfig(anchors=[vit(16), vit(32)], weights=None), 3)
+    network = build_network(NetworkConfig(anchors=[named_vit(16), named_vit(32)], weights=None), 3)
     data = [
         ImageData(str(folder / "images"), num_classes=3, batch_size=4, num_workers=0, input_size=32) for _ in range(2)
     ]
@@ -291,7 +291,7 @@ def test_nan_names_the_step_and_the_last_good_checkpoint(
     content = read_checkpoint(last)
     assert content["global_step"] == 6
     assert all(value.isfinite().all() for value in content["state_dict"].values())
-    network = build_network(NetworkConfig(anchors=[vit(16), vit(32)], weights=None), 3)
+    network = build_network(NetworkConfig(anchors=[named_vit(16), named_vit(32)], weights=None), 3)
     weights = {k.removeprefix("network."): v for k, v in content["state_dict"].items() if k.startswith("network.")}
     network.load_state_dict(weights)
     assert not (last.parents[1] / "finished").exists() and not (last.parents[1] / "network").exists()

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from real_images import CLASSES, command, here, one_line, vit, write_recipe
+from made import CLASSES, command, here, images_parser, named_vit, one_line, write_recipe
 
 from paperkit.files.weights import read_checkpoint
 from paperkit.testing.made_images import make_image_folder
 from snnet.models.anchors import load_folder
-from snnet.training.train_images import build_parser
 
 TINY = [
     *("--seeds", "1", "--anchor_epochs", "1", "--joint_epochs", "1", "--measured_epochs", "[1]"),
@@ -41,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_image_folder(folder / "images", CLASSES, per_class=8, size=40)
     path = write_recipe(folder / "recipe.yaml", folder / "images")
     recipe = yaml.safe_load(path.read_text())
-    recipe["network"]["anchors"] = [{**vit(width), "dynamic_img_size": True} for width in (16, 32)]
+    recipe["network"]["anchors"] = [{**named_vit(width), "dynamic_img_size": True} for width in (16, 32)]
     path.write_text(yaml.safe_dump(recipe))
     return folder
 
@@ -67,7 +66,7 @@ def test_switches_of_a_run_on_images(
 def test_the_recommended_set_comes_after_a_recipe() -> None:
     root = Path(__file__).parents[3]
     recipe, fast = root / "snnet" / "configs" / "imagenet" / "deit.yaml", root / "shared" / "configs" / "fast_vit.yaml"
-    arguments = build_parser("snnet train").parse_args(["--config", str(recipe), "--config", str(fast)])
+    arguments = images_parser().parse_args(["--config", str(recipe), "--config", str(fast)])
     assert arguments.trainer.precision == "bf16-mixed" and arguments.savings.patch_drop == 0.25
     assert arguments.trainer.max_epochs == 50 and arguments.data.repeats == 3  # the rest is the recipe's
 

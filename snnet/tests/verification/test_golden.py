@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from made import here
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from paperkit.verification.verify import run
-from snnet.verification.reference_kinds import KINDS
+from snnet.verification.kinds import KINDS
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.safetensors"))
+GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
+GOLDEN = sorted(GOLDEN_FOLDER.glob("*.safetensors"))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -28,8 +30,11 @@ def verified(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_verifies(path: Path) -> None:
-    assert run([path], KINDS) == 0
+def test_verifies(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the command."""
+    assert here("verify", path) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1].startswith("verified: ") and "FAIL" not in shown
 
 
 FAST = [path for path in GOLDEN if not path.stem.startswith("released_")]
@@ -101,3 +106,39 @@ def test_missing_tensors_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
     without = {name: value for name, value in tensors.items() if name != "in.x_init"}
     assert not verified(tmp_path, without, metadata)
     assert "missing tensor in.x_init" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_an_empty_folder")
+def test_the_command_names_an_altered_tensor(capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, metadata = read(GOLDEN_FOLDER / "vit3_all_pairs.safetensors")
+    name = next(key for key in tensors if key.startswith("out."))
+    tensors[name].view(-1)[0] += 1e-2
+    save_file(tensors, "altered.safetensors", metadata)
+    assert here("verify", "altered.safetensors") == 1
+    shown = capsys.readouterr().out
+    bad = [line for line in shown.splitlines() if "FAIL" in line]
+    assert len(bad) == 1 and name in bad[0]
+    assert "1 file failed" in shown.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("in_an_empty_folder")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "of no sort"}, "of no sort"),
+        ({"config": {"surprise": 1}}, "unknown option 'surprise'"),
+    ],
+)
+def test_the_command_names_what_it_does_not_know(
+    change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, metadata = read(GOLDEN_FOLDER / "vit3_all_pairs.safetensors")
+    if "config" in change:
+        change = {"config": json.dumps(json.loads(metadata["config"]) | change["config"])}
+    save_file(tensors, "file.safetensors", metadata | change)
+    assert here("verify", "file.safetensors") == 1
+    shown = capsys.readouterr().out
+    bad = [line for line in shown.splitlines() if line.startswith("FAIL file.safetensors: ")]
+    assert len(bad) == 1 and message in bad[0]
+    assert here("verify", "nowhere.safetensors") == 1
+    assert "no such file" in capsys.readouterr().out

@@ -5,7 +5,8 @@ Everything runs on random weights and made images or activations: costs do not d
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from paperkit.data.resumable import seed_of
 from paperkit.files.weights import load_strict, read_weights, save_weights
-from paperkit.results.measure import Ratio, compare
+from paperkit.results.measure import Ratio, compare, print_ratios
+from paperkit.results.report import COLORS, figure, save_figure, style, table
 from snnet.method.least_squares import Position, StreamedProducts, ends, solve_pinv, with_bias
 from snnet.method.losses import StitchLoss
 from snnet.models.anchors import SNNet
@@ -23,6 +25,40 @@ from snnet.models.anchors import SNNet
 DEIT = [f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")]
 TOKENS = 197
 RELEASED_WAY = "pinv, one per cut (as released)"
+
+
+def race(parts: Sequence[str], images: int, batch_size: int, pairs: int) -> dict[str, Any]:
+    """Measure the given parts, print a table of each, and return what bench.json holds.
+
+    Args:
+        parts: of `PARTS` (in `commands.bench`).
+        images: made images for least squares.
+        batch_size: images per timed evaluation pass; a training step has 8 times as many.
+        pairs: timed pairs per comparison.
+    """
+    sections: dict[str, Any] = {}
+    if "switching" in parts:
+        times = sections["switching"] = switching()
+        rows = [(name, value, value / times["set_stitch"]) for name, value in times.items()]
+        table(rows, ("way", "microseconds", "x"), "Switching to another operating point")
+    if "evaluation" in parts:
+        ratios = evaluation(batch_size, pairs)
+        print_ratios(ratios, f"All 71 DeiT configurations, batch {batch_size} (bound: time x 0.796)")
+        sections["evaluation"] = [asdict(ratio) for ratio in ratios]
+    if "training" in parts:
+        for name, ratios in training_step(8 * batch_size, pairs).items():
+            print_ratios(ratios, f"Training step, {name}, batch {8 * batch_size}")
+            sections[name] = [asdict(ratio) for ratio in ratios]
+    if "least_squares" in parts:
+        found = sections["least_squares"] = least_squares(images)
+        each = found["seconds_per_cut"]
+        columns = ("way", "seconds a cut", "x faster", "cuts measured", "relative residual")
+        ways = [
+            (name, value, each[RELEASED_WAY] / value, found["measured_cuts"][name], found["residual"].get(name))
+            for name, value in each.items()
+        ]
+        table(ways, columns, f"Least squares, DeiT-S to DeiT-B, {found['images']} images of {TOKENS} tokens")
+    return sections
 
 
 def least_squares(images: int, per_cut: int = 6) -> dict[str, Any]:
@@ -129,8 +165,7 @@ def evaluation(batch: int, pairs: int) -> list[Ratio]:
             for _ in network.forward_many(images, ids):
                 pass
 
-    ratios = compare(one_by_one, {"shared prefixes": shared}, pairs=pairs, warmup=1, name="one by one")
-    return ratios
+    return compare(one_by_one, {"shared prefixes": shared}, pairs=pairs, warmup=1, name="one by one")
 
 
 def switching() -> dict[str, float]:
@@ -189,6 +224,28 @@ def forward(model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) 
             return model(images)
 
     return run
+
+
+def draw_bench(sections: Mapping[str, Any], path: Path) -> Path:
+    """Every way as a bar: how many times as fast as the plain way it is."""
+    bars: list[tuple[str, float]] = []
+    if "least_squares" in sections:
+        seconds = sections["least_squares"]["seconds_per_cut"]
+        slowest = max(seconds.values())
+        bars += [(f"least squares: {name}", slowest / value) for name, value in seconds.items()]
+    for part in ("evaluation", "stitches per step", "teacher"):
+        bars += [(r["name"], 1 / r["median"]) for r in sections.get(part, [])]
+    with style():
+        drawn, axes = figure(width=7.2, height=1.2 + 0.32 * max(len(bars), 1))
+        axes.barh([name for name, _ in bars], [value for _, value in bars], color=COLORS[0])
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.invert_yaxis()
+        axes.set(
+            xlabel="times as fast as the plain way (1: as fast)",
+            title="Time of the plain way, divided by the time of each other way",
+        )
+        save_figure(drawn, path)
+    return path
 
 
 def _median(work: Callable[[], object], times: int) -> float:

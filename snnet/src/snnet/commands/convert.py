@@ -1,6 +1,4 @@
-"""Turn an authors' checkpoint into a folder for `from_pretrained`, or such a folder back into the authors' key
-scheme.
-"""
+"""Turn an authors' checkpoint into a folder for `from_pretrained`, or such a folder into the authors' key scheme."""
 
 from typing import Any
 
@@ -9,7 +7,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("source", type=str, help="authors' checkpoint (.pth), or a folder that this command wrote")
     parser.add_argument("target", type=str, help="folder to write, or a .pth or .safetensors file to write")
     parser.add_argument("--released", type=str | None, default=None, help="which released SN-Net the checkpoint is of")
-    parser.add_argument("--trust_pickle", "--trust-pickle", action="store_true", help="let the file run code when read")
+    parser.add_argument("--trust-pickle", action="store_true", help="read weights whose file may run code")
 
 
 def run(arguments: Any) -> int:

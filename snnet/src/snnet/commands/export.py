@@ -8,30 +8,18 @@ def add_arguments(parser: Any) -> None:
 
     network_options.add_arguments(parser)
     parser.add_argument("--config_id", "--config-id", type=int, required=True, help="the configuration")
-    parser.add_argument("--format", choices=["torch", "onnx"], default="torch", help="what to write")
-    parser.add_argument("--output", type=str | None, default=None, help="folder (default: stitch-<id>)")
+    parser.add_argument("--to", choices=["torch", "onnx"], default="torch", help="what to write")
+    parser.add_argument("--output", type=str | None, default=None, help="folder (default: runs/snnet/export/<id>)")
 
 
 def run(arguments: Any) -> int:
     from pathlib import Path
 
-    from paperkit.errors import UserError
-    from snnet.deployment.export import export_onnx, export_torch
-    from snnet.deployment.extraction import SubNetwork
+    from snnet.deployment.export import export
     from snnet.deployment.source import open_source
 
-    source = open_source(arguments)
-    model = SubNetwork(source.network, arguments.config_id).eval()
-    folder = Path(arguments.output or f"stitch-{arguments.config_id}")
-    if arguments.format == "torch":
-        path = folder / "model.pt2"
-        model.save(folder, source.description)
-        error = export_torch(model, source.input_size, path)
-    else:
-        path = folder / "model.onnx"
-        error = export_onnx(model, source.input_size, path)
-    if not error < 1e-3:
-        raise UserError(f"the exported file differs from the network by {error:.3g}; do not use {path}")
+    folder = Path(arguments.output or Path(arguments.root) / "snnet" / "export" / str(arguments.config_id))
+    path, model, error = export(open_source(arguments), arguments.config_id, arguments.to, folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = f"{parameters / 1e6:.3g} M parameters, {path.stat().st_size / 1e6:.1f} MB"
     print(f"{path}: {size}, largest difference {error:.1e}")

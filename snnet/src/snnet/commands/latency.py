@@ -1,6 +1,4 @@
-"""Measure every configuration on this machine and keep the table beside the network, where `select --latency` finds
-it.
-"""
+"""Measure every configuration on this machine, and keep the table beside the network for `select --latency`."""
 
 from typing import Any
 
@@ -11,7 +9,7 @@ def add_arguments(parser: Any) -> None:
     network_options.add_arguments(parser)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each configuration is run")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
 def run(arguments: Any) -> int:
@@ -21,15 +19,18 @@ def run(arguments: Any) -> int:
     import torch
     from rich.progress import track
 
-    from paperkit.files.runs import write_atomic
+    from paperkit.command.engines import device
+    from paperkit.files.atomic import write_atomic
     from paperkit.results.measure import machine
     from paperkit.results.report import table
     from snnet.deployment.latency import measure_latencies
-    from snnet.deployment.source import LATENCIES, open_source
+    from snnet.deployment.source import open_source
+    from snnet.method.budget import LATENCIES
 
     torch.set_num_threads(arguments.threads)
     source = open_source(arguments)
-    network = source.network.to(arguments.device)
+    chosen = device(arguments.device)
+    network = source.network.to(chosen)
     ids = track(range(network.num_configurations), "measuring", disable=not sys.stdout.isatty())
     found = measure_latencies(network, source.input_size, ids, arguments.seconds)
     rows = [(p.config_id, p.name, p.flops / 1e9, found[p.config_id], p.acc1) for p in source.points()]
@@ -40,7 +41,7 @@ def run(arguments: Any) -> int:
         content = {
             "milliseconds": found,
             "threads": arguments.threads,
-            "device": arguments.device,
+            "device": str(chosen),
             "machine": machine(),
         }
         write_atomic(source.folder / LATENCIES, json.dumps(content, indent=2) + "\n")

@@ -13,7 +13,7 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     from paperkit.results.report import table
     from snnet.deployment.source import open_source
-    from snnet.training.evaluation import pareto_front
+    from snnet.method.budget import pareto_front
 
     source = open_source(arguments)
     points = source.points()

@@ -17,7 +17,7 @@ def run(arguments: Any) -> int:
 
     from snnet.deployment.prediction import class_names, image_transform, read_image
     from snnet.deployment.source import open_source
-    from snnet.training.evaluation import mean_logits
+    from snnet.method.stitching import mean_logits
 
     source = open_source(arguments)
     network, transform = source.network, image_transform(source)

@@ -1,61 +1,43 @@
-"""One configuration written as a file that runs without this package: torch.export or ONNX, free batch size."""
+"""One configuration written as a file that runs without this package: torch.export or ONNX, any size of batch."""
 
-import io
-from collections.abc import Sequence
+import math
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.export import export_onnx, export_program
+from snnet.deployment.extraction import SubNetwork
+from snnet.deployment.source import Source
+
+LARGEST = 1e-3
+"""Difference of logits above which a file is not that network."""
 
 
-def export_torch(model: nn.Module, input_size: Sequence[int], path: Path) -> float:
-    """Write a `torch.export` program and return the largest difference of its logits, read back, from the model's.
+def export(source: Source, config_id: int, to: str, folder: Path) -> tuple[Path, SubNetwork, float]:
+    """Write one configuration, with only its own parameters.
 
     Args:
-        model: in eval mode.
-        input_size: (channels, H, W).
-    """
-    program = torch.export.export(model, (_images(2, input_size),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    write_atomic(path, buffer.getvalue())
-    loaded = torch.export.load(str(path)).module()
-    images = _images(3, input_size)
-    with torch.no_grad():
-        return (loaded(images) - model(images)).abs().max().item()
+        to: `torch` writes `model.pt2`, a program of torch.export, beside `model.safetensors` and `config.json`, which
+            `SubNetwork.load` reads; `onnx` writes `model.onnx`.
 
-
-def export_onnx(model: nn.Module, input_size: Sequence[int], path: Path) -> float:
-    """Write an ONNX file and return the largest difference of its logits under onnxruntime from the model's.
+    Returns:
+        The file, the network in it, and the largest difference of their logits on random images.
 
     Raises:
-        UserError: if onnx or onnxruntime are not installed.
+        UserError: if the file cannot be written, or its logits differ from the network's.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch.onnx needs it and says so less clearly
-    except ImportError as error:
-        raise UserError(f"ONNX export needs {error.name}; install it with: pip install 'snnet[onnx]'") from None
-    program = torch.onnx.export(
-        model,
-        (_images(2, input_size),),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    write_atomic(path, program.model_proto.SerializeToString())
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    images = _images(3, input_size)
-    (logits,) = session.run(None, {"images": images.numpy()})
-    with torch.no_grad():
-        return (torch.from_numpy(logits) - model(images)).abs().max().item()
-
-
-def _images(batch: int, input_size: Sequence[int]) -> torch.Tensor:
-    return torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(batch))
+    model = SubNetwork(source.network, config_id).eval()
+    example = torch.randn(2, *source.input_size, generator=torch.Generator().manual_seed(2))
+    if to == "torch":
+        path = folder / "model.pt2"
+        model.save(folder, source.description)
+        error = export_program(model, example, path)
+    else:
+        path = folder / "model.onnx"
+        error = export_onnx(model, example, path)
+    if math.isnan(error):
+        raise UserError(f"{path} was not compared: its logits are not numbers, or onnxruntime is not installed")
+    if error > LARGEST:
+        raise UserError(f"the exported file differs from the network by {error:.3g}; do not use {path}")
+    return path, model, error

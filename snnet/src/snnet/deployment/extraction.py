@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
+from paperkit.files.hub import CONFIG, WEIGHTS, read_config, replaced_folder
 from paperkit.files.weights import load_strict, read_weights, save_weights
-from snnet.method.counting import names_used
-from snnet.method.stitching import StitchedNetwork
+from snnet.method.stitching import StitchedNetwork, mean_logits
 from snnet.models.anchors import SNNet
-from snnet.training.evaluation import mean_logits
 
 
 class SubNetwork(nn.Module):
@@ -30,7 +29,7 @@ class SubNetwork(nn.Module):
         super().__init__()
         self.config_id = network.check_id(config_id)
         self.steps = network.routes[config_id]
-        used = names_used(self.steps, network, network.state_dict().keys())
+        used = network.names_used(self.steps, network.state_dict().keys())
         with network.own_statistics(config_id):  # of BatchNorms, where they were estimated for each configuration
             self.network = _pruned(network, used).set_stitch(config_id)
 
@@ -44,26 +43,29 @@ class SubNetwork(nn.Module):
         Args:
             description: arguments of `SNNet` that build the stitched network.
         """
-        save_weights(folder / "model.safetensors", self.network.state_dict())
-        write_atomic(
-            folder / "config.json", json.dumps({"snnet": description, "config_id": self.config_id}, indent=2) + "\n"
-        )
+        content = {"snnet": description, "config_id": self.config_id}
+        with replaced_folder(folder) as temporary:
+            save_weights(temporary / WEIGHTS, self.network.state_dict())
+            write_atomic(temporary / CONFIG, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "SubNetwork":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if a file is missing or damaged, or the two do not belong together.
+        """
+        config = read_config(folder)
         try:
-            config = json.loads((folder / "config.json").read_text())
-            description, config_id = config["snnet"], config["config_id"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            sub_network = cls(SNNet(**config["snnet"]), config["config_id"])
+        except (KeyError, TypeError) as error:
             raise UserError(f"{folder} does not hold an extracted stitch: {type(error).__name__} {error}") from None
-        sub_network, path = cls(SNNet(**description), config_id), folder / "model.safetensors"
-        load_strict(sub_network.network, read_weights(path), str(path))
+        load_strict(sub_network.network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
         return sub_network.eval()
 
 
 def _pruned(network: StitchedNetwork, used: set[str]) -> StitchedNetwork:
-    """A copy of the network without the parameters that are not `used`; those are never copied."""
+    """A copy of the network with the parameters that are `used`, and without a copy of the others on the way."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
         for name, parameter in network.named_parameters()

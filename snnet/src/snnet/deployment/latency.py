@@ -1,6 +1,6 @@
-"""Milliseconds per image of every configuration on this machine: multiply-adds mislead, the clock does not."""
+"""Milliseconds per image of every configuration on this machine, which multiply-adds alone do not tell."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.utils.benchmark import Timer
@@ -13,14 +13,12 @@ def measure_latencies(
     input_size: Sequence[int],
     config_ids: Iterable[int],
     seconds: float = 0.5,
-    on_done: Callable[[int, float], None] | None = None,
 ) -> dict[int, float]:
     """Median time of a batch of one image, in milliseconds, with the present number of threads.
 
     Args:
         input_size: (channels, H, W).
         seconds: how long each configuration is run (after one run to warm up).
-        on_done: called with (id, milliseconds).
     """
     device = next(network.parameters()).device
     image = torch.randn(1, *input_size, device=device)
@@ -33,6 +31,4 @@ def measure_latencies(
                 "network(image, config_id)", globals={"network": network, "image": image, "config_id": config_id}
             )
             found[config_id] = 1000 * timer.blocked_autorange(min_run_time=seconds).median
-            if on_done:
-                on_done(config_id, found[config_id])
     return found

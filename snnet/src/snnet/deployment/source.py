@@ -1,23 +1,17 @@
 """Where a command's network comes from: a run, a saved folder, a released SN-Net, or a list of anchors."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from timm.data import resolve_model_data_config
 
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from paperkit.files.weights import load_strict, read_weights
 from paperkit.results.metrics import Metrics
-from snnet.experiment.settings import METHOD, ExperimentConfig
-from snnet.method.budget import OperatingPoint, operating_points
-from snnet.models.anchors import SNNet, load_folder
-from snnet.models.official import read_official
-from snnet.models.released_networks import find, released_stitches
-
-LATENCIES = "latency.json"
+from snnet.experiment.settings import METHOD, ExperimentConfig, from_plain
+from snnet.method.budget import OperatingPoint, operating_points, read_latencies
+from snnet.models.anchors import SNNet, input_size_of, load_folder, read_anchors
+from snnet.models.released_networks import read_released, released_stitches
 
 
 @dataclass(frozen=True)
@@ -43,15 +37,8 @@ class Source:
     def points(self) -> list[OperatingPoint]:
         """Costs and, where known, accuracies and latencies of every configuration."""
         return operating_points(
-            self.network, self.input_size, self.network.anchor_names, self.accuracies, self.latencies()
+            self.network, self.input_size, self.network.anchor_names, self.accuracies, read_latencies(self.folder)
         )
-
-    def latencies(self) -> dict[int, float]:
-        """Milliseconds by id, from the last `snnet latency` on this folder."""
-        path = None if self.folder is None else self.folder / LATENCIES
-        if path is None or not path.exists():
-            return {}
-        return {int(i): value for i, value in json.loads(path.read_text())["milliseconds"].items()}
 
 
 def open_source(arguments: Any) -> Source:
@@ -63,7 +50,8 @@ def open_source(arguments: Any) -> Source:
     if arguments.released:
         return _released(arguments.released, arguments.ckpt, arguments.trust_pickle)
     if arguments.anchors is not None:
-        return _named(arguments.anchors, arguments.num_classes, arguments.ckpt, arguments.trust_pickle)
+        found = read_anchors(arguments.anchors, arguments.num_classes, arguments.ckpt, arguments.trust_pickle)
+        return _source(*found, None)
     if arguments.ckpt is None:
         run = RunFolder.newest(arguments.root, "snnet", finished=True)
         return _experiment(ExperimentConfig(), None, None) if run is None else _run(run, arguments.seed)
@@ -77,18 +65,9 @@ def open_source(arguments: Any) -> Source:
     raise UserError(f"no network at {path}: neither a run folder nor a folder with config.json and model.safetensors")
 
 
-def input_size_of(network: SNNet) -> tuple[int, int, int]:
-    """(channels, H, W) that the last anchor was made for; its default where it takes any size."""
-    channels, height, width = resolve_model_data_config(network.anchors[-1])["input_size"]
-    fixed = network.families[-1].grid(network.anchors[-1]).image
-    return (channels, *(fixed or (height, width)))
-
-
 def _run(run: RunFolder, seed: int | None) -> Source:
     config = run.read_config()
     if "data" not in config:
-        from snnet.commands.train import from_plain
-
         return _experiment(from_plain(config), run.path, seed)
     source = _saved(run.path / "network")
     metrics = run.path / "metrics.json"
@@ -118,27 +97,15 @@ def _experiment(config: ExperimentConfig, folder: Path | None, seed: int | None)
 
 
 def _saved(folder: Path) -> Source:
-    network, description = load_folder(folder)
+    return _source(*load_folder(folder), folder)
+
+
+def _source(network: SNNet, description: dict[str, Any], folder: Path | None) -> Source:
     return Source(network.eval(), description, input_size_of(network), {}, "", folder)
 
 
 def _released(name: str, ckpt: str | None, trust_pickle: bool) -> Source:
-    released = find(name)
-    description: dict[str, Any] = {
-        "anchors": list(released.anchors),
-        "stitched_final_norm": released.stitched_final_norm,
-    }
-    network = SNNet(**description)
-    if ckpt:
-        read_official(network, ckpt, trust_pickle)
+    network, description = read_released(name, ckpt, trust_pickle)
     accuracies = {stitch.id: stitch.acc1 for stitch in released_stitches(name)}
     where = "ImageNet-1k, measured by the authors"
     return Source(network.eval(), description, input_size_of(network), accuracies, where, None)
-
-
-def _named(anchors: list[str], num_classes: int, ckpt: str | None, trust_pickle: bool) -> Source:
-    description: dict[str, Any] = {"anchors": anchors, "num_classes": num_classes}
-    network = SNNet(**description)
-    if ckpt:
-        load_strict(network, read_weights(ckpt, trust_pickle), ckpt)
-    return Source(network.eval(), description, input_size_of(network), {}, "", None)

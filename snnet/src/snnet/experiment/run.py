@@ -1,8 +1,7 @@
 """The embedded experiment: a stitched network of three small ViTs on handwritten digits, beside its baselines.
 
 One call of `run_seed` does all arms of one seed. Every arm is a stage with a folder of its own: its training can be
-resumed
-at any step, and its result is kept when it is done. `measure_seed` computes all numbers again from the saved weights.
+resumed at any step, and its result is kept when it is done. `measure_seed` computes all numbers again from the weights.
 """
 
 import copy
@@ -18,19 +17,21 @@ from torch import nn
 
 from paperkit.data.digits import DigitsData
 from paperkit.data.resumable import seed_generators
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_strict, read_weights, save_weights
 from paperkit.training.optim import OptimConfig
 from paperkit.training.switches import apply
+from paperkit.training.switches import callbacks as averaging
+from paperkit.training.trainer import fit, make_trainer
 from snnet.experiment.settings import DEFAULT, METHOD, ExperimentConfig, SeedResult
 from snnet.method.counting import configuration_macs, parameters
 from snnet.method.least_squares import initialise
 from snnet.models.anchors import SNNet
 from snnet.training.evaluation import evaluate
-from snnet.training.fitting import fit
 from snnet.training.joint import JointTraining, TrainingConfig
 
 Advance = Callable[[int], None]
+SAVE_EVERY = 200  # steps; a checkpoint of the networks of the digits takes milliseconds
 
 
 def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> SeedResult:
@@ -111,15 +112,54 @@ class Arms:
         training = JointTraining(
             network, settings, optim, data.num_classes, self.seed, ids, teacher=teacher, savings=config.savings
         )
-        curve = MeasureCurve(self, folder / "curve.json") if len(ids) > 1 else None
-        fit(training, data, folder, epochs, self.advance, [curve] if curve else [], log, config.trainer, config.ema)
+        callbacks: list[Callback] = [CountSteps(self.advance)]
+        if len(ids) > 1:
+            callbacks.append(MeasureCurve(self, folder / "curve.json"))
+        fit(self.trainer(folder, epochs, callbacks, log), training, data, resume=True)
         save_weights(done, network.state_dict())
         for leftover in folder.glob("*.ckpt"):
             leftover.unlink()  # the stage is done; what resume would need is no longer needed
 
+    def trainer(self, folder: Path, epochs: int, callbacks: Sequence[Callback], log: bool = False) -> pl.Trainer:
+        """Lightning's Trainer on one CPU device, with `last.ckpt` in the folder of the stage.
+
+        Args:
+            log: write TensorBoard files into the folder.
+        """
+        loggers: dict[str, Any] = {} if log else {"logger": False}
+        return make_trainer(
+            folder,
+            self.config.trainer,
+            self.seed,
+            resume_with=f"snnet train --resume {self.folder.parent}",
+            save_every=SAVE_EVERY,
+            averaging=averaging(self.config.ema),
+            callbacks=callbacks,
+            checkpoints="",
+            devices=1,
+            max_epochs=epochs,
+            enable_progress_bar=False,
+            log_every_n_steps=10,
+            limit_val_batches=0,
+            **loggers,
+        )
+
     def measure(self, network: SNNet, ids: Sequence[int]) -> dict[int, float]:
         """Accuracy in percent per id, on the test images (or on the validation images that were asked for)."""
         return measure(network, self.config, ids)
+
+
+class CountSteps(Callback):
+    """Tells a progress bar of every step."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.advance(trainer.global_step * trainer.accumulate_grad_batches)  # what an interrupted run had done already
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        self.advance(1)
 
 
 class MeasureCurve(Callback):

@@ -7,17 +7,20 @@ The arms (specification of the experiment; all with the same data, order and bat
     default initialisation  the same, from PyTorch's default initialisation, with the same ids and batches
     tuned alone             each anchor tuned for as many steps as the stitched network
     distilled               the middle anchor tuned for as many steps with the large one as its teacher
-    from scratch            one network of every stitch's shape, the whole budget (anchors and joint) split evenly
-    over them
+    from scratch            one network of every stitch's shape, which share the whole budget (anchors and joint) evenly
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from paperkit.training.savings import EMA, Savings
+from paperkit.errors import UserError
+from paperkit.training.savings import EMA, Savings, check
+from snnet.method.sampling import REFUSED_SAVINGS
 
 TRAINING_IMAGES = 1197
 METHOD, DEFAULT = "least squares", "default initialisation"
+ANCHOR_NAMES = ("small", "middle", "large")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class ExperimentConfig:
         weight_decay: of every arm.
         stitches_per_step: configurations a joint step runs.
         init_images: images for least squares.
-        scratch_every: train every so many of the stitches' shapes from scratch, the dearest of the baselines; 1 is
-            all of
+        scratch_every: train every so many of the stitches' shapes from scratch, the slowest baseline; 1 is all of
             them, 0 none.
         val_images: hold this many training images out and evaluate on them instead of the test images (to choose
             settings).
@@ -96,7 +98,7 @@ class ExperimentConfig:
     savings: Savings = field(default_factory=Savings)
     ema: EMA = field(default_factory=EMA)
 
-    anchor_names: tuple[str, ...] = field(default=("small", "middle", "large"), init=False)
+    anchor_names: tuple[str, ...] = field(default=ANCHOR_NAMES, init=False)
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -155,3 +157,28 @@ class ExperimentConfig:
             {"name": "vit_tiny_patch16_224", **size, "embed_dim": width, "num_heads": heads}
             for width, heads in zip(self.widths, self.heads, strict=True)
         ]
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Refuse savings that the arms of the experiment cannot take.
+
+    Raises:
+        UserError: naming what does not go together.
+    """
+    arms = {"keep_hardest": "its middle anchor is also trained by distillation, whose images have no loss of their own"}
+    check(config.savings, config.trainer, ema=config.ema, refused={**REFUSED_SAVINGS, **arms})
+
+
+def from_plain(content: Mapping[str, Any]) -> ExperimentConfig:
+    """The settings in a run folder's config.yaml, which knows neither tuples nor dataclasses.
+
+    Raises:
+        UserError: if they are not those of the embedded experiment.
+    """
+    try:
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        settings.pop("engine", None)
+        savings, ema = Savings(**settings.pop("savings", {})), EMA(**settings.pop("ema", {}))
+        return ExperimentConfig(**settings, savings=savings, ema=ema)
+    except TypeError as error:
+        raise UserError(f"this is not a run of the embedded experiment: {error}") from None

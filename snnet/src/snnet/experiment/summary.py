@@ -10,11 +10,10 @@ from snnet.method.sampling import IdStream
 SHORT = 10  # epochs of the short budget
 
 
-def summarise(results: Sequence[SeedResult], config: ExperimentConfig, command: str, seconds: float) -> Metrics:
+def summarise(results: Sequence[SeedResult], config: ExperimentConfig, seconds: float) -> Metrics:
     """Rows (per arm: accuracy, training steps, training multiply-adds) and the claims of the experiment."""
     return Metrics(
         paper="snnet",
-        command=command,
         seeds=[result.seed for result in results],
         seconds=seconds,
         rows=accuracy_rows(results, config) + curve_rows(results) + cost_rows(results, config),

@@ -1,7 +1,8 @@
-"""Figures of a run: the curve of every stitch, what initialisation does, and the map of cuts (paper, figures 4, 6 and
-7).
+"""Figures of any stitched network: the curve of every stitch and the map of cuts (paper, figures 4 and 7), measured
+times, and the network beside other models (figure 1).
 """
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from paperkit.errors import UserError
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import COLORS, figure, save_figure, style
-from snnet.experiment.settings import DEFAULT, METHOD
+from snnet.method.budget import pareto_front, read_latencies
 
 
 @dataclass(frozen=True)
@@ -30,53 +32,33 @@ class Point:
 
 
 def draw(metrics: Metrics, folder: Path) -> list[Path]:
-    """The figures of a run: of the embedded experiment, or of an evaluation on real data."""
-    if "curves" in metrics.extra:
-        return draw_experiment(metrics, folder)
+    """The figures of an evaluation on real data."""
     points = points_of(metrics)
     names = metrics.extra["anchors"]  # of all, also where only some configurations were evaluated
-    paths = [draw_curve(points, folder / "stitches.png", f"Every stitch of one network ({metrics.extra['data']})")]
+    title = f"Every configuration of one network ({metrics.extra['data']})"
+    paths = [draw_curve(points, folder / "stitches.png", title)]
     return paths + (draw_cut_maps(points, folder, names) if not metrics.extra["staged"] else [])
 
 
 def points_of(metrics: Metrics) -> list[Point]:
-    """Every configuration of a run, accuracy averaged over its seeds."""
-    configurations, arms = metrics.extra["configurations"], metrics.extra.get("arms")
-    if arms is None:
-        return [point(c, [c["acc1"]]) for c in configurations]
-    return [point(c, [found[METHOD][key(found[METHOD], c["id"])] for found in arms]) for c in configurations]
+    """Every configuration of an evaluation on real data."""
+    return [point(configuration, [configuration["acc1"]]) for configuration in metrics.extra["configurations"]]
 
 
-def draw_experiment(metrics: Metrics, folder: Path) -> list[Path]:
-    """All figures of the embedded experiment."""
-    configurations, arms = metrics.extra["configurations"], metrics.extra["arms"]
-    points = points_of(metrics)
-    baselines = {
-        "anchor tuned alone": [
-            (configurations[i]["macs"], mean(metrics.row(f"{name} tuned alone", "accuracy").values))
-            for i, name in enumerate(("small", "middle", "large"))
-        ],
-        "middle distilled": [(configurations[1]["macs"], metrics.row("middle distilled", "accuracy").mean)],
-    }
-    scratch = [found["from scratch"] for found in arms]
-    if scratch[0]:
-        baselines["from scratch"] = [
-            (configurations[int(i)]["macs"], mean(found[i] for found in scratch)) for i in scratch[0]
-        ]
-    data = f"digits, {metrics.extra['split']} images"
-    paths = [
-        draw_curve(points, folder / "stitches.png", f"Every stitch of one network ({data})", baselines),
-        draw_initialisation(metrics, folder / "initialisation.png"),
-    ]
-    return paths + draw_cut_maps(points, folder, ("small", "middle", "large"))
+def draw_more(points: Sequence[Point], run: Path, zoo: str | None, folder: Path) -> list[Path]:
+    """What needs more than metrics.json: the latencies of a run, if they were measured, and a table of other models.
 
-
-def key(found: Mapping[Any, float], config_id: int) -> Any:
-    """JSON turns integer keys into strings."""
-    return config_id if config_id in found else str(config_id)
+    Args:
+        run: the run folder.
+        zoo: CSV of other models, see `read_zoo`.
+    """
+    times = read_latencies(run)
+    paths = draw_latency(points, times, folder) if times else []
+    return paths + ([draw_zoo(points, read_zoo(Path(zoo)), folder / "zoo.png")] if zoo else [])
 
 
 def point(configuration: Mapping[str, Any], values: Sequence[float]) -> Point:
+    """One entry of the configurations in metrics.json, with its accuracy in every seed."""
     cut = configuration["cut"]
     return Point(
         configuration["id"],
@@ -92,8 +74,8 @@ def point(configuration: Mapping[str, Any], values: Sequence[float]) -> Point:
 def draw_curve(
     points: Sequence[Point], path: Path, title: str, baselines: Mapping[str, Sequence[tuple[int, float]]] | None = None
 ) -> Path:
-    """Accuracy against multiply-adds: a dot a stitch (area = parameters), anchors as stars, the Pareto front as a
-    line.
+    """Accuracy against multiply-adds: a dot per stitch (its area grows with the parameters), a star per anchor, the
+    Pareto front as a line.
     """
     with style():
         drawn, axes = figure(width=7.2, height=4.6)
@@ -151,32 +133,6 @@ def draw_curve(
     return path
 
 
-def draw_initialisation(metrics: Metrics, path: Path) -> Path:
-    """Mean stitch accuracy over the epochs, least squares against default initialisation (mean and spread over
-    seeds).
-    """
-    stitches = [c["id"] for c in metrics.extra["configurations"] if c["cut"]]
-    with style():
-        drawn, axes = figure()
-        for arm in (METHOD, DEFAULT):
-            curves = metrics.extra["curves"][arm]
-            epochs = sorted(map(int, curves[0]))
-            values = np.array(
-                [[mean(c[key(c, e)][key(c[key(c, e)], i)] for i in stitches) for e in epochs] for c in curves]
-            )
-            spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(epochs))
-            axes.errorbar(range(len(epochs)), values.mean(axis=0), spread, marker="o", label=arm)
-        axes.set_xticks(range(len(epochs)), [str(e) for e in epochs])
-        axes.set(
-            xlabel="epochs of joint training",
-            ylabel="mean accuracy of all stitches [%]",
-            title="Least squares starts the stitches well and saves epochs",
-        )
-        axes.legend(loc="lower right")
-        save_figure(drawn, path)
-    return path
-
-
 def draw_cut_maps(points: Sequence[Point], folder: Path, names: Sequence[str]) -> list[Path]:
     """Per anchor pair a heat map of accuracy over exit block p (rows) and entry block q (columns)."""
     paths = []
@@ -210,7 +166,7 @@ def draw_cut_maps(points: Sequence[Point], folder: Path, names: Sequence[str]) -
 
 
 def draw_latency(points: Sequence[Point], milliseconds: Mapping[int, float], folder: Path) -> list[Path]:
-    """Measured time against accuracy, and what a controller would run as the allowed time goes down and up again."""
+    """Accuracy against measured time, and the configuration chosen as the allowed time falls and rises again."""
     times = [milliseconds[p.config_id] for p in points]
     with style():
         drawn, axes = figure()
@@ -222,7 +178,7 @@ def draw_latency(points: Sequence[Point], milliseconds: Mapping[int, float], fol
         axes.set(
             xlabel="measured time per image [ms], batch of 1",
             ylabel="top-1 accuracy [%]",
-            title="What each configuration costs on the clock",
+            title="Accuracy against measured time",
         )
         axes.legend(loc="lower right")
         save_figure(drawn, folder / "latency.png")
@@ -236,7 +192,7 @@ def draw_latency(points: Sequence[Point], milliseconds: Mapping[int, float], fol
         above.step(
             range(len(runs)), [milliseconds[p.config_id] for p in runs], where="post", label="chosen configuration"
         )
-        above.set(ylabel="time [ms]", title="Following a budget: the best configuration that it allows")
+        above.set(ylabel="time [ms]", title="The most accurate configuration within a time that falls and rises")
         above.legend(loc="lower right")
         below.step(range(len(runs)), [p.acc1 for p in runs], where="post", color=COLORS[2])
         below.set(xlabel="step", ylabel="top-1 accuracy [%]")
@@ -261,11 +217,22 @@ def draw_zoo(points: Sequence[Point], zoo: Sequence[tuple[str, float, float]], p
         axes.set(
             xlabel=f"multiply-adds per image [{label}]",
             ylabel="top-1 accuracy [%]",
-            title="One network for the whole curve",
+            title="One SN-Net beside single models",
         )
         axes.legend(loc="lower right")
         save_figure(drawn, path)
     return path
+
+
+def read_zoo(path: Path) -> list[tuple[str, float, float]]:
+    """(name, multiply-adds, top-1 in percent) of each line of a CSV with a heading."""
+    try:
+        with path.open(newline="") as file:
+            return [(row["name"], float(row["flops"]), float(row["top1"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} needs the columns name, flops, top1 with numbers in the last two ({error})") from None
 
 
 def _errors(axes: Axes, points: Sequence[Point], unit: float) -> None:
@@ -283,31 +250,9 @@ def _errors(axes: Axes, points: Sequence[Point], unit: float) -> None:
 
 
 def _pareto(points: Sequence[Point]) -> list[Point]:
-    front: list[Point] = []
-    for candidate in sorted(points, key=lambda p: (p.macs, -p.acc1)):
-        if not front or candidate.acc1 > front[-1].acc1:
-            front.append(candidate)
-    return front
+    by_id = {p.config_id: p for p in points}
+    return [by_id[i] for i in pareto_front((p.config_id, p.macs, p.acc1) for p in points)]
 
 
 def _unit(largest: int) -> tuple[float, str]:
     return (1e9, "G") if largest >= 1e8 else (1e6, "M")
-
-
-def draw_bench(sections: Mapping[str, Any], path: Path) -> Path:
-    """The bench as bars: how many times faster than the plain way."""
-    bars: list[tuple[str, float]] = []
-    if "least_squares" in sections:
-        seconds = sections["least_squares"]["seconds_per_cut"]
-        slowest = max(seconds.values())
-        bars += [(f"least squares: {name}", slowest / value) for name, value in seconds.items()]
-    for part in ("evaluation", "stitches per step", "teacher"):
-        bars += [(r["name"], 1 / r["median"]) for r in sections.get(part, [])]
-    with style():
-        drawn, axes = figure(width=7.2, height=1.2 + 0.32 * max(len(bars), 1))
-        axes.barh([name for name, _ in bars], [value for _, value in bars], color=COLORS[0])
-        axes.axvline(1.0, color="black", linewidth=0.8)
-        axes.invert_yaxis()
-        axes.set(xlabel="times as fast as the plain way (1 = the same)", title="What each shortcut of SN-Net is worth")
-        save_figure(drawn, path)
-    return path

@@ -1,78 +1,21 @@
-"""BatchNorm statistics of one's own for every configuration (an addition; the released weights share one set).
+"""BatchNorm statistics estimated again for every configuration (an addition; the released weights share one set).
 
 A block of the end anchor sees inputs from several fronts, and its running mean and variance are a mixture of them all.
-Estimated again per configuration on a few training batches they fit what the configuration really sees, at the cost of
-a small dict a configuration and no training. Off unless `StitchedNetwork.statistics` is set.
+Estimated again for one configuration, on a few training batches, they fit what that configuration sees. This costs a
+small dict per configuration and no training. Off unless `StitchedNetwork.statistics` is set.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from paperkit.errors import UserError
-from paperkit.files.weights import read_weights, save_weights
-from snnet.method.counting import names_used
+from snnet.method.statistics import StitchStatistics
 from snnet.method.stitching import StitchedNetwork
 
 BUFFERS = ("running_mean", "running_var")
-
-
-class StitchStatistics:
-    """Running means and variances per configuration, put in place while that configuration runs in eval mode.
-
-    Args:
-        by_id: configuration id -> `<module>.running_mean` and `<module>.running_var` -> (C,). Configurations that are
-            not in it run with the network's own statistics.
-
-    Example:
-        >>> network.statistics = recalibrate(network, batches, range(network.num_configurations))
-        >>> logits = network.set_stitch(7)(images)
-    """
-
-    def __init__(self, by_id: dict[int, dict[str, Tensor]]) -> None:
-        self.by_id = by_id
-
-    @contextmanager
-    def applied(self, network: nn.Module, config_id: int) -> Iterator[None]:
-        """Inside, the network has the statistics of `config_id`; no number is copied, and outside it has its own."""
-        own: list[tuple[nn.Module, str, Tensor | None]] = []
-        try:
-            statistics = self.by_id.get(config_id, {})
-            for name in statistics:
-                path, _, buffer = name.rpartition(".")
-                module = network.get_submodule(path)
-                current = module._buffers[buffer]
-                assert current is not None
-                own.append((module, buffer, current))
-                statistics[name] = module._buffers[buffer] = statistics[name].to(current)  # copied on a new device only
-            yield
-        finally:
-            for module, buffer, kept in own:
-                module._buffers[buffer] = kept
-
-    def save(self, path: str | Path) -> None:
-        """One safetensors file beside the weights, keys `<id>.<module>.running_mean`."""
-        save_weights(path, {f"{i}.{name}": value for i, found in self.by_id.items() for name, value in found.items()})
-
-    @classmethod
-    def load(cls, path: str | Path, network: StitchedNetwork) -> "StitchStatistics":
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: if the file cannot be read, or was made for another network.
-        """
-        own = dict(network.named_buffers())
-        by_id: dict[int, dict[str, Tensor]] = {}
-        for key, value in read_weights(path).items():
-            config_id, _, name = key.partition(".")
-            if not config_id.isdigit() or name not in own or own[name].shape != value.shape:
-                raise UserError(f"{path} holds statistics of another network: {key} has no place in this one")
-            by_id.setdefault(network.check_id(int(config_id)), {})[name] = value
-        return cls(by_id)
 
 
 @torch.no_grad()
@@ -98,7 +41,7 @@ def recalibrate(network: StitchedNetwork, batches: Sequence[Tensor], config_ids:
     try:
         network.eval()
         for config_id in config_ids:
-            used = names_used(network.routes[network.check_id(config_id)], network, [f"{name}." for name in norms])
+            used = network.names_used(network.routes[network.check_id(config_id)], [f"{name}." for name in norms])
             found[config_id] = _estimate(network, batches, config_id, {name: norms[name[:-1]] for name in sorted(used)})
     finally:
         network.statistics = before

@@ -1,11 +1,15 @@
-"""Choosing a configuration by what it may cost."""
+"""Choosing a configuration by what it may cost, and which configurations are worth choosing from."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from paperkit.errors import UserError
 from snnet.method.counting import configuration_macs, parameters
 from snnet.method.stitching import StitchedNetwork
+
+LATENCIES = "latency.json"  # beside a network's weights, written by `snnet latency`
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,29 @@ def select(
     if any(p.acc1 is None for p in within):
         return max(within, key=lambda p: p.flops).config_id
     return max(within, key=lambda p: (p.acc1 or 0.0, -p.flops)).config_id
+
+
+def pareto_front(points: Iterable[tuple[int, int, float]]) -> list[int]:
+    """Ids that no cheaper (or equally cheap) configuration matches in accuracy, by rising multiply-adds.
+
+    Args:
+        points: (id, multiply-adds, accuracy).
+    """
+    front: list[int] = []
+    best = float("-inf")
+    for config_id, _, accuracy in sorted(points, key=lambda point: (point[1], -point[2])):
+        if accuracy > best:
+            front.append(config_id)
+            best = accuracy
+    return front
+
+
+def read_latencies(folder: Path | None) -> dict[int, float]:
+    """Milliseconds by id that were measured of the network in `folder`; empty if none were."""
+    path = None if folder is None else folder / LATENCIES
+    if path is None or not path.exists():
+        return {}
+    try:
+        return {int(i): float(value) for i, value in json.loads(path.read_text())["milliseconds"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); measure with `snnet latency`") from None

@@ -5,7 +5,7 @@ element of an evaluated BatchNorm, 1 per input element of an adaptive pooling, n
 Each step of a route is counted once, on the meta device; a configuration costs the sum of its steps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -47,7 +47,7 @@ def configuration_macs(network: StitchedNetwork, input_size: Sequence[int]) -> l
 def parameters(network: StitchedNetwork) -> list[int]:
     """Parameters that each configuration really needs: those of its extracted sub-network."""
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    return [sum(sizes[name] for name in names_used(route, network, sizes)) for route in network.routes]
+    return [sum(sizes[name] for name in network.names_used(route, sizes)) for route in network.routes]
 
 
 def reported_parameters(network: StitchedNetwork) -> list[int] | None:
@@ -66,14 +66,8 @@ def reported_parameters(network: StitchedNetwork) -> list[int] | None:
         steps = [replace(step, final_norm=True) for step in route]
         if configuration.cuts:
             steps = [s for s in steps if s.kind != "enter_stage" or s.anchor == configuration.anchors[-1]]
-        used = names_used(steps, network, sizes)
+        used = network.names_used(steps, sizes)
         if configuration.cuts:
             used = {name for name in used if not name.endswith((".cls_token", ".pos_embed"))}
         counts.append(sum(sizes[name] for name in used))
     return counts
-
-
-def names_used(route: Sequence[Step], network: StitchedNetwork, names: Iterable[str]) -> set[str]:
-    """Those of `names` (state-dict keys) that the steps of a route use."""
-    prefixes = tuple(prefix for step in route for prefix in network.key_prefixes(step))
-    return {name for name in names if name.startswith(prefixes)}

@@ -6,6 +6,8 @@ from typing import Literal
 import numpy as np
 
 Sampling = Literal["uniform", "sandwich", "flops"]
+REFUSED_SAVINGS = {"compile": "every stitch is a graph of its own, and each step draws another one"}
+"""Which of the survey's savings does not go together with drawing a configuration in every step, and why."""
 
 
 class IdStream:
@@ -17,10 +19,9 @@ class IdStream:
         ids: the configuration ids to draw from.
         seed: seed + rank.
         sampling: `uniform` is the paper's. Two extensions: `sandwich` runs the cheapest and the dearest configuration
-            in
-            every step of three or more and draws the rest (Yu and Huang, ICCV 2019); `flops` draws one of ten equal
-            bands
-            of multiply-adds first and an id inside it second, so that thinly populated budgets are trained as often.
+            in every step of three or more and draws the rest (Yu and Huang, ICCV 2019); `flops` draws
+            one of ten equal bands of multiply-adds first and an id inside it second, so that budgets with few
+            configurations are trained as often.
         macs: multiply-adds of each of `ids`, for the extensions.
     """
 

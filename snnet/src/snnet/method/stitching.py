@@ -8,7 +8,7 @@ Shapes: B batch, N tokens, C channels, H height, W width; D_i, D_j widths of the
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,12 +25,16 @@ from snnet.method.enumeration import (
 )
 from snnet.method.families import family_of
 from snnet.method.families.family import Family, TokenLayout
+from snnet.method.statistics import StitchStatistics
 from snnet.method.steps import Step, route
 
-if TYPE_CHECKING:
-    from snnet.method.bn_recalibration import StitchStatistics
-
 Logits = Tensor | tuple[Tensor, Tensor]
+"""(B, K), or those of a model with two heads (LeViT in training mode)."""
+
+
+def mean_logits(logits: Logits) -> Tensor:
+    """(B, K): the logits, or the mean of a model's two heads."""
+    return logits if isinstance(logits, Tensor) else (logits[0] + logits[1]) / 2
 
 
 class StitchingLayer(nn.Module):
@@ -146,6 +150,11 @@ class StitchedNetwork(nn.Module):
             self.anchors[step.anchor], step.kind, step.stage, step.index, step.final_norm
         )
         return tuple(f"anchors.{step.anchor}.{prefix}" for prefix in owned)
+
+    def names_used(self, route: Iterable[Step], names: Iterable[str]) -> set[str]:
+        """Those of `names` (state-dict keys) that the steps of a route use."""
+        prefixes = tuple(prefix for step in route for prefix in self.key_prefixes(step))
+        return {name for name in names if name.startswith(prefixes)}
 
     def stitch_steps(self) -> dict[Step, list[tuple[int, int]]]:
         """Every stitching layer as its step, with the cuts (p, q) that use it (the released quirk may leave none)."""

@@ -1,18 +1,16 @@
-"""Anchors by timm name, and the SN-Net built from names: what a config file, a checkpoint folder or the hub can
-hold.
-"""
+"""Anchors by timm name, and the SN-Net built from names, which a config, a folder or the hub can describe."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import PyTorchModelHubMixin
-from torch import nn
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
 
 from paperkit.errors import UserError
-from paperkit.files.weights import load_strict, read_weights, save_weights
+from paperkit.files.hub import SavedInFolder, read_config
+from paperkit.files.weights import load_strict, read_weights
 from snnet.method.enumeration import LayerAssignment
 from snnet.method.stitching import StitchedNetwork
 
@@ -20,7 +18,7 @@ AnchorName = str | Mapping[str, Any]
 """A timm model name, or {"name": ..., further arguments of timm.create_model}."""
 
 
-class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["snnet", "image-classification"]):
+class SNNet(StitchedNetwork, SavedInFolder, library_name="snnet", tags=["snnet", "image-classification"]):
     """A stitched network described by names, so that `save_pretrained` and `from_pretrained` can rebuild it.
 
     Args:
@@ -48,7 +46,7 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
         any_order: bool = False,
     ) -> None:
         self.num_classes = num_classes
-        self.anchor_names = [anchor if isinstance(anchor, str) else str(anchor["name"]) for anchor in anchors]
+        self.anchor_names = [anchor if isinstance(anchor, str) else str(anchor.get("name")) for anchor in anchors]
         super().__init__(
             [create_anchor(anchor, num_classes=num_classes, in_chans=in_chans) for anchor in anchors],
             nearest=nearest,
@@ -59,34 +57,36 @@ class SNNet(StitchedNetwork, PyTorchModelHubMixin, library_name="snnet", tags=["
             any_order=any_order,
         )
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """`model.safetensors`, written whole or not at all, with a checksum (the mixin adds config.json and the card).
-
-        The second statistics of split BatchNorm, which only training uses, are left out.
-        """
-        weights = {key: value for key, value in self.state_dict().items() if ".aux_bn." not in key}
-        save_weights(save_directory / "model.safetensors", weights)
-
-    @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        load_strict(model, read_weights(model_file), model_file)
-        return model.to(map_location)
+    def weights_to_save(self) -> dict[str, Tensor]:
+        """The state dict without the second statistics of split BatchNorm, which only training uses."""
+        return {key: value for key, value in self.state_dict().items() if ".aux_bn." not in key}
 
 
 def load_folder(folder: Path) -> tuple[SNNet, dict[str, Any]]:
-    """A network that `save_pretrained` wrote, and the arguments of `SNNet` that built it.
+    """A network that `save_pretrained` wrote, in eval mode, and the arguments of `SNNet` that built it.
 
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit.
     """
-    path = folder / "model.safetensors"
-    try:
-        description = json.loads((folder / "config.json").read_text())
-        network = SNNet(**description)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} does not describe an SN-Net: {error}") from None
-    load_strict(network, read_weights(path), str(path))
+    return SNNet.from_pretrained(folder), read_config(folder)
+
+
+def read_anchors(
+    anchors: Sequence[AnchorName], num_classes: int, weights: str | Path | None = None, trust_pickle: bool = False
+) -> tuple[SNNet, dict[str, Any]]:
+    """A network of named anchors with the weights of a file (None: random ones), and the arguments that built it."""
+    description: dict[str, Any] = {"anchors": list(anchors), "num_classes": num_classes}
+    network = SNNet(**description)
+    if weights is not None:
+        load_strict(network, read_weights(weights, trust_pickle), str(weights))
     return network, description
+
+
+def input_size_of(network: SNNet) -> tuple[int, int, int]:
+    """(channels, H, W) that the last anchor was made for; its default where it takes any size."""
+    channels, height, width = resolve_model_data_config(network.anchors[-1])["input_size"]
+    fixed = network.families[-1].grid(network.anchors[-1]).image
+    return (channels, *(fixed or (height, width)))
 
 
 def create_anchor(anchor: AnchorName, weights: str | Path | bool = False, **options: Any) -> nn.Module:
@@ -100,8 +100,10 @@ def create_anchor(anchor: AnchorName, weights: str | Path | bool = False, **opti
     Raises:
         UserError: if timm knows no such model, the options do not fit it, or the weights are not to be had.
     """
-    given = {} if isinstance(anchor, str) else dict(anchor)
-    name = anchor if isinstance(anchor, str) else str(given.pop("name"))
+    given = {"name": anchor} if isinstance(anchor, str) else dict(anchor)
+    if "name" not in given:
+        raise UserError(f"the anchor {given} has no name")
+    name = str(given.pop("name"))
     options = {**options, **given}
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:4]

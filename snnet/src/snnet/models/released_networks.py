@@ -4,13 +4,15 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from paperkit.errors import UserError
 from snnet.method.stitching import StitchedNetwork
-from snnet.models.anchors import AnchorName, stitch
+from snnet.models.anchors import AnchorName, SNNet, stitch
+from snnet.models.official import read_official
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,21 @@ def build_on_meta(name: str) -> StitchedNetwork:
     """A released architecture without numbers, for counting and for its keys."""
     with torch.device("meta"):
         return build(name)
+
+
+def read_released(
+    name: str, weights: str | Path | None = None, trust_pickle: bool = False
+) -> tuple[SNNet, dict[str, Any]]:
+    """A released SN-Net with the weights of the authors' file (None: random ones), and the arguments that built it."""
+    released = find(name)
+    description: dict[str, Any] = {
+        "anchors": list(released.anchors),
+        "stitched_final_norm": released.stitched_final_norm,
+    }
+    network = SNNet(**description)
+    if weights is not None:
+        read_official(network, weights, trust_pickle)
+    return network, description
 
 
 def find(name: str) -> Released:

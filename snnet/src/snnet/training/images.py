@@ -1,35 +1,54 @@
-"""A stitched network trained on real images: from the settings of a config file to a finished run folder."""
+"""A stitched network on real images, trained with Lightning and evaluated configuration by configuration.
 
+--network.*: which anchors are stitched, and how; --training.*: what a step does; --optim.*: optimiser and schedule;
+--savings.* and --ema.*: what saves time or memory; --teacher.*: the distillation teacher; --data.*: the images;
+--trainer.*: Lightning's Trainer.
+"""
+
+import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import convert_splitbn_model
 from torch import nn
 
+from paperkit.command.engines import device
 from paperkit.data.images import ImageData
-from paperkit.data.resumable import SeedStep
-from paperkit.data.sizes import check_sizes
+from paperkit.data.sizes import SizeSchedule, check_sizes
 from paperkit.errors import UserError
-from paperkit.files.runs import RunFolder, process_rank, write_atomic
-from paperkit.files.weights import load_strict, read_checkpoint, read_weights
-from paperkit.training.checkpoint_io import AtomicCheckpointIO
-from paperkit.training.guard import SaveOnSignal, StopOnNaN
-from paperkit.training.optim import OptimConfig, build
+from paperkit.files.atomic import write_atomic
+from paperkit.files.runs import RunFolder, process_rank
+from paperkit.files.weights import load_strict, read_weights
+from paperkit.results.metrics import Metrics
+from paperkit.results.report import table
+from paperkit.training.optim import OptimConfig, build, check_clipping
 from paperkit.training.savings import EMA, Savings
-from paperkit.training.switches import apply, callbacks
+from paperkit.training.savings import check as check_switches
+from paperkit.training.switches import apply
+from paperkit.training.switches import callbacks as averaging
+from paperkit.training.trainer import add_trainer_options, best_state, fit, make_trainer, trainer_options
+from snnet.figures.stitches import draw, draw_more, points_of
+from snnet.method.bn_recalibration import recalibrate
+from snnet.method.budget import operating_points
 from snnet.method.counting import configuration_macs
 from snnet.method.enumeration import LayerAssignment
 from snnet.method.least_squares import cut_residuals, initialise
-from snnet.models.anchors import SNNet, create_anchor, stitch
+from snnet.method.sampling import REFUSED_SAVINGS
+from snnet.models.anchors import SNNet, create_anchor, input_size_of, load_folder, read_anchors, stitch
+from snnet.models.released_networks import read_released
+from snnet.training.evaluation import evaluate_images, summarise_images
 from snnet.training.joint import JointTraining, TrainingConfig, parameter_groups
+
+AnchorOption = bool | int | float | str | list[int] | list[float] | None
+"""What an option of an anchor may be: plain values, so that no config can name a class to build."""
 
 
 @dataclass
@@ -49,7 +68,7 @@ class NetworkConfig:
         drop_path_rate: stochastic depth of every anchor.
     """
 
-    anchors: list[str | dict[str, Any]] = field(
+    anchors: list[str | dict[str, AnchorOption]] = field(
         default_factory=lambda: [f"deit_{s}_patch16_224.fb_in1k" for s in ("tiny", "small", "base")]
     )
     weights: str | None = "timm"
@@ -81,6 +100,231 @@ class TeacherConfig:
     compile: bool = False
 
 
+def add_arguments(parser: Any) -> None:
+    """The options of a training run."""
+    parser.add_argument("--training_seed", type=int, default=0, help="rank r draws its ids from the stream of seed + r")
+    parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
+    parser.add_class_arguments(NetworkConfig, "network")
+    parser.add_class_arguments(TrainingConfig, "training")
+    parser.add_class_arguments(TeacherConfig, "teacher")
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(Savings, "savings")
+    parser.add_class_arguments(EMA, "ema")
+    parser.add_class_arguments(ImageData, "data")
+    further = ("max_time", "gradient_clip_algorithm", "val_check_interval", "fast_dev_run")
+    add_trainer_options(parser, defaults={"max_epochs": 50}, also=further)
+
+
+def add_evaluation_arguments(parser: Any) -> None:
+    """Which weights, and which configurations of theirs."""
+    parser.add_argument("--released", type=str | None, default=None, help="--ckpt is of this released SN-Net")
+    parser.add_argument(
+        "--anchors", type=list[str] | None, default=None, help="--ckpt is of these anchors (timm names)"
+    )
+    parser.add_argument("--ids", type=list[int] | None, default=None, help="only these configurations: [0,1,24]")
+    parser.add_argument("--best", action="store_true", help="the run's best weights instead of its last")
+    parser.add_argument(
+        "--recalibrate",
+        type=int,
+        default=0,
+        help="estimate BatchNorm statistics for each configuration on this many training batches (an extension)",
+    )
+
+
+def add_figure_arguments(parser: Any) -> None:
+    """Other models beside the stitches."""
+    parser.add_argument("--zoo", type=str | None, default=None, help="CSV of other models: name,flops,top1")
+
+
+def check(options: Any, run: RunFolder | None) -> None:
+    """Refuse what cannot be trained, before there is a run folder: options, models, missing data.
+
+    Raises:
+        UserError: naming what does not go together.
+    """
+    if hasattr(options, "ckpt"):  # an evaluation, which trains nothing
+        return
+    trainer = trainer_options(options.trainer)
+    strategy_for(trainer)
+    check_savings(options.training, options.savings, options.ema, options.data.sizes, trainer, options.network.split_bn)
+    check_clipping(options.optim, trainer.get("gradient_clip_val"))
+    rehearse(options)
+    options.data.setup()
+
+
+def check_savings(
+    training: TrainingConfig,
+    savings: Savings,
+    ema: EMA,
+    sizes: SizeSchedule,
+    trainer: Mapping[str, Any],
+    split_bn: int = 0,
+) -> None:
+    """Refuse savings that this training cannot take.
+
+    Raises:
+        UserError: naming what does not go together.
+    """
+    check_switches(
+        savings,
+        trainer,
+        ema=ema,
+        mixing=training.mixup > 0 or training.cutmix > 0,
+        distillation=training.distillation != "none",
+        sizes=sizes.sizes,
+        refused=REFUSED_SAVINGS,
+    )
+    sizes.check_length(trainer.get("max_epochs") or 1)
+    if savings.keep_hardest < 1 and training.stitches_per_step > 1:
+        raise UserError(
+            f"keep_hardest {savings.keep_hardest} and stitches_per_step {training.stitches_per_step}: which images are "
+            "hard depends on the stitch; train one per step"
+        )
+    if savings.keep_hardest < 1 and split_bn > 1:
+        raise UserError(
+            f"keep_hardest {savings.keep_hardest} and split_bn {split_bn}: the parts of a batch would not stay parts"
+        )
+
+
+def rehearse(options: Any) -> None:
+    """Build everything on the meta device: what a model or an optimiser cannot do shows before any data are read.
+
+    Raises:
+        UserError: naming the switch and the model.
+    """
+    training, optim, data = options.training, options.optim, options.data
+    bare = replace(options.network, weights=None, start=None)
+    with torch.device("meta"):
+        network = build_network(bare, data.num_classes)
+        models = [*network.anchors]
+        if training.distillation != "none":
+            models.append(create_anchor(options.teacher.name, False, num_classes=data.num_classes))
+    apply(network, options.savings)
+    for model in models if len(data.sizes.sizes) > 1 else ():
+        check_sizes(model, data.sizes.sizes)
+    build(parameter_groups(network, training, optim.weight_decay), optim, 1, 1_000_000, global_batch=1)
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> None:
+    """Train to the end, or from the last checkpoint to the end; then write `network/` (last) and `best/` weights."""
+    config, training_config, data = options.network, options.training, options.data
+    resuming = resuming and (run.path / "checkpoints" / "last.ckpt").exists()
+    if resuming:  # weights come from the checkpoint
+        config = replace(config, weights=None, start=None)
+    pl.seed_everything(options.training_seed, workers=False, verbose=False)
+    network = build_network(config, data.num_classes)
+    if not resuming and config.initialisation != "default" and not config.start:
+        images = data.training_sample(config.init_images)
+        initialise(network, images.split(20), config.initialisation)
+    apply(network, options.savings)
+    distilled = training_config.distillation != "none"
+    training = JointTraining(
+        network,
+        training_config,
+        options.optim,
+        data.num_classes,
+        options.training_seed,
+        chosen_ids(run, network, data, training_config.best_cuts),
+        None if training_config.sampling == "uniform" else configuration_macs(network, image_size(data)),
+        build_teacher(options.teacher, data.num_classes) if distilled else None,
+        options.savings,
+    )
+    trainer = build_trainer(
+        run, trainer_options(options.trainer), options.training_seed, options.save_every, options.ema
+    )
+    fit(trainer, training, data, resuming)
+    if process_rank() == 0:
+        write_class_names(data, run.path / "classes.json")
+        network.save_pretrained(run.path / "network")
+        save_best(network, run.path)
+        kept = "network/ (last), best/ (highest mean validation accuracy)"
+        print(f"{run.path}: {kept}; evaluate: snnet eval --ckpt {run.path}")
+
+
+def image_size(data: ImageData) -> tuple[int, int, int]:
+    """(channels, H, W)."""
+    return (3, data.input_size, data.input_size)
+
+
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """Every configuration, or those of --ids; table, metrics.json and figures."""
+    start = time.monotonic()
+    network = evaluated_network(run, options).to(device(options.device)).eval()
+    data = options.data
+    every = range(network.num_configurations)
+    ids = [network.check_id(i) for i in (every if options.ids is None else options.ids)]
+    points = operating_points(network, input_size_of(network), network.anchor_names)
+    subject = fingerprint(network) + recalibrate_on(network, data, ids, options.recalibrate)
+    kind = "_best" if options.best else ""  # beside metrics.json, which is of the last weights
+    target = Path(options.output)
+    lines = target / f"stitches{kind}.jsonl"
+    results = evaluate_images(network, points, data, ids, lines, subject)
+    metrics = summarise_images(network, points, network.anchor_names, results, data, time.monotonic() - start)
+    metrics.write(target / f"metrics{kind}.json")
+    drawn = ", ".join(f"{path.parent.name}/{path.name}" for path in draw(metrics, target / f"figures{kind}"))
+    table(
+        [
+            (c["id"], c["name"], c["macs"] / 1e9, c["params"] / 1e6, c["acc1"], "*" if c["pareto"] else "")
+            for c in metrics.extra["configurations"]
+        ],
+        ("id", "configuration", "GMAC", "params [M]", "top-1 [%]", "Pareto"),
+        metrics.extra["data"],
+    )
+    print(f"{target}: metrics{kind}.json, {lines.name}, {drawn}")
+
+
+def evaluated_network(run: RunFolder | None, options: Any) -> SNNet:
+    """The network of a run, of a saved folder, or of a weight file whose network the options name.
+
+    Raises:
+        UserError: if there is none, or the weights do not fit.
+    """
+    if options.released or options.anchors:
+        if options.ckpt is None:
+            raise UserError("name the weights with --ckpt")
+        if options.released:
+            return read_released(options.released, options.ckpt, options.trust_pickle)[0]
+        return read_anchors(options.anchors, options.data.num_classes, options.ckpt, options.trust_pickle)[0]
+    if run is not None:
+        weights = run.path / ("best" if options.best else "network")
+        if not weights.exists():
+            raise UserError(f"{run.path} has no {weights.name}/: the run did not get that far")
+        return load_folder(weights)[0]
+    if options.ckpt is None:
+        raise UserError("name the weights with --ckpt")
+    if Path(options.ckpt).is_dir():
+        return load_folder(Path(options.ckpt))[0]
+    raise UserError(
+        f"{options.ckpt} is a weight file; say of which network with --released NAME or --anchors [NAME,...]"
+    )
+
+
+def recalibrate_on(network: SNNet, data: ImageData, ids: Sequence[int], batches: int) -> str:
+    """Give each configuration BatchNorm statistics of its own, if asked to; returns how to name the result."""
+    if not batches:
+        return ""
+    data.setup()
+    network.statistics = recalibrate(network, [images for images, _ in islice(data.train_dataloader(), batches)], ids)
+    return f", BatchNorm recalibrated on {batches} batches"
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short hash of all weights: results are continued for the same weights alone."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).double().numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def figures(run: RunFolder | None, options: Any) -> list[Path]:
+    """The figures of an evaluated run again, with its latencies where they were measured."""
+    if run is None:
+        raise UserError(f"{options.run} is not a run folder")
+    metrics, folder = Metrics.read(run.path / "metrics.json"), Path(options.output or run.path / "figures")
+    return draw(metrics, folder) + draw_more(points_of(metrics), run.path, options.zoo, folder)
+
+
 def build_network(config: NetworkConfig, num_classes: int) -> SNNet:
     """The network with its anchors' weights; stitching layers still at PyTorch's initialisation."""
     shared = {"drop_path_rate": config.drop_path_rate}  # also when it is 0: timm's Swin has 0.1 unless told otherwise
@@ -110,74 +354,6 @@ def source_of(weights: str | None) -> bool | str:
     return weights == "timm" or weights or False
 
 
-def rehearse(
-    network_config: NetworkConfig,
-    training: TrainingConfig,
-    teacher: TeacherConfig,
-    optim: OptimConfig,
-    savings: Savings,
-    data: ImageData,
-) -> None:
-    """Builds everything on the meta device, so that what a model or an optimiser cannot do ends the run before it is
-    one, and before any data are read.
-
-    Raises:
-        UserError: naming the switch and the model.
-    """
-    bare = replace(network_config, weights=None, start=None)
-    with torch.device("meta"):
-        network = build_network(bare, data.num_classes)
-        models = [*network.anchors]
-        if training.distillation != "none":
-            models.append(create_anchor(teacher.name, False, num_classes=data.num_classes))
-    apply(network, savings)
-    for model in models if len(data.sizes.sizes) > 1 else ():
-        check_sizes(model, data.sizes.sizes)
-    build(parameter_groups(network, training, optim.weight_decay), optim, 1, 1_000_000, global_batch=1)
-
-
-def train(
-    run: RunFolder,
-    network_config: NetworkConfig,
-    training_config: TrainingConfig,
-    teacher_config: TeacherConfig,
-    optim: OptimConfig,
-    savings: Savings,
-    ema: EMA,
-    data: ImageData,
-    trainer_options: dict[str, Any],
-    seed: int,
-    save_every: int,
-    resume: bool,
-) -> JointTraining:
-    """Train to the end (or from the last checkpoint), and write `network/`, the best and the last weights, into the
-    run.
-    """
-    last = run.path / "checkpoints" / "last.ckpt"
-    resuming = resume and last.exists()
-    if resuming:  # weights come from the checkpoint
-        network_config = NetworkConfig(**{**vars(network_config), "weights": None, "start": None})
-    pl.seed_everything(seed, workers=False, verbose=False)
-    network = build_network(network_config, data.num_classes)
-    if not resuming and network_config.initialisation != "default" and not network_config.start:
-        images = data.training_sample(network_config.init_images)
-        initialise(network, images.split(20), network_config.initialisation)
-    apply(network, savings)
-    teacher = build_teacher(teacher_config, data.num_classes) if training_config.distillation != "none" else None
-    macs = None
-    if training_config.sampling != "uniform":
-        macs = configuration_macs(network, (3, data.input_size, data.input_size))
-    ids = chosen_ids(run, network, data, training_config.best_cuts)
-    training = JointTraining(network, training_config, optim, data.num_classes, seed, ids, macs, teacher, savings)
-    trainer = build_trainer(run, trainer_options, seed, save_every, ema)
-    trainer.fit(training, datamodule=data, ckpt_path=last if resuming else None)
-    if process_rank() == 0:
-        write_class_names(data, run.path / "classes.json")
-        network.save_pretrained(run.path / "network")
-        save_best(network, run.path)
-    return training
-
-
 def chosen_ids(run: RunFolder, network: SNNet, data: ImageData, best_cuts: int) -> list[int] | None:
     """The anchors and the `best_cuts` stitches of smallest residual; kept in the run, for a resumed one."""
     if not best_cuts:
@@ -199,26 +375,16 @@ def build_teacher(config: TeacherConfig, num_classes: int) -> nn.Module:
 
 
 def build_trainer(run: RunFolder, options: dict[str, Any], seed: int, save_every: int, ema: EMA) -> pl.Trainer:
-    """Lightning's Trainer with what every run needs: seeded steps, whole checkpoints, a clean end."""
-    folder = run.path / "checkpoints"
-    used: list[Callback] = [
-        SeedStep(seed),
-        StopOnNaN(),
-        *callbacks(ema),
-        SaveOnSignal(f"snnet train --resume {run.path}"),
-        ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=save_every),
-        ModelCheckpoint(folder, filename="best", monitor="val/acc1", mode="max", enable_version_counter=False),
-        LearningRateMonitor(logging_interval="step"),
-    ]
-    return pl.Trainer(
-        **{**options, "strategy": strategy_for(options)},
-        default_root_dir=run.path,
-        logger=[TensorBoardLogger(run.path, "", "tensorboard"), CSVLogger(run.path, "", "csv")],
-        callbacks=used,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
+    """Lightning's Trainer; its best checkpoint is the one of the highest mean validation accuracy."""
+    return make_trainer(
+        run.path,
+        {**options, "strategy": strategy_for(options)},
+        seed,
+        resume_with=f"snnet train --resume {run.path}",
+        save_every=save_every,
+        best="val/acc1",
+        averaging=averaging(ema),
+        csv=True,
     )
 
 
@@ -257,38 +423,10 @@ def write_class_names(data: ImageData, path: Path) -> None:
 
 def save_best(network: SNNet, folder: Path) -> None:
     """`best/`: the network of the checkpoint with the highest mean validation accuracy."""
-    path = folder / "checkpoints" / "best.ckpt"
-    if not path.exists():
+    weights = best_state(folder)
+    if weights is None:
         return
-    state = read_checkpoint(path)["state_dict"]
-    prefix = "network."
-    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     last = {key: value.clone() for key, value in network.state_dict().items()}
-    load_strict(network, weights, str(path))
+    load_strict(network, weights, str(folder / "checkpoints" / "best.ckpt"))
     network.save_pretrained(folder / "best")
     network.load_state_dict(last)
-
-
-TRAINER_OPTIONS: Sequence[str] = (
-    "accelerator",
-    "strategy",
-    "devices",
-    "num_nodes",
-    "precision",
-    "max_epochs",
-    "max_steps",
-    "max_time",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "deterministic",
-    "benchmark",
-    "check_val_every_n_epoch",
-    "val_check_interval",
-    "limit_train_batches",
-    "limit_val_batches",
-    "log_every_n_steps",
-    "enable_progress_bar",
-    "sync_batchnorm",
-    "fast_dev_run",
-)

@@ -17,8 +17,7 @@ from paperkit.training.savings import Savings
 from paperkit.training.switches import hardest, sharpened
 from snnet.method.losses import StitchLoss
 from snnet.method.sampling import IdStream, Sampling
-from snnet.method.stitching import StitchedNetwork
-from snnet.training.evaluation import mean_logits
+from snnet.method.stitching import StitchedNetwork, mean_logits
 
 
 @dataclass
@@ -26,9 +25,8 @@ class TrainingConfig:
     """What a joint training step does.
 
     Args:
-        stitches_per_step: configurations a step runs, each on an equal share of the batch. The authors' eight
-            processes with
-            an id each are 8 here.
+        stitches_per_step: configurations that a step runs, each on an equal share of the batch. The authors' eight
+            processes with an id each are 8 here.
         sampling: how ids are drawn, see `sampling.IdStream`.
         best_cuts: train the anchors and only so many stitches, those whose activations least squares fits best (an
             extension; 0 trains all).
@@ -138,9 +136,7 @@ class JointTraining(pl.LightningModule):
         return cross_entropy(mean_logits(self.network(images, config_id)), labels, reduction="none")
 
     def step_ids(self, batch_idx: int) -> list[int]:
-        """The ids of a batch: a function of the position in the run, so that a resumed run goes on with the same
-        stream.
-        """
+        """The ids of a batch, by its position in the run: a resumed run goes on with the same stream."""
         position = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         return self.stream.at_step(position, self.config.stitches_per_step)
 
@@ -158,9 +154,7 @@ class JointTraining(pl.LightningModule):
         self.log("val/acc1", torch.stack(list(found.values())).mean(), prog_bar=True, sync_dist=False)
 
     def on_train_epoch_end(self) -> None:
-        """Processes average their BatchNorm statistics, as the authors' ResNet recipe does; of plain ViTs there are
-        none.
-        """
+        """Average the BatchNorm statistics of all processes, as the authors' ResNet recipe does."""
         if self.trainer.world_size > 1:
             distribute_bn(self.network, self.trainer.world_size, reduce=True)
 

@@ -1,4 +1,4 @@
-"""The reference kinds of Swin, LeViT and ResNet, and of the five released SN-Nets, for `snnet verify`."""
+"""Reference files of Swin, LeViT and ResNet, and of the five released SN-Nets, computed again."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,18 +12,16 @@ from torch import nn
 
 from paperkit.errors import UserError
 from paperkit.verification.reference_file import ReferenceFile
-from paperkit.verification.verify import Kind, check_options
+from paperkit.verification.verify import check_options
 from snnet.method.counting import configuration_macs, reported_parameters
 from snnet.method.families.resnet import narrow_resnet
 from snnet.method.stitching import StitchedNetwork
 from snnet.models.official import to_official
 from snnet.models.released_networks import RELEASED, ReleasedStitch, build_on_meta, released_stitches
-from snnet.verification.kinds import (
-    NETWORK_RESULTS,
+from snnet.verification.plain import (
     as_released,
     configuration_results,
     load_network,
-    network_tolerance,
     stitched_results,
 )
 
@@ -90,15 +88,17 @@ def _network(file: ReferenceFile, anchors: Sequence[nn.Module]) -> dict[str, Any
     return results | stitched_results(network, file)
 
 
-def _swin(file: ReferenceFile) -> dict[str, Any]:
+def swin(file: ReferenceFile) -> dict[str, Any]:
+    """A stitched Swin."""
     return _network(file, [_swin_anchor(anchor, file.config) for anchor in _anchors(file, _SWIN_ANCHOR)])
 
 
-def _levit(file: ReferenceFile) -> dict[str, Any]:
+def levit(file: ReferenceFile) -> dict[str, Any]:
+    """A stitched LeViT."""
     return _network(file, [_levit_anchor(anchor, file.config) for anchor in _anchors(file, {"C", "D", "N"})])
 
 
-def _convolutional(file: ReferenceFile) -> dict[str, Any]:
+def convolutional(file: ReferenceFile) -> dict[str, Any]:
     """ResNets, the last anchor a Swin if the file's `cnn_to_vit` says so."""
     entries = _anchors(file, {"block", "layers", "base_width", "swin", *_SWIN_ANCHOR})
     mixed = any(entry.get("swin", False) for entry in entries)
@@ -118,7 +118,7 @@ def _anchors(file: ReferenceFile, allowed: set[str]) -> list[dict[str, Any]]:
     return entries
 
 
-def _released_configurations(file: ReferenceFile) -> dict[str, Any]:
+def released_configurations(file: ReferenceFile) -> dict[str, Any]:
     """Cuts, layers, multiply-adds and parameters recomputed at full size; accuracies are the shipped facts."""
     results: dict[str, Any] = {}
     for name, content in file.config.items():
@@ -152,44 +152,14 @@ def measured(facts: ReleasedStitch) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _released_keys(file: ReferenceFile) -> dict[str, Any]:
+def released_keys(file: ReferenceFile) -> dict[str, Any]:
+    """Keys and shapes of each released checkpoint."""
     results: dict[str, Any] = {}
     for net in file.config:
-        state = to_official(build_on_meta(_KEY_LISTS[net]))
+        state = to_official(build_on_meta(KEY_LISTS[net]))
         results[f"config.{net}"] = {key: list(tensor.shape) for key, tensor in state.items()}
         results[f"out.{net}.num_keys"] = torch.tensor(len(state))
     return results
 
 
-_KEY_LISTS = {released.file.removesuffix(".pth").removesuffix("_release"): name for name, released in RELEASED.items()}
-_NEEDED = ("in.x", "out.logits", "sd.*")
-_SIZES = {"anchors", "img_size", "num_classes"}
-
-STAGED_KINDS: dict[str, Kind] = {
-    "swin": Kind(
-        _swin,
-        network_tolerance,
-        NETWORK_RESULTS,
-        _SIZES | {"patch_size", "window_size", "mlp_ratio", "norm_eps"},
-        _NEEDED,
-    ),
-    "levit": Kind(
-        _levit,
-        network_tolerance,
-        NETWORK_RESULTS,
-        _SIZES | {"depth", "attn_ratio", "mlp_ratio", "down_attn_ratio", "down_mlp_ratio"},
-        _NEEDED,
-    ),
-    **dict.fromkeys(
-        ("resnet_resnet", "resnet_swin"),
-        Kind(
-            _convolutional,
-            network_tolerance,
-            NETWORK_RESULTS,
-            _SIZES | {"stem_channels", "channels", "cnn_to_vit"},
-            _NEEDED,
-        ),
-    ),
-    "released_configurations": Kind(_released_configurations, 0.0, ("*.configs",), options=RELEASED),
-    "released_keys": Kind(_released_keys, 0.0, ("*",), options=_KEY_LISTS),
-}
+KEY_LISTS = {released.file.removesuffix(".pth").removesuffix("_release"): name for name, released in RELEASED.items()}
