@@ -135,7 +135,7 @@ class KeepLast(Checkpoint):
                 trainer._logger_connector.update_train_step_metrics()
             for logger in trainer.loggers:
                 logger.save()
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step
 
     def save_once(self, trainer: pl.Trainer, within_batch: bool) -> None:
@@ -203,7 +203,7 @@ class KeepBest(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(self.value is None or value > self.value):
             before, self.value = self.value, value
             try:
-                trainer.save_checkpoint(self.path)
+                trainer.save_checkpoint(self.path, weights_only=False)
             except BaseException:
                 self.value = before
                 raise
