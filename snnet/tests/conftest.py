@@ -9,13 +9,6 @@ from made import ANCHORS, randomise
 from snnet.models.anchors import SNNet
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """One thread in every test: sums of floats depend on how many share the work."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The present folder is empty, and tables have room."""

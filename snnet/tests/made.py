@@ -1,12 +1,6 @@
-"""What several tests make: small networks of every family, a tiny recipe on made images, and the command.
+"""What several tests make: small networks of every family, a tiny recipe on made images, and the command."""
 
-The command runs in this process (`here`, no import to pay again), or in one of its own (`command`, `killed`).
-"""
-
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +13,13 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from paperkit.command import engines
 from paperkit.command.cli import make_parser
-from snnet.cli import ENGINES, KINDS, TITLE, VERBS
+from paperkit.testing.commands import Command, run_main
 from snnet.method.families.resnet import narrow_resnet
 from snnet.method.stitching import StitchedNetwork
 from snnet.training import images
 
+SNNET = Command("snnet", "snnet.cli:main", preload=("snnet.experiment.run", "snnet.training.images"))
 K = 5  # classes of the small networks
 
 CLASSES = ("ant", "bee", "cow")
@@ -133,29 +127,9 @@ def images_parser() -> Any:
     return parser
 
 
-def command(*words: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """The console script in a process of its own."""
-    return launch([str(Path(sys.executable).parent / "snnet"), *map(str, words)], cwd, code)
-
-
-def launch(words: Sequence[str], cwd: Path, code: int) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PAPERKIT_")}
-    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=environment, timeout=400)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def killed(patch: str, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command with a few lines run before it, which kill -9 its process at an exact point; checks that they did."""
-    arguments = ["snnet", *map(str, words)]
-    script = f"import os, signal, sys\n{patch}\nfrom snnet.cli import main\nsys.argv = {arguments!r}\nmain()\n"
-    return launch([sys.executable, "-c", script], cwd, code=-9)
-
-
 def here(*words: str | Path) -> int:
-    """The same verbs in this process (no import to pay again); the exit code."""
-    return engines.main("snnet", TITLE, ENGINES, VERBS, KINDS, [str(word) for word in words])
+    """The command in this process, with what it prints left to `capsys`; the exit code."""
+    return run_main(SNNET.main, ["snnet", *map(str, words)])
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from made import here, one_line
 
 from paperkit.files.runs import RunFolder
 from snnet.models.anchors import SNNet
+
+STARTS_A_PROCESS = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "pwned"]}}
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -140,3 +143,28 @@ def test_a_bare_pickle(capsys: pytest.CaptureFixture[str]) -> None:
     assert here("list", "--anchors", "[test_vit,test_vit2]", "--ckpt", "bare.pth") == 1
     assert "bare.pth" in one_line(capsys)
     assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"network": {"anchors": [{"name": "test_vit", "zz": STARTS_A_PROCESS}]}},
+        {"network": {"anchors": [STARTS_A_PROCESS]}},
+        {"network": STARTS_A_PROCESS},
+        {"teacher": STARTS_A_PROCESS},
+        {"trainer": {"strategy": STARTS_A_PROCESS}},
+        {"data": {"root": STARTS_A_PROCESS}},
+    ],
+    ids=str,
+)
+def test_a_config_builds_no_class(hostile: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """As a config, and as the settings of a run that somebody else sent."""
+    content = {"engine": "images", "data": {"root": "images"}} | hostile
+    Path("hostile.yaml").write_text(yaml.safe_dump(content))
+    assert here("train", "--config", "hostile.yaml") in (1, 2)
+    one_line(capsys)
+    run = RunFolder.create("runs", "snnet", "run")
+    run.write_config(content)
+    assert here("train", "--resume", "run") in (1, 2)
+    one_line(capsys)
+    assert not list(Path().rglob("pwned"))

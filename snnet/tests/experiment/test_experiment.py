@@ -1,21 +1,19 @@
-"""The embedded experiment through the real command: one shortened run, killed, resumed, evaluated, and its stored
-trace.
-"""
+"""The embedded experiment through the command: one shortened run, killed, resumed, evaluated; its stored trace."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made import SNNET
 from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
 from paperkit.data.digits import DigitsData
+from paperkit.testing.golden import check_losses
+from paperkit.testing.runs import check_same_runs
 from snnet.experiment.run import Arms, build
 from snnet.experiment.settings import METHOD, ExperimentConfig
 from snnet.training.joint import JointTraining, TrainingConfig
@@ -27,27 +25,11 @@ SHORT = [
 ]
 
 
-def command(*words: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).parent / "snnet"
-    done = subprocess.run([program, *words], cwd=cwd, capture_output=True, text=True, env=environment(), timeout=400)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def weights(run: Path) -> dict[str, bytes]:
-    """Every stage's final weights, as bytes of the file."""
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("weights.safetensors"))}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    command("train", "--name", "run", *SHORT, cwd=folder)
+    SNNET.child("train", "--name", "run", *SHORT, cwd=folder)
     return folder / "runs" / "snnet" / "run"
 
 
@@ -58,7 +40,7 @@ def test_train_and_eval(whole: Path) -> None:
     asserted = {claim["text"]: claim["held"] for claim in trained["claims"] if claim["asserted"]}
     assert len(asserted) == 4
     assert all(asserted.values()), asserted
-    shown = command("eval", cwd=whole.parents[2]).stdout
+    shown = SNNET.here("eval", cwd=whole.parents[2]).out
     evaluated = json.loads((whole / "metrics.json").read_text())
     assert evaluated["rows"] == trained["rows"]
     assert "mean of all stitches" in shown
@@ -70,58 +52,30 @@ def test_train_and_eval(whole: Path) -> None:
 
 @pytest.mark.xdist_group("experiment")
 def test_kill_and_resume_is_bit_identical(whole: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of an epoch of an anchor, and later between stages; the final weights are the same
-    bytes.
+    """kill -9 in an epoch of an anchor, and later in a joint training: the whole run folder is the same in the end.
+
+    The parent alone is killed: its children must notice and leave.
     """
-    program = Path(sys.executable).parent / "snnet"
-    words = [str(program), "train", "--name", "run", *SHORT]
     run = tmp_path / "runs" / "snnet" / "run"
+    words = ["train", "--name", "run", *SHORT]
     for marker in ("seed-10/anchor small/weights.safetensors", "seed-11/least squares/curve.json"):
-        process = subprocess.Popen(
-            words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 120
-        while not (run / marker).exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(0.3)  # well into the next stage
-        assert process.poll() is None, f"the run ended before {marker} appeared"
-        os.kill(process.pid, signal.SIGKILL)  # the parent alone: its children must notice and leave
-        process.wait()
-        words = [str(program), "train", "--resume"]
+        started = SNNET.start(*words, cwd=tmp_path)
+        started.kill_when(run / marker, group=False, after=0.3)  # well into the next stage
+        words = ["train", "--resume"]
         time.sleep(1.5)
-    command("train", "--resume", cwd=tmp_path)
-    resumed = weights(run)
-    expected = weights(whole)
-    assert resumed.keys() == expected.keys()
-    assert [name for name in expected if resumed[name] != expected[name]] == []
+    SNNET.child("train", "--resume", cwd=tmp_path)
+    check_same_runs(whole, run)
 
 
 @pytest.mark.xdist_group("experiment")
 def test_signal_leaves_a_resumable_run(tmp_path: Path) -> None:
-    """SIGTERM ends with 143 and one line; the run is there, unfinished, and eval does not take it for a finished
-    one.
-    """
-    program = Path(sys.executable).parent / "snnet"
+    """SIGTERM ends with 143 and one line; the run is unfinished, and eval does not take it for a finished one."""
     run = tmp_path / "runs" / "snnet" / "run"
-    process = subprocess.Popen(
-        [program, "train", "--name", "run", *SHORT],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (run / "seed-10" / "anchor small").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.terminate()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert error.count("\n") == 1
-    assert "--resume" in error
+    started = SNNET.start("train", "--name", "run", *SHORT, cwd=tmp_path)
+    ended = started.kill_when(run / "seed-10" / "anchor small", signal.SIGTERM, group=False, after=0.5)
+    assert "--resume" in ended.with_code(143).line
     assert not (run / "finished").exists()
-    assert "no finished run" in command("eval", cwd=tmp_path, check=False).stderr
+    assert "no finished run" in SNNET.refused("eval", cwd=tmp_path)
 
 
 class KeepLosses(Callback):
@@ -141,7 +95,7 @@ def test_loss_trace(tmp_path: Path) -> None:
     network = arms.initialised(build(config, 10), METHOD)
     training = JointTraining(network, TrainingConfig(), arms.optim(config.joint_lr), 10, seed=10)
     arms.trainer(tmp_path, 1, [kept]).fit(training, DigitsData(config.batch_size, seed=10))
-    assert kept.losses[:20] == pytest.approx(json.loads(TRACE.read_text()), rel=1e-4)
+    check_losses(kept.losses[:20], TRACE)
 
 
 def test_weights_are_plain_safetensors(whole: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from made import CLASSES, command, here, images_parser, named_vit, one_line, write_recipe
+from made import CLASSES, SNNET, here, images_parser, named_vit, one_line, write_recipe
 
 from paperkit.files.weights import read_checkpoint
 from paperkit.testing.made_images import make_image_folder
@@ -22,12 +22,12 @@ SWITCHES = [
 
 
 def test_switches_of_the_embedded_experiment(tmp_path: Path) -> None:
-    command("train", "--name", "run", *TINY, *SWITCHES, cwd=tmp_path)
+    SNNET.child("train", "--name", "run", *TINY, *SWITCHES, cwd=tmp_path)
     config = yaml.safe_load((tmp_path / "runs" / "snnet" / "run" / "config.yaml").read_text())
     assert config["savings"]["checkpointing"] is True and config["savings"]["patch_drop"] == 0.25
     assert config["ema"]["decay"] == 0.9
     assert (config["precision"], config["accumulate_grad_batches"]) == ("bf16-mixed", 2)
-    assert "mean of all stitches" in command("eval", cwd=tmp_path).stdout
+    assert "mean of all stitches" in SNNET.child("eval", cwd=tmp_path).out
 
 
 PLAIN = ["--training.mixup", "0", "--training.cutmix", "0"]

@@ -1,6 +1,4 @@
-"""Figures of the embedded experiment: every stitch beside the baselines, and the two initialisations (paper, figures 4
-and 6).
-"""
+"""Figures of the embedded experiment: stitches beside the baselines, both initialisations (paper, figures 4 and 6)."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -133,9 +133,7 @@ class ExperimentConfig:
 
     @property
     def scratch_epochs(self) -> int:
-        """Epochs of each network trained from scratch: anchors' and joint epochs together, split over all
-        configurations.
-        """
+        """Epochs of each network trained from scratch: anchors' and joint epochs over the number of configurations."""
         return max(1, round((3 * self.anchor_epochs + self.joint_epochs) / self.num_configurations))
 
     @property

@@ -74,9 +74,7 @@ def point(configuration: Mapping[str, Any], values: Sequence[float]) -> Point:
 def draw_curve(
     points: Sequence[Point], path: Path, title: str, baselines: Mapping[str, Sequence[tuple[int, float]]] | None = None
 ) -> Path:
-    """Accuracy against multiply-adds: a dot per stitch (its area grows with the parameters), a star per anchor, the
-    Pareto front as a line.
-    """
+    """Accuracy against multiply-adds: stitches as dots (area: parameters), anchors as stars, the Pareto front."""
     with style():
         drawn, axes = figure(width=7.2, height=4.6)
         unit, label = _unit(max(p.macs for p in points))
