@@ -1,10 +1,10 @@
 """Every layout that real data come in, made small; what is missing or broken is named in one line."""
 
 import json
-import os
 import pickle
 import shutil
 import tarfile
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,19 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from timm.data import auto_augment
+from timm.data.readers import reader_wds
 from torch import Tensor, nn
 
 from paperkit.data.images import ImageData, posterize
-from paperkit.data.layouts import DataError, open_cifar, open_image_folder, open_tiny_imagenet
+from paperkit.data.layouts import (
+    class_order,
+    folder_classes,
+    imagenet_classes,
+    open_cifar,
+    open_image_folder,
+    open_tiny_imagenet,
+)
+from paperkit.data.pictures import DataError
 from paperkit.data.streams import EpochSampler, check_shards
 from paperkit.errors import UserError
 from paperkit.testing.made_images import WNIDS, make_cifar, make_image_folder, make_tiny_imagenet
@@ -45,7 +54,7 @@ def batches(data: ImageData, epoch: int = 0) -> Batches:
 
 
 def plain(image: Image.Image, resize: int, crop: int) -> Tensor:
-    """Evaluation by hand: the shorter side to ``resize``, centre crop, ImageNet's mean and deviation."""
+    """Evaluation by hand: the shorter side to `resize`, centre crop, ImageNet's mean and deviation."""
     width, height = image.size
     scale = resize / min(width, height)
     image = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
@@ -58,10 +67,10 @@ def plain(image: Image.Image, resize: int, crop: int) -> Tensor:
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def packed(root: Path, target: Path, per_class: bool) -> Path:
-    """The folders of ``root`` as train.tar and val.tar, or as a folder of one tar file for each class."""
+def packed(root: Path, target: Path, per_class: bool, names: Sequence[str] = WNIDS[:2]) -> Path:
+    """The folders of `root` as train.tar and val.tar, or as a folder of one tar file for each class."""
     for split in ("train", "val"):
-        for name in sorted(os.listdir(root / split)):
+        for name in names:
             path = target / split / f"{name}.tar" if per_class else target / f"{split}.tar"
             path.parent.mkdir(parents=True, exist_ok=True)
             with tarfile.open(path, "a") as tar:
@@ -73,7 +82,7 @@ def packed(root: Path, target: Path, per_class: bool) -> Path:
 @pytest.mark.parametrize("layout", ["folder", "tar", "tar per class"])
 def test_imagenet_layouts_give_the_same_images(folder: Path, tmp_path: Path, layout: str) -> None:
     root = folder if layout == "folder" else packed(folder, tmp_path, layout == "tar per class")
-    train, val = open_image_folder(root, 1000)
+    train, val = open_image_folder(root)
     assert list(train.labels) == list(val.labels) == [0] * 6 + [1] * 6
     for split, images in (("train", train), ("val", val)):
         for index in (0, 7):
@@ -85,12 +94,12 @@ def test_imagenet_layouts_give_the_same_images(folder: Path, tmp_path: Path, lay
 
 
 def test_wordnet_names_keep_imagenets_numbers(tmp_path: Path) -> None:
-    """A part of ImageNet's classes keeps ImageNet's numbers, so that its heads fit; others have their own."""
+    """A part of ImageNet's classes keeps ImageNet's numbers under a head of 1000; others have their own."""
     root = make_image_folder(tmp_path, classes=[WNIDS[4], WNIDS[1]], per_class=1)
-    assert list(open_image_folder(root, 1000)[0].labels) == [1, 4]
-    assert list(open_image_folder(root, 2)[0].labels) == [0, 1]
+    assert list(opened(root, num_classes=1000, batch_size=1)._train.images.labels) == [1, 4]
+    assert list(opened(root, num_classes=2, batch_size=1)._train.images.labels) == [0, 1]
     other = make_image_folder(tmp_path / "other", classes=["cat", "ant"], per_class=1)
-    assert list(open_image_folder(other, 1000)[0].labels) == [0, 1]
+    assert list(opened(other, num_classes=1000, batch_size=1)._train.images.labels) == [0, 1]
 
 
 def test_tiny_imagenet_reads_its_annotations(tmp_path: Path) -> None:
@@ -118,6 +127,235 @@ def test_cifar_pixels_and_labels(tmp_path: Path, dataset: str, train_images: int
     # Rows of 1024 red, green and blue values: pixel (row 2, column 5) of each plane.
     assert image[2, 5].tolist() == [pixels[plane * 1024 + 2 * 32 + 5] for plane in range(3)]
     assert ImageData(str(root), dataset).num_classes == classes
+
+
+# --- folders as people have them -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    return make_image_folder(tmp_path / "animals", classes=["bee", "ant", "cat"], per_class=4)
+
+
+def labels_of(data: ImageData) -> list[int]:
+    return torch.cat([labels for _, labels in data.val_dataloader()]).tolist()
+
+
+@pytest.mark.parametrize("within", ["images", "2024/summer"])
+def test_the_class_is_the_folder_beneath_the_split(animals: Path, within: str) -> None:
+    for split in ("train", "val"):
+        for name in ("bee", "ant"):
+            images = list((animals / split / name).iterdir())
+            (animals / split / name / within).mkdir(parents=True)
+            for image in images[:3]:
+                image.rename(animals / split / name / within / image.name)
+    data = opened(animals)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert data.num_classes == 3
+    assert labels_of(data) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(animals: Path) -> None:
+    for place in (animals, animals / "train", animals / "val", animals / "train" / "ant", animals / "val" / "ant"):
+        for name in (".ipynb_checkpoints", "__MACOSX", ".Trash-1000", "@eaDir"):
+            (place / name).mkdir()
+            shutil.copy(animals / "train" / "ant" / "ant_0.JPEG", place / name / "copy.jpg")
+        for name in ("._ant_0.JPEG", ".DS_Store", "Thumbs.db", "desktop.ini"):
+            (place / name).write_bytes(b"no image")
+    data = opened(animals)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert labels_of(data) == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(data.indices("train")) == 12
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("training", "validation"), ("train", "test"), ("Train", "Val"), ("TRAINING", "valid"), ("train", "testing")],
+)
+def test_splits_go_by_several_names(animals: Path, names: tuple[str, str]) -> None:
+    for old, new in zip(("train", "val"), names, strict=True):
+        (animals / old).rename(animals / new)
+    data = opened(animals)
+    assert (data.num_classes, data.class_names) == (3, ["ant", "bee", "cat"])
+    assert labels_of(data) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_two_folders_for_one_split_are_refused_and_a_test_split_beside_val_is_left(animals: Path) -> None:
+    shutil.copytree(animals / "train", animals / "test")
+    (animals / "test" / "dog").mkdir()
+    assert len(opened(animals).indices("val")) == 12
+    shutil.copytree(animals / "train", animals / "training")
+    assert refused(animals) == (f"{animals} holds train and training, which both may be the train split; leave one")
+    shutil.rmtree(animals / "training")
+    shutil.copytree(animals / "val", animals / "validation")
+    assert "holds val and validation, which both may be the val split" in refused(animals)
+
+
+def test_a_class_of_one_split_is_named(animals: Path) -> None:
+    shutil.copytree(animals / "train" / "ant", animals / "train" / "yak")
+    shutil.copytree(animals / "val" / "ant", animals / "val" / "gnu")
+    assert refused(animals).endswith("yak only in train, gnu only in val: complete the copy")
+
+
+def test_endings_in_any_case_are_images(animals: Path) -> None:
+    first = animals / "train" / "ant" / "ant_0.JPEG"
+    image = Image.open(first)
+    for name in ("a.JPG", "b.jpeg", "c.webp", "d.BMP", "e.tif", "f.TIFF", "g.Png", "h.gif", "i.jfif", "j.avif"):
+        format_of = {".jfif": "JPEG"}.get(Path(name).suffix.lower())
+        image.save(animals / "train" / "ant" / name, format=format_of)
+    (animals / "train" / "ant" / "notes.txt").write_text("no image")
+    assert len(opened(animals).indices("train")) == 12 + 10
+
+
+@pytest.mark.parametrize("ending", ["heic", "HEIC", "svg", "dng"])
+def test_pictures_that_cannot_be_read_are_not_left_out(animals: Path, ending: str) -> None:
+    path = animals / "train" / "ant" / f"x.{ending}"
+    path.write_bytes(b"")
+    assert refused(animals).startswith(f"{path}: {ending.upper()} is not read; save it as JPEG")
+
+
+def test_links_are_followed_and_broken_ones_named(animals: Path, tmp_path: Path) -> None:
+    (animals / "train" / "cat").rename(tmp_path / "elsewhere")
+    (animals / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    (animals / "train" / "ant" / "more").symlink_to(tmp_path / "elsewhere")
+    assert opened(animals).num_classes == 3
+    assert len(opened(animals).indices("train")) == 16
+    for link in (animals / "train" / "ant" / "x.jpg", animals / "train" / "dog", animals / "val" / "bee" / "more"):
+        link.symlink_to("nowhere")
+        assert refused(animals) == f"{link} is a link to nowhere, which does not exist: complete the copy"
+        link.unlink()
+    for target in (animals / "train" / "ant", animals / "train", tmp_path):
+        link = animals / "train" / "ant" / "round"
+        link.symlink_to(target)
+        assert refused(animals).startswith(f"{link} is a link to {target}, in which it lies itself")
+        link.unlink()
+
+
+def test_the_number_of_classes_follows_the_folder_without_a_look_at_an_image(animals: Path, tmp_path: Path) -> None:
+    for image in animals.rglob("*.JPEG"):
+        image.write_bytes(b"")
+    assert ImageData(str(animals)).num_classes == 3
+    assert ImageData(str(animals), num_classes=5).num_classes == 5
+    assert folder_classes(animals) == ["ant", "bee", "cat"]
+    for name in imagenet_classes():
+        (tmp_path / "imagenet" / "train" / name).mkdir(parents=True)
+    whole = ImageData(str(tmp_path / "imagenet"))
+    assert (whole.num_classes, whole.class_names) == (1000, imagenet_classes())
+    assert class_order(["n01443537", "n01440764"], 1000) == imagenet_classes()
+    with pytest.raises(UserError, match=f"{tmp_path / 'none'} does not exist; it should hold train/<class>"):
+        _ = ImageData(str(tmp_path / "none")).num_classes
+    with pytest.raises(UserError, match="has 3 classes, but num_classes is 2: ant, bee, cat"):
+        _ = ImageData(str(animals), num_classes=2).class_names
+    with pytest.raises(UserError, match="num_classes 0 must be at least 1"):
+        ImageData(str(animals), num_classes=0)
+
+
+def test_a_single_class_is_no_task(animals: Path) -> None:
+    """What an archive leaves that was unpacked into a folder of its own name."""
+    for split in ("train", "val"):
+        (animals / split).rename(animals / "moved")
+        (animals / split).mkdir()
+        (animals / "moved").rename(animals / split / "pictures")
+    assert refused(animals).startswith(
+        f"{animals} has one class, pictures: the classes are the folders directly beneath"
+    )
+
+
+def test_a_folder_of_other_classes_is_refused_for_imagenets_head(animals: Path, tmp_path: Path) -> None:
+    for options in ({}, {"num_classes": 1000}):
+        data = ImageData(str(animals), **{**SMALL, **options})
+        with pytest.raises(
+            UserError, match=r"3 of the 3 classes of .* are not among the 1000 of ImageNet \(ant, bee, cat\)"
+        ):
+            data.use_head(1000)
+    with pytest.raises(UserError, match="has 3 classes, but the head tells 10 apart"):
+        data.use_head(10)
+    with pytest.raises(UserError, match=r"1 of the 3 classes of .* are not among the 2 of the head"):
+        data.use_head(2, ["ant", "cat"])
+    data.use_head(3)
+    assert labels_of(data.setup() or data) == [0] * 4 + [1] * 4 + [2] * 4
+    data.use_head(4, ["cat", "dog", "bee", "ant"])  # as the head was trained, not as the alphabet has it
+    data.setup()
+    assert labels_of(data) == [3] * 4 + [2] * 4 + [0] * 4
+    assert data.num_classes == 4
+    part = ImageData(str(make_image_folder(tmp_path / "part", [WNIDS[3], WNIDS[1]], 4)), **SMALL)
+    assert part.num_classes == 2
+    part.use_head(1000)
+    part.setup()
+    assert labels_of(part) == [1] * 4 + [3] * 4
+    cifar = ImageData("unused", "cifar10")
+    cifar.use_head(10)
+    with pytest.raises(UserError, match="cifar10 has 10 classes, but the head tells 1000 apart"):
+        cifar.use_head(1000)
+
+
+def tarred(path: Path, files: dict[str, Path]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, file in files.items():
+            tar.add(file, name)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "train/", "./data/train/"])
+def test_tar_files_as_people_have_them(animals: Path, tmp_path: Path, prefix: str) -> None:
+    """Packed with the folder itself, nested, with what macOS adds; every member is what it was."""
+    for split in ("train", "val"):
+        files = {}
+        for image in sorted((animals / split).rglob("*.JPEG")):
+            name = image.parent.name
+            files[f"{prefix}{name}/{'deep/' if name == 'bee' else ''}{image.stem}.JPG"] = image
+            files[f"{prefix}{name}/._{image.stem}.JPG"] = animals / "train" / "ant" / "ant_0.JPEG"
+            files[f"__MACOSX/{name}/{image.stem}.JPG"] = animals / "train" / "ant" / "ant_0.JPEG"
+        tarred(tmp_path / "tars" / f"{split}.tar", files)
+    data, plain_data = opened(tmp_path / "tars"), opened(animals)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert labels_of(data) == labels_of(plain_data)
+    for (images, _), (wanted, _) in zip(data.val_dataloader(), plain_data.val_dataloader(), strict=True):
+        assert torch.equal(images, wanted)
+
+
+def test_tar_files_in_a_tar_file_are_classes(animals: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        inner = {}
+        for name in ("ant", "bee", "cat"):
+            images = {image.name: image for image in sorted((animals / split / name).iterdir())}
+            inner[f"{name}.tar"] = tarred(tmp_path / split / f"{name}.tar", images)
+        tarred(tmp_path / "tars" / f"{split}.tar", inner)
+    data = opened(tmp_path / "tars")
+    assert data.class_names == ["ant", "bee", "cat"]
+    image, label = data._train.images[5]
+    assert label == 1
+    assert image == Image.open(animals / "train" / "bee" / "bee_1.JPEG").convert("RGB")
+    assert opened(tmp_path).num_classes == 3  # the tar files side by side in train/ and val/
+
+
+def test_unclear_tar_files_are_refused(animals: Path, tmp_path: Path) -> None:
+    images = sorted((animals / "train").rglob("*.JPEG"))
+    loose = {image.name: image for image in images}
+    for split in ("train", "val"):
+        tarred(tmp_path / "loose" / f"{split}.tar", loose)
+        tarred(tmp_path / "empty" / f"{split}.tar", {})
+        for part in ("0", "1"):
+            tarred(tmp_path / "parts" / split / f"{part}.tar", {f"{i.parent.name}/{i.name}": i for i in images})
+    assert "holds images outside class folders" in refused(tmp_path / "loose")
+    assert refused(tmp_path / "empty").startswith(f"cannot read {tmp_path / 'empty' / 'train.tar'}: it holds no image")
+    assert "holds several tar files, and 0 in it several folders (ant, bee, cat)" in refused(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_member_of_a_tar_file_is_named(animals: Path, tmp_path: Path, workers: int) -> None:
+    (animals / "val" / "bee" / "bee_1.JPEG").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    root = packed(animals, tmp_path / "tars", per_class=False, names=("ant", "bee", "cat"))
+    loader = opened(root, num_workers=workers).val_dataloader()
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    if workers:
+        loader._iterator._shutdown_workers()
+    assert str(caught.value) == (
+        f"cannot read image bee/bee_1.JPEG of {root / 'val.tar'}: it is a Git LFS pointer, not the file itself; "
+        "fetch it with: git lfs pull"
+    )
 
 
 # --- transforms ------------------------------------------------------------------------------------------------------
@@ -222,10 +460,10 @@ def test_held_out_images_come_from_training_class_by_class(folder: Path) -> None
     assert len(part.train_dataloader()) == 2  # 8 of 12 images
     labels = torch.cat([y for _, y in part.val_dataloader()])
     assert labels.tolist() == [0, 0, 1, 1]
-    held_out, kept = set(part._val.indices), set(part._train.indices)
+    held_out, kept = set(part.indices("val")), set(part.indices("train"))
     assert held_out | kept == set(range(12))
     assert not held_out & kept
-    assert held_out == set(opened(folder, val_fraction=1 / 3)._val.indices), "the run seed moved the split"
+    assert held_out == set(opened(folder, val_fraction=1 / 3).indices("val")), "the run seed moved the split"
     for images, same in zip(part.test_dataloader(), whole.test_dataloader(), strict=True):
         assert torch.equal(images[0], same[0])
 
@@ -233,9 +471,9 @@ def test_held_out_images_come_from_training_class_by_class(folder: Path) -> None
 def test_subset_keeps_the_listed_images(folder: Path, tmp_path: Path) -> None:
     listed = tmp_path / "keep.txt"
     listed.write_text("0 3\n7 11 5\n")
-    assert opened(folder, subset=str(listed))._train.indices.tolist() == [0, 3, 5, 7, 11]
+    assert opened(folder, subset=str(listed)).indices("train").tolist() == [0, 3, 5, 7, 11]
     part = opened(folder, subset=str(listed), val_fraction=1 / 3)
-    assert set(part._train.indices) == {0, 3, 5, 7, 11} - set(part._val.indices)
+    assert set(part.indices("train")) == {0, 3, 5, 7, 11} - set(part.indices("val"))
 
 
 class Recorder(pl.LightningModule):
@@ -310,9 +548,9 @@ def test_half_copied_folders_are_refused(broken: Path) -> None:
     (broken / "train" / "n99999999").rmdir()
     shutil.rmtree(broken / "val" / WNIDS[1])
     both = f"{broken / 'train'} has 2 classes and {broken / 'val'} has 1"
-    assert refused(broken) == f"{both}; {WNIDS[1]} is in one of them only: complete the copy"
+    assert refused(broken) == f"{both}; {WNIDS[1]} only in train: complete the copy"
     shutil.rmtree(broken / "val" / WNIDS[0])
-    assert refused(broken).startswith(f"cannot read {broken / 'val'}: Found 0 images")
+    assert refused(broken).startswith(f"{broken / 'val'} holds no class folder; the layout is train/<class>/*.JPEG")
 
 
 def test_unsorted_validation_images_are_refused(broken: Path) -> None:
@@ -475,6 +713,39 @@ def test_webdataset_epochs_repeat_exactly(folder: Path, tmp_path: Path, workers:
     assert [x.sum() for x, _ in first] == [x.sum() for x, _ in again]
     assert [x.sum() for x, _ in first] != [x.sum() for x, _ in second]
     assert sorted(torch.cat([y for _, y in data.val_dataloader()]).tolist()) == [0] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_sample_of_a_shard_is_named(folder: Path, tmp_path: Path, workers: int) -> None:
+    pytest.importorskip("webdataset")
+    root = shards(folder, tmp_path / "shards")
+    content = (root / "val-1.tar").read_bytes()
+    start = content.index(b"\xff\xd8\xff")  # of the first image
+    (root / "val-1.tar").write_bytes(content[:start] + b"no image" + content[start + 8 :])
+    data = opened(root, dataset="wds/x", val_split="val", num_workers=workers)
+    kept = reader_wds._decode, reader_wds.log_and_continue
+    with pytest.raises(DataError) as caught:
+        list(data.val_dataloader())
+    assert str(caught.value).startswith(f"cannot read image 0.jpg of {root / 'val-1.tar'}: it is no image")
+    assert kept == (reader_wds._decode, reader_wds.log_and_continue)
+    start = content.index(b"ustar") - 257
+    (root / "val-1.tar").write_bytes(content[:start] + b"x" * 100 + content[start + 100 :])
+    with pytest.raises(
+        DataError, match=r"^cannot read a sample of the shards: bad checksum, .*val-1\.tar; copy them again$"
+    ):
+        list(data.val_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_of_a_hugging_face_folder_is_named(folder: Path, tmp_path: Path, workers: int) -> None:
+    pytest.importorskip("datasets")
+    root = Path(shutil.copytree(folder, tmp_path / "copy"))
+    image = root / "val" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
+    image.write_bytes(image.read_bytes()[:500])
+    options = {"dataset": f"hfds/{root}", "val_split": "validation", "num_classes": 2, "num_workers": workers}
+    with pytest.raises(DataError, match=f"^cannot read image {image} of hfds/{root}") as caught:
+        list(opened(tmp_path / "cache", **options).val_dataloader())
+    assert "Traceback" not in str(caught.value)
 
 
 def test_hugging_face_folder(folder: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Net(pl.LightningModule):
 
 
 class KillAfter(pl.Callback):
-    """kill -9 to itself once ``step`` updates are done and saved."""
+    """kill -9 to itself once `step` updates are done and saved."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -91,7 +91,7 @@ class KillAfter(pl.Callback):
 
 
 def train(folder: Path, workers: int, kill: int | None = None, epochs: int = EPOCHS, **options: Any) -> str:
-    """Trains, or resumes what lies in ``folder``; returns the SHA-256 of the final weights."""
+    """Trains, or resumes what lies in `folder`; returns the SHA-256 of the final weights."""
     torch.manual_seed(SEED)
     last = folder / "last.ckpt"
     saving = {name: options.pop(name) for name in list(options) if name.startswith("every_n") or name == "monitor"}
@@ -108,7 +108,7 @@ def train(folder: Path, workers: int, kill: int | None = None, epochs: int = EPO
 
 
 def in_child(*args: Any, **kwargs: Any) -> str | None:
-    """``train`` in a forked process (no second import of torch); None if it was killed."""
+    """`train` in a forked process (no second import of torch); None if it was killed."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

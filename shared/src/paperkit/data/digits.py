@@ -30,7 +30,7 @@ TEST_IMAGES = 600
 
 
 class DigitsSplit(NamedTuple):
-    """Images (N, 1, S, S) float32 and labels (N,) int64 of each part; ``val`` is None unless it was asked for."""
+    """Images (N, 1, S, S) float32 and labels (N,) int64 of each part; `val` is None unless it was asked for."""
 
     train: Split
     val: Split | None
@@ -38,7 +38,7 @@ class DigitsSplit(NamedTuple):
 
 
 def seeded_noise(shape: Sequence[int], sigma: float, *parts: int) -> Tensor:
-    """Gaussian noise of standard deviation ``sigma`` that is a function of ``shape`` and ``parts`` alone."""
+    """Gaussian noise of standard deviation `sigma` that is a function of `shape` and `parts` alone."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed_of(*parts))) * sigma
 
 
@@ -50,7 +50,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 def load_digits_split(
     seed: int = 0, val: int = 0, noise: float = 0.15, shift: float = 0.3, size: int = 8
 ) -> DigitsSplit:
-    """1197 training images (of which ``val`` for validation) and 600 test images, classes in equal shares in each part.
+    """1197 training images (of which `val` for validation) and 600 test images, classes in equal shares in each part.
 
     Args:
         seed: of the split and of the fixed noise. Leave it at 0: the seeds of a run move other things, so that all runs
@@ -61,7 +61,7 @@ def load_digits_split(
         size: S; the noise belongs to the 8 x 8 scan and is enlarged with it, so the task stays equally hard.
 
     Raises:
-        UserError: if ``val`` leaves no image of some class in either part.
+        UserError: if `val` leaves no image of some class in either part.
     """
     if val and not 10 <= val <= 1187:
         raise UserError(f"{val} validation images: give 0, or 10 to 1187 (ten classes share 1197 training images)")
@@ -114,11 +114,11 @@ class DigitsData(ResumableData, pl.LightningDataModule):
     Args:
         batch_size: images a process takes in one step; the remainder of an epoch is dropped.
         seed: run seed: moves the order and the fresh noise, never the split.
-        noise, shift, size: see :func:`load_digits_split`.
+        noise, shift, size: see `load_digits_split`.
         fresh_noise: standard deviation of the noise that each epoch draws anew for the training images.
         val_images: validation images taken from the training part; 0 trains on all 1197 and validates on none.
         eval_batch_size: images of an evaluation step.
-        size_schedule: first epoch of a stage -> size of its training images; the last must be ``size``.
+        size_schedule: first epoch of a stage -> size of its training images; the last must be `size`.
     """
 
     num_classes = 10
@@ -147,7 +147,7 @@ class DigitsData(ResumableData, pl.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps of one process and epoch, without a trainer attached; see also ``len(train_dataloader())``."""
+        """Training steps of one process and epoch, without a trainer attached; see also `len(train_dataloader())`."""
         return len(self.split.train[1]) // (self.batch_size * (self.trainer.world_size if self.trainer else 1))
 
     def train_dataloader(self) -> DataLoader[Split]:

@@ -1,7 +1,7 @@
 """ImageNet (folder, tar, WebDataset, Hugging Face), CIFAR and TinyImageNet as batches under timm's transforms.
 
 Shapes: B batch, C = 3 channels, S input size; labels are class numbers, mixing them is the model's affair
-(:func:`paperkit.training.classification.make_mixup`).
+(`paperkit.training.classification.make_mixup`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomCrop
 
-from paperkit.data.layouts import Images, open_cifar, open_hugging_face, open_image_folder, open_tiny_imagenet
+from paperkit.data.layouts import (
+    Images,
+    class_order,
+    folder_classes,
+    imagenet_classes,
+    open_cifar,
+    open_hugging_face,
+    open_image_folder,
+    open_tiny_imagenet,
+    some,
+)
 from paperkit.data.resumable import (
     Draw,
     ResumableData,
@@ -39,7 +49,7 @@ CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keeps the upper ``bits`` of each pixel; timm also asks for 0 (black), which Pillow refuses from version 13 on."""
+    """Keeps the upper `bits` of each pixel; timm also asks for 0 (black), which Pillow refuses from version 13 on."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda _: 0)
@@ -58,41 +68,41 @@ def _posterize_whole(transform: Any) -> Any:
 class ImageData(ResumableData, pl.LightningDataModule):
     """Batches of normalised images (B, 3, S, S) and labels (B,), by default augmented by the recipe of DeiT.
 
-    Runs resume exactly, also in the middle of an epoch, except with the streams ``wds/...``: their readers shuffle in a
+    Runs resume exactly, also in the middle of an epoch, except with the streams `wds/...`: their readers shuffle in a
     buffer, so a run on them resumes at the beginning of an epoch and refuses a checkpoint from within one.
 
     Args:
-        dataset: ``imagenet`` (folders or tar files), ``cifar10``, ``cifar100``, ``tinyimagenet``; or in timm's words
-            ``wds/NAME`` (WebDataset shards with their ``_info.json`` in ``root``) and ``hfds/NAME`` (a Hugging Face
-            data
-            set: a local folder, or a name in the cache ``root``). Nothing is ever downloaded.
+        dataset: `imagenet` (folders or tar files), `cifar10`, `cifar100`, `tinyimagenet`; or in timm's words
+            `wds/NAME` (WebDataset shards with their `_info.json` in `root`) and `hfds/NAME` (a Hugging Face data set: a
+            local folder, or a name in the cache `root`). Nothing is ever downloaded.
         root: folder of the data.
         batch_size: images a process takes in one step; the remainder of an epoch is dropped.
-        eval_batch_size: images of an evaluation step; None takes ``batch_size``.
+        eval_batch_size: images of an evaluation step; None takes `batch_size`.
         num_workers: processes that decode; they do not change what is drawn.
         seed: run seed: moves order and augmentation, never a split.
-        num_classes: None takes the data set's own; give it for other folders in ImageNet's layout.
+        num_classes: outputs of the head. None takes the data set's own: those of the folder, of whatever names, or 1000
+            for `wds/` and `hfds/`. 1000 gives a part of ImageNet's classes ImageNet's numbers.
         input_size: S.
-        train_crop: ``resized`` (random area and aspect) or, for small images, ``padded`` (4 pixels on each side, then a
+        train_crop: `resized` (random area and aspect) or, for small images, `padded` (4 pixels on each side, then a
             random crop, as DeiT does up to 32 pixels).
         scale, ratio: area and aspect ratio of the resized crop.
         hflip: probability of a flip.
         auto_augment: timm's policy string, None for none.
-        color_jitter: strength; timm leaves it out when ``auto_augment`` is on, as DeiT does.
+        color_jitter: strength; timm leaves it out when `auto_augment` is on, as DeiT does.
         re_prob, re_mode, re_count: random erasing: probability, filling (pixel, rand, const), largest number of areas.
         re_splits: 2 erases in the second half of each batch only (split BatchNorm).
         interpolation: of the training crop: bicubic, bilinear, or random between them.
         eval_interpolation, crop_pct, crop_mode: evaluation resizes to S / crop_pct and crops the centre; mode
-            ``squash`` with 1.0 resizes straight to S x S.
+            `squash` with 1.0 resizes straight to S x S.
         mean, std: normalisation.
         repeats: copies of each drawn image, every one augmented anew (repeated augmentation; DeiT: 3).
         val_fraction: share of the training images, class by class, that validates instead of the official split, which
             then is the test split alone.
         subset: file with the numbers of the training images to keep, separated by white space (data pruning).
         size_schedule: first epoch of a stage -> size of its training images (progressive resizing), as in `{0: 128,
-            100: 176, 200: 224}`; the last is ``input_size``, at which every evaluation is, and has the last quarter of
+            100: 176, 200: 224}`; the last is `input_size`, at which every evaluation is, and has the last quarter of
             the run.
-        train_split, val_split: names of the splits of ``wds/`` and ``hfds/``.
+        train_split, val_split: names of the splits of `wds/` and `hfds/`.
     """
 
     def __init__(
@@ -142,7 +152,10 @@ class ImageData(ResumableData, pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.repeats = num_workers, repeats
         self.val_fraction, self.subset, self.splits = val_fraction, subset, (train_split, val_split)
-        self.num_classes = num_classes or CLASSES.get(dataset, 1000)
+        if num_classes is not None and num_classes < 1:
+            raise UserError(f"num_classes {num_classes} must be at least 1, or left out for the data set's own")
+        self._num_classes = num_classes
+        self._class_names: list[str] | None = None
         self.input_size = input_size
         common: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
         self.eval_transform = create_transform(
@@ -181,6 +194,64 @@ class ImageData(ResumableData, pl.LightningDataModule):
             if re_splits > 1
             else None
         )
+        self._ready = False
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names by class number: of the class folders, or ImageNet's WordNet ids; None for data that carry no names.
+
+        The folder is looked at when they are first asked for; no image is opened.
+
+        Raises:
+            UserError: if `root` is missing, holds no classes, or more than `num_classes`.
+        """
+        if self.dataset == "imagenet" and self._class_names is None:
+            names = folder_classes(self.root)
+            if self._num_classes is None and len(names) == 1:
+                raise UserError(
+                    f"{self.root} has one class, {names[0]}: the classes are the folders directly beneath train and "
+                    "val; with num_classes given, one is enough"
+                )
+            self._class_names = class_order(names, self._num_classes, self.root)
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head: as given, or the data set's own (see `class_names` for what can be wrong)."""
+        if self._num_classes is not None:
+            return self._num_classes
+        names = self.class_names
+        return CLASSES.get(self.dataset, 1000) if names is None else len(names)
+
+    def use_head(self, classes: int, names: Sequence[str] | None = None) -> None:
+        """Gives the images the numbers of a trained head; for an evaluation, before the data are opened.
+
+        Args:
+            classes: outputs of the head.
+            names: of its outputs; None if they are not known, where 1000 outputs are taken for ImageNet's.
+
+        Raises:
+            UserError: if the images are of classes that the head does not know.
+        """
+        if self.dataset != "imagenet":
+            fixed = self._num_classes or CLASSES.get(self.dataset)
+            if fixed not in (None, classes):
+                raise UserError(f"{self.dataset} has {fixed} classes, but the head tells {classes} apart")
+            self._num_classes = classes
+            return
+        imagenet = names is None and classes == CLASSES["imagenet"]
+        known = imagenet_classes() if imagenet else names
+        found = folder_classes(self.root)
+        strange = [name for name in found if known is not None and name not in set(known)]
+        if strange:
+            whose = f"the {classes} of ImageNet" if imagenet else f"the {classes} of the head"
+            raise UserError(
+                f"{len(strange)} of the {len(found)} classes of {self.root} are not among {whose} ({some(strange)}): "
+                "take the data that the head was trained on, or train a head on these"
+            )
+        if known is None and len(class_order(found, self._num_classes, self.root)) != classes != self._num_classes:
+            raise UserError(f"{self.root} has {len(found)} classes, but the head tells {classes} apart")
+        self._num_classes, self._class_names = classes, None if known is None else list(known)
         self._ready = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -228,8 +299,19 @@ class ImageData(ResumableData, pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._eval_loader("_test")
 
+    def indices(self, part: Literal["train", "val", "test"]) -> np.ndarray:
+        """Numbers (in their own split, in its order) of the images that train, validate or test; see `val_fraction`.
+
+        Raises:
+            UserError: for a stream, which has no random access.
+        """
+        if self.stream:
+            raise UserError(f"{self.dataset} is a stream: its images have no numbers")
+        self.setup()
+        return {"train": self._train, "val": self._val, "test": self._test}[part].indices.copy()
+
     def training_sample(self, count: int) -> Tensor:
-        """``count`` training images (count, 3, S, S) without augmentation, chosen by the seed; for closed-form fits.
+        """`count` training images (count, 3, S, S) without augmentation, chosen by the seed; for closed-form fits.
 
         Raises:
             UserError: for a stream, which has no random access.
@@ -251,7 +333,7 @@ class ImageData(ResumableData, pl.LightningDataModule):
 
     def _open(self) -> tuple[Images, Images]:
         if self.dataset == "imagenet":
-            return open_image_folder(self.root, self.num_classes)
+            return open_image_folder(self.root, self.class_names)
         if self.dataset == "tinyimagenet":
             return open_tiny_imagenet(self.root)
         if self.dataset.startswith("hfds/"):

@@ -4,10 +4,10 @@ Nothing random is stored. A checkpoint holds only how far the data were read; th
 augmentation and the dropout of a step are computed again from the seed. A run that was killed and resumed therefore
 ends with bit-identical weights, with any number of worker processes. What it takes, one piece each:
 
-* :class:`SeededSampler` draws the batches: a permutation of its own for each (seed, epoch);
-* :class:`SeededDataset` seeds the augmentation of each image, and :func:`seeded_loader` puts the two together;
-* :class:`SeedStep` seeds what the model itself draws (dropout, drop path, mixup);
-* :class:`ResumableData` writes and reads the position in a LightningDataModule's checkpoint.
+* `SeededSampler` draws the batches: a permutation of its own for each (seed, epoch);
+* `SeededDataset` seeds the augmentation of each image, and `seeded_loader` puts the two together;
+* `SeedStep` seeds what the model itself draws (dropout, drop path, mixup);
+* `ResumableData` writes and reads the position in a LightningDataModule's checkpoint.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ _NOT_RESUMABLE = (
 
 
 def seed_of(*parts: int) -> int:
-    """A seed in [0, 2**63) that depends on every one of ``parts`` and on their order.
+    """A seed in [0, 2**63) that depends on every one of `parts` and on their order.
 
     It is the front of BLAKE2b over the decimal numbers: the same on every machine, for every Python and for ever, and
-    without the collisions of sums such as ``seed + epoch``. ``torch`` and ``random`` take it whole, numpy its low 32
+    without the collisions of sums such as `seed + epoch`. `torch` and `random` take it whole, numpy its low 32
     bits.
     """
     text = ",".join(str(int(part)) for part in parts).encode()
@@ -44,7 +44,7 @@ def seed_of(*parts: int) -> int:
 
 
 def seed_generators(*parts: int) -> int:
-    """Seeds the global CPU generators of torch, numpy and ``random`` with ``seed_of(*parts)``, and returns it."""
+    """Seeds the global CPU generators of torch, numpy and `random` with `seed_of(*parts)`, and returns it."""
     seed = seed_of(*parts)
     # torch.manual_seed would cost ten times as much, because it visits every kind of device.
     torch.default_generator.manual_seed(seed)
@@ -55,7 +55,7 @@ def seed_generators(*parts: int) -> int:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Puts the global CPU generators of torch, numpy and ``random`` back when the block is left."""
+    """Puts the global CPU generators of torch, numpy and `random` back when the block is left."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -66,7 +66,7 @@ def generators_kept() -> Iterator[None]:
 
 
 class Draw(NamedTuple):
-    """One image of one batch. ``copy`` counts the appearances of an image in an epoch (repeated augmentation)."""
+    """One image of one batch. `copy` counts the appearances of an image in an epoch (repeated augmentation)."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a draw
@@ -84,12 +84,12 @@ class _Count(Dataset[int]):
 
 
 class SeededSampler(DistributedSampler[list[Draw]]):
-    """Batches of an epoch as lists of :class:`Draw`, the same for one process as for many.
+    """Batches of an epoch as lists of `Draw`, the same for one process as for many.
 
-    Batch b of the ranks together holds the draws that one process with the batch size ``batch_size * world`` would get;
-    the remainder of that GLOBAL batch is dropped. It is a ``DistributedSampler``, so that Lightning leaves it in place.
+    Batch b of the ranks together holds the draws that one process with the batch size `batch_size * world` would get;
+    the remainder of that GLOBAL batch is dropped. It is a `DistributedSampler`, so that Lightning leaves it in place.
 
-    With ``repeats`` r an epoch is as long as without, but shows n / r images r times each, every time augmented anew,
+    With `repeats` r an epoch is as long as without, but shows n / r images r times each, every time augmented anew,
     and the copies go to neighbouring ranks (repeated augmentation, Hoffer et al., CVPR 2020, as in DeiT with r = 3).
 
     Args:
@@ -119,12 +119,12 @@ class SeededSampler(DistributedSampler[list[Draw]]):
         return self.n // (self.batch_size * self.num_replicas)
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves to the beginning of ``epoch``; the epoch of a resumed run keeps its offset."""
+        """Moves to the beginning of `epoch`; the epoch of a resumed run keeps its offset."""
         if epoch != self.epoch:
             self.seek(epoch)
 
     def seek(self, epoch: int, start: int = 0) -> None:
-        """Makes the next pass begin with batch ``start`` of ``epoch``."""
+        """Makes the next pass begin with batch `start` of `epoch`."""
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -168,12 +168,12 @@ class EvenSampler(DistributedSampler[list[Draw]]):
 class SeededDataset(Dataset[Any]):
     """A map-style dataset whose random transforms depend on (seed, epoch, index, copy) alone.
 
-    torch, numpy and ``random`` are seeded before each image and put back afterwards, so that transforms which draw from
+    torch, numpy and `random` are seeded before each image and put back afterwards, so that transforms which draw from
     the global generators (torchvision, timm) come out the same in any worker and leave no trace in the training
     process.
 
     Args:
-        dataset: anything with ``dataset[int]``.
+        dataset: anything with `dataset[int]`.
         seed: run seed.
     """
 
@@ -184,7 +184,7 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw | Sequence[Draw]) -> Any:
-        """One sample for a :class:`Draw`, a collated batch for a list of them."""
+        """One sample for a `Draw`, a collated batch for a list of them."""
         with generators_kept():
             return self._sample(draw) if isinstance(draw, Draw) else default_collate([self._sample(d) for d in draw])
 
@@ -203,7 +203,7 @@ def _as_is(batch: Any) -> Any:
 def seeded_loader(
     dataset: Dataset[Any], sampler: SeededSampler | EvenSampler, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Any]:
-    """The loader of a dataset that answers a list of draws with a whole batch, as :class:`SeededDataset` does."""
+    """The loader of a dataset that answers a list of draws with a whole batch, as `SeededDataset` does."""
     return DataLoader(
         dataset,
         sampler=sampler,
@@ -216,7 +216,7 @@ def seeded_loader(
 
 
 class SeedStep(pl.Callback):
-    """Seeds torch, numpy and ``random`` from (seed, epoch, batch, rank) before every training step.
+    """Seeds torch, numpy and `random` from (seed, epoch, batch, rank) before every training step.
 
     Dropout, drop path, patch drop and timm's mixup then depend on the position in the run alone, not on what was drawn
     before.
@@ -242,10 +242,10 @@ class _PlainCounters(pl.Callback):
     As they are written they say at which hook the file was saved; Lightning concludes from that what is to be done
     next, not always rightly. After a file of an epoch's last batch it does not count the next epoch as begun (resumed
     from a file of that one in turn, it trains the epoch twice); after a file from between two accumulated batches it
-    goes on with the next, although their gradients are lost; and an epoch that ``max_steps`` ended counts as finished.
+    goes on with the next, although their gradients are lost; and an epoch that `max_steps` ended counts as finished.
 
     Args:
-        position: what :meth:`ResumableData.state_dict` wrote.
+        position: what `ResumableData.state_dict` wrote.
     """
 
     def __init__(self, position: dict[str, int]) -> None:
@@ -272,7 +272,7 @@ def _batches(current: int, total: int) -> dict[str, Any]:
 class ResumableData:
     """Mixin of a LightningDataModule (stated first) that continues an epoch where the checkpoint left it.
 
-    ``train_dataloader`` takes its sampler from :meth:`train_sampler`; the rest is here. A checkpoint from the middle of
+    `train_dataloader` takes its sampler from `train_sampler`; the rest is here. A checkpoint from the middle of
     an epoch is refused when the seed, the batch size, the number of images, of copies or of processes has changed:
     batch 17 would hold other images. At the end of an epoch all of them may change. A validation that the kill cut off
     is not made up for; training does not depend on it.
@@ -283,14 +283,14 @@ class ResumableData:
     _resume: dict[str, int] | None = None
 
     def train_sampler(self, n: int, seed: int, batch_size: int, repeats: int = 1) -> SeededSampler:
-        """The sampler of this process, placed where :meth:`place` says."""
+        """The sampler of this process, placed where `place` says."""
         return self.place(SeededSampler(n, seed, *self._rank_and_world(), batch_size, repeats))
 
     def place(self, sampler: Sampled) -> Sampled:
         """Puts a sampler to the position of the loaded checkpoint or of the trainer; its position is saved from now on.
 
         Raises:
-            UserError: if the checkpoint cannot be continued with these numbers, or if ``overfit_batches`` is set.
+            UserError: if the checkpoint cannot be continued with these numbers, or if `overfit_batches` is set.
         """
         trainer = self.trainer
         if trainer and trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -338,7 +338,7 @@ class ResumableData:
             self.trainer.callbacks.append(_PlainCounters(state_dict))  # type: ignore[attr-defined]
 
     def teardown(self, stage: str) -> None:
-        """A later ``fit`` without a checkpoint starts from the beginning."""
+        """A later `fit` without a checkpoint starts from the beginning."""
         self._resume = None
 
 

@@ -12,7 +12,7 @@ from paperkit.errors import UserError
 
 
 class SizeSchedule:
-    """``size = schedule.at(epoch)``: a step function, so that a resumed run goes on with the same sizes.
+    """`size = schedule.at(epoch)`: a step function, so that a resumed run goes on with the same sizes.
 
     Args:
         stages: first epoch of a stage -> image size in pixels; None or empty is the full size throughout.
@@ -39,7 +39,7 @@ class SizeSchedule:
         return [*sorted(set(self.stages.values()) - {full}), full]
 
     def at(self, epoch: int) -> int:
-        """Image size in ``epoch``."""
+        """Image size in `epoch`."""
         return self.stages[max(first for first in self.stages if first <= epoch)]
 
     def check_length(self, epochs: int) -> None:

@@ -5,15 +5,19 @@ epoch.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from PIL import Image
 from timm.data.readers import reader_wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from paperkit.data.layouts import DataError, needs_package
+from paperkit.data.layouts import needs_package
+from paperkit.data.pictures import DataError, read_picture
 from paperkit.data.resumable import SeededSampler, generators_kept, seed_generators, seed_of
 from paperkit.errors import UserError
 
@@ -24,7 +28,7 @@ class EpochSampler(SeededSampler):
     """The position of a stream, which can only be the beginning of an epoch."""
 
     def seek(self, epoch: int, start: int = 0) -> None:
-        """Raises UserError if ``start`` lies within the epoch."""
+        """Raises UserError if `start` lies within the epoch."""
         if start:
             raise UserError(
                 f"a stream cannot be resumed in the middle of an epoch (batch {start} of epoch {epoch}); resume from a "
@@ -37,8 +41,8 @@ class ShardStream(IterableDataset[Any]):
     """One split of WebDataset shards as (transformed image, label), this process's and this worker's share of it.
 
     Args:
-        root: folder of the shards and their ``_info.json``.
-        split: name of a split in it, or a pattern such as ``train-{0000..0063}.tar|80000`` (shards | images).
+        root: folder of the shards and their `_info.json`.
+        split: name of a split in it, or a pattern such as `train-{0000..0063}.tar|80000` (shards | images).
         transform: PIL image to tensor.
         seed: run seed.
         batch_size: of a process; the reader rounds its shares up to it in training.
@@ -64,10 +68,10 @@ class ShardStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         worker = get_worker_info()
-        reader_wds.log_and_continue = _refuse  # timm's own way is to leave out what it cannot read
         self.reader.set_epoch(self.epoch)
-        self.reader.ds = None  # built anew, so that its shuffling starts from the epoch's seed
         self.reader.worker_seed = seed_of(self.seed, self.epoch)
+        with _own_reading():
+            self.reader._lazy_init()  # anew, so that its shuffling starts from the epoch's seed
         for count, (image, label) in enumerate(self.reader):
             with generators_kept():
                 seed_generators(self.seed, self.epoch, self.reader.dist_rank, worker.id if worker else 0, count)
@@ -75,7 +79,7 @@ class ShardStream(IterableDataset[Any]):
 
 
 class StreamLoader:
-    """Batches of a training stream, an epoch at a time; Lightning finds ``sampler.set_epoch``.
+    """Batches of a training stream, an epoch at a time; Lightning finds `sampler.set_epoch`.
 
     Every rank gives the same number of batches; each epoch starts fresh workers with seeds of its own.
     """
@@ -115,4 +119,43 @@ def check_shards(root: Path, names: list[str]) -> None:
 
 
 def _refuse(error: Exception) -> NoReturn:
-    raise DataError(f"cannot read a sample of the shards: {error!r}; copy them again") from None
+    if isinstance(error, DataError):
+        raise error
+    why = ", ".join(arg for arg in error.args if isinstance(arg, str)) or repr(
+        error
+    )  # webdataset adds the shard's path
+    raise DataError(f"cannot read a sample of the shards: {why}; copy them again") from None
+
+
+@contextmanager
+def _own_reading() -> Iterator[None]:
+    """Pipelines that timm builds within refuse what they cannot read, and read pictures as everybody here does.
+
+    timm's own way is to leave out such samples with a warning; its module is left as it was.
+    """
+    kept = {name: getattr(reader_wds, name) for name in ("log_and_continue", "_decode")}
+
+    def decode(sample: dict[str, Any], image_key: str = "jpg", **options: Any) -> Any:
+        key = next((key for key in image_key.split(";") if key in sample), image_key)
+        # The label is timm's affair; it gets a blank in the picture's place.
+        made = kept["_decode"]({**sample, key: _BLANK}, image_key=image_key, **options)
+        if made is not None:
+            made["jpg"] = read_picture(sample[key], f"{sample['__key__']}.{key} of {sample['__url__']}")
+        return made
+
+    try:
+        for name, value in (("log_and_continue", _refuse), ("_decode", decode)):
+            setattr(reader_wds, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(reader_wds, name, value)
+
+
+def _blank() -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "BMP")
+    return file.getvalue()
+
+
+_BLANK = _blank()
