@@ -1,25 +1,25 @@
 """A reference file as read from disk: the given tensors and options that a paper's results are compared with.
 
-A safetensors file's metadata holds ``kind`` (the rule that computes it), ``config`` (JSON: sizes and options) and
-``describes``; its tensors are ``sd.*`` (state), ``in.*``, ``out.*`` and ``grad.*``. JSON and pth files have as their
+A safetensors file's metadata holds `kind` (the rule that computes it), `config` (JSON: sizes and options) and
+`describes`; its tensors are `sd.*` (state), `in.*`, `out.*` and `grad.*`. JSON and pth files have as their
 kind the longest kind name that the file's name begins with.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paperkit.errors import UserError
-from paperkit.files.weights import read_checkpoint
+from paperkit.files.bounded import parse_json, read_json
+from paperkit.files.weights import read_checkpoint, read_safetensors
 
 
 class _Named(dict[str, Any]):
-    """A dict whose missing keys are the user's news: they raise a :class:`UserError` that names the key."""
+    """A dict whose missing keys are the user's news: they raise a `UserError` that names the key."""
 
     def __init__(self, content: Mapping[str, Any], what: str) -> None:
         super().__init__(content)
@@ -33,9 +33,9 @@ class _Named(dict[str, Any]):
 class ReferenceFile:
     """One reference file as read from disk.
 
-    ``config`` is the metadata's JSON (of a JSON file: its whole content); ``content`` is what a pth file held;
-    ``metadata`` holds every further string of the safetensors header. Asking ``tensors``, ``state``, ``inputs``,
-    ``outputs``, ``gradients`` or ``config`` for a key that is not there raises a UserError that names it.
+    `config` is the metadata's JSON (of a JSON file: its whole content); `content` is what a pth file held;
+    `metadata` holds every further string of the safetensors header. Asking `tensors`, `state`, `inputs`,
+    `outputs`, `gradients` or `config` for a key that is not there raises a UserError that names it.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class ReferenceFile:
     content: Any = field(default=None, repr=False)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with ``prefix`` (``"sd_before."``), without it."""
+        """The tensors whose names begin with `prefix` (`"sd_before."`), without it."""
         found = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
         return _Named(found, f"tensor {prefix}")
 
@@ -58,17 +58,17 @@ class ReferenceFile:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """Inputs, names without ``in.``."""
+        """Inputs, names without `in.`."""
         return self.part("in.")
 
     @property
     def outputs(self) -> dict[str, Tensor]:
-        """Results, names without ``out.``."""
+        """Results, names without `out.`."""
         return self.part("out.")
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients, names without ``grad.``."""
+        """Gradients, names without `grad.`."""
         return self.part("grad.")
 
     def largest(self, prefix: str) -> float:
@@ -77,10 +77,10 @@ class ReferenceFile:
 
     @classmethod
     def read(cls, path: str | Path, kinds: Iterable[str]) -> "ReferenceFile":
-        """Reads a ``.safetensors``, ``.json`` or ``.pth`` file.
+        """Reads a `.safetensors`, `.json` or `.pth` file.
 
         Raises:
-            UserError: unreadable or truncated file, broken or missing metadata, a kind that is not in ``kinds``.
+            UserError: unreadable or truncated file, broken or missing metadata, a kind that is not in `kinds`.
         """
         path, kinds = Path(path), list(kinds)
         if path.suffix == ".safetensors":
@@ -90,32 +90,36 @@ class ReferenceFile:
         kind = max((k for k in kinds if path.name.startswith(k)), key=len, default="")
         if not kind:
             raise UserError(f"unknown kind: the name begins with none of {', '.join(sorted(kinds))}")
-        if path.suffix == ".pth":
-            return cls(path, kind, _Named({}, "option "), content=read_checkpoint(path))
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot be read: {error}") from error
+        with _without_path(path):
+            if path.suffix == ".pth":
+                return cls(path, kind, _Named({}, "option "), content=read_checkpoint(path, advice=None))
+            content = read_json(path, "reference file")
         return cls(path, kind, _object(content, "content"), content=content)
 
     @classmethod
     def _read_safetensors(cls, path: Path, kinds: Sequence[str]) -> "ReferenceFile":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot be read: {error}") from error
+        with _without_path(path):
+            tensors, metadata = read_safetensors(path)
         if lacking := {"kind", "config"} - metadata.keys():
             raise UserError(f"broken metadata: no {' and no '.join(sorted(lacking))}")
         if (kind := metadata.pop("kind")) not in kinds:
             raise UserError(f"unknown kind {kind!r}; known: {', '.join(sorted(kinds))}")
         try:
-            config = json.loads(metadata.pop("config"))
+            config = parse_json(metadata.pop("config"))
         except ValueError as error:
             raise UserError(f"broken metadata: config is not JSON ({error})") from error
         describes = metadata.pop("describes", "")
         return cls(path, kind, _object(config, "config"), describes, _Named(tensors, "tensor "), metadata)
+
+
+@contextlib.contextmanager
+def _without_path(path: Path) -> Iterator[None]:
+    """Readers name the file; the line of `verify` has it already."""
+    try:
+        yield
+    except UserError as error:
+        reason = str(error).removeprefix("cannot read ").removeprefix(f"{path}").lstrip(": ").removeprefix("is ")
+        raise UserError(f"cannot be read: {reason}") from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Reference files recomputed and compared: the mechanism behind ``<paper> verify FILE...``.
+"""Reference files recomputed and compared: the mechanism behind `<paper> verify FILE...`.
 
-A paper gives one :class:`Kind` per rule of its reference files; comparing, one line per tensor and per fault, and
-the exit code are here, reading is in :mod:`paperkit.verification.reference_file`.
+A paper gives one `Kind` per rule of its reference files; comparing, one line per tensor and per fault, and
+the exit code are here, reading is in `paperkit.verification.reference_file`.
 """
 
 import math
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paperkit.errors import UserError, one_line
+from paperkit.verification.bounds import at_most, check_sizes
 from paperkit.verification.reference_file import ReferenceFile
 
 _ABSENT = object()
@@ -24,7 +25,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Tolerance:
-    """``|computed - reference| <= absolute + relative * max(largest |reference| of the tensor, floor)``."""
+    """`|computed - reference| <= absolute + relative * max(largest |reference| of the tensor, floor)`."""
 
     relative: float
     absolute: float = 0.0
@@ -45,16 +46,18 @@ class Kind:
     """How one kind of reference file is recomputed.
 
     Args:
-        compute: file -> computed values, keyed as in the file: ``out.x`` and ``grad.x`` tensors, ``config.<path>``
-            for results that stand in the config. A :class:`Check` may stand for any of them, or under a name of its
-            own. A ``set`` compares a config list without its order.
+        compute: file -> computed values, keyed as in the file: `out.x` and `grad.x` tensors, `config.<path>`
+            for results that stand in the config. A `Check` may stand for any of them, or under a name of its
+            own. A `set` compares a config list without its order.
         tolerance: for float tensors; a number is relative to the largest absolute reference value of the tensor. A
             callable gets (file, key). Integer and bool tensors, and all in the config but floats, must be equal.
-        results: config keys that are results, as dotted paths with ``*`` for every entry of a list or dict
-            (``"configs"``, ``"plain.*.pairs"``, ``"*"``). Each one the file holds must be computed.
-        options: allowed top-level config keys besides the results (None: the kind checks them itself).
-        requires: names the file must hold, with fnmatch wildcards (``"in.x"``, ``"sd.*"``, ``"config.configs"``).
+        results: config keys that are results, as dotted paths with `*` for every entry of a list or dict
+            (`"configs"`, `"plain.*.pairs"`, `"*"`). Each one the file holds must be computed.
+        options: allowed top-level config keys besides the results (None: the kind checks names and sizes itself).
+        requires: names the file must hold, with fnmatch wildcards (`"in.x"`, `"sd.*"`, `"config.configs"`).
         config_tolerance: relative tolerance of each float in config results.
+        limits: largest whole numbers among the options, by dotted path, where `bounds.check_sizes`'s own is too small
+            or leaves too much work.
     """
 
     compute: Callable[[ReferenceFile], Mapping[str, Any]]
@@ -63,6 +66,7 @@ class Kind:
     options: Iterable[str] | None = None
     requires: tuple[str, ...] = ()
     config_tolerance: float = 0.0
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     def tolerance_of(self, file: ReferenceFile, key: str) -> Tolerance:
         """The tolerance of one float tensor."""
@@ -71,7 +75,7 @@ class Kind:
 
 
 def check_options(config: Mapping[str, Any], allowed: Iterable[str], where: str = "config") -> None:
-    """Raises a UserError that names the first key of ``config`` that is not allowed; for nested option dicts."""
+    """Raises a UserError that names the first key of `config` that is not allowed; for nested option dicts."""
     allowed = set(allowed)
     for key in config:
         if key not in allowed:
@@ -128,7 +132,8 @@ def _verify(path: Path, kinds: Mapping[str, Kind], rtol: float | None) -> tuple[
         wanted = [name for name in file.tensors if name.startswith(("out.", "grad."))]
         print(f"{path} ({file.kind}{': ' if file.describes else ''}{file.describes})", flush=True)
         _check_content(file, kind)
-        computed = kind.compute(file)
+        with at_most():
+            computed = kind.compute(file)
         for key, good, text in _compare(file, kind, computed, wanted, rtol):
             outcomes.append(good)
             print(f"  {'pass' if good else 'FAIL'}  {key}  {text}", flush=True)
@@ -142,6 +147,8 @@ def _verify(path: Path, kinds: Mapping[str, Kind], rtol: float | None) -> tuple[
 def _check_content(file: ReferenceFile, kind: Kind) -> None:
     if kind.options is not None:
         check_options(file.config, {*kind.options, *(path.split(".")[0] for path in kind.results), "kind"})
+    if kind.options is not None or kind.limits:
+        check_sizes(file.config, kind.limits, kind.results)
     names = [*file.tensors, *(f"config.{key}" for key in file.config)]
     for pattern in kind.requires:
         if not any(fnmatch(name, pattern) for name in names):
@@ -184,12 +191,16 @@ def _compare_tensor(computed: Tensor, reference: Tensor, tolerance: Tolerance, r
     computed = computed.detach().cpu()
     if computed.shape != reference.shape:
         return False, f"shape {tuple(computed.shape)} computed, {tuple(reference.shape)} in the file"
-    if not reference.is_floating_point():
+    inexact = reference.is_floating_point() or reference.is_complex()
+    if not inexact:
         tolerance = Tolerance(0.0)
     elif rtol is not None:
         tolerance = Tolerance(rtol, tolerance.absolute, tolerance.floor)
-    exact = not (computed.is_floating_point() or reference.is_floating_point())
-    computed, reference = (t.to(torch.int64 if exact else torch.float64) for t in (computed, reference))
+    if computed.is_complex() or reference.is_complex():
+        wide = torch.complex128
+    else:
+        wide = torch.float64 if inexact or computed.is_floating_point() else torch.int64
+    computed, reference = computed.to(wide), reference.to(wide)
     for name, t in (("computed", computed), ("reference", reference)):
         if t.isnan().any():
             return False, f"{name} holds {int(t.isnan().sum())} NaN of {t.numel()}"
@@ -206,7 +217,7 @@ def _compare_tensor(computed: Tensor, reference: Tensor, tolerance: Tolerance, r
 
 
 def _paths(value: Any, pattern: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Paths of ``value`` that a dotted pattern with ``*`` names."""
+    """Paths of `value` that a dotted pattern with `*` names."""
     if not pattern:
         yield ()
         return
@@ -253,6 +264,8 @@ def _difference(computed: Any, reference: Any, tolerance: float, at: str) -> str
     place = f" at {at}" if at else ""
     if isinstance(computed, (set, frozenset)) and isinstance(reference, list):
         odd = computed.symmetric_difference(reference)
+        if not odd and len(computed) != len(reference):
+            return f"{len(computed)} entries computed, {len(reference)} in the file{place}"
         return f"differs in {sorted(map(str, odd))[:3]}{place}" if odd else ""
     if isinstance(computed, Mapping) and isinstance(reference, dict):
         computed = {str(key): value for key, value in computed.items()}
