@@ -68,7 +68,8 @@ def load_folder(folder: Path) -> tuple[SNNet, dict[str, Any]]:
     Raises:
         UserError: if a file is missing or damaged, or the weights do not fit.
     """
-    return SNNet.from_pretrained(folder), read_config(folder)
+    description = read_config(folder)
+    return SNNet.from_pretrained(folder), description
 
 
 def read_anchors(
