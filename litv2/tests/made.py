@@ -1,10 +1,7 @@
 """Short runs of the three engines on made data, what must hold of each, and the command itself."""
 
 import json
-import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +14,11 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from litv2.cli import DESCRIPTION, ENGINES, VERBS
 from litv2.training.openmmlab import read_config
 from litv2.training.segmentation import changed
-from paperkit.command import engines
 from paperkit.command.cli import make_parser
 from paperkit.files.weights import read_weights
+from paperkit.testing.commands import Command, Ended, at_call
 from paperkit.testing.made_images import make_image_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,33 +29,7 @@ SMALL_SEGMENTER = ["model.backbone.embed_dim=16", "model.backbone.depths=[1,1,2,
                    "model.decode_head.in_channels=[32,32,32,32]", "model.decode_head.channels=16"]  # fmt: skip
 
 
-def here(*words: str | Path) -> int:
-    """The verb in this process (no import to pay again); its exit code."""
-    argv = [str(word) for word in words]
-    return engines.main("litv2", DESCRIPTION, ENGINES, VERBS, "litv2.verification.kinds", argv)
-
-
-def launch(words: list[str], cwd: Path, code: int, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A process of its own, which must end with ``code``."""
-    # with compiled modules kept, as a user's shell has it: a second process starts in a third of the time
-    left_out = ("PAPERKIT_", "PYTHONDONTWRITEBYTECODE")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=environment, timeout=400, **options)
-    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-def command(*words: str | Path, cwd: Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The console script."""
-    return launch([str(Path(sys.executable).parent / "litv2"), *map(str, words)], cwd, code, **options)
-
-
-def killed(patch: str, *words: str | Path, cwd: Path) -> None:
-    """The command with a few lines run before it, which kill -9 its process at an exact point; checks that they did."""
-    arguments = ["litv2", *map(str, words)]
-    script = f"import os, signal, sys\n{patch}\nfrom litv2.cli import main\nsys.argv = {arguments!r}\nmain()\n"
-    launch([sys.executable, "-c", script], cwd, code=-9)
+LITV2 = Command("litv2", "litv2.cli:main", preload=("litv2.training.images", "litv2.experiment.run"))
 
 
 def options_of(engine: ModuleType, config: Path) -> Any:
@@ -69,13 +39,6 @@ def options_of(engine: ModuleType, config: Path) -> Any:
     parser.add_argument("--engine", type=str)
     engine.add_arguments(parser)
     return parser.instantiate_classes(parser.parse_args(["--config", str(config)]))
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said of an error: one line on stderr."""
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    return error
 
 
 def make_coco(root: Path, count: int = 4) -> Path:
@@ -166,19 +129,28 @@ def write_yaml(path: Path, content: dict[str, Any]) -> Path:
 
 
 class World:
-    """One engine's data, config, and a run that nobody interrupted; four steps in two epochs."""
+    """One engine's data, config, and a run that nobody interrupted; four steps in two epochs.
+
+    Args:
+        folder: for everything.
+        config: of the engine, with its data in `folder`.
+        step: the function, as `paperkit.testing.commands.at_call` takes it, that begins a step.
+        weights: file of the last weights in a run.
+        data: option that names another data folder.
+        lacking: what is said of a data folder that is not there.
+        diverge: options of a run whose loss is no number.
+    """
 
     def __init__(
-        self, folder: Path, config: Path, kill: str, weights: str, root_option: str, lacking: str, diverge: list[str]
+        self, folder: Path, config: Path, step: str, weights: str, data: list[str], lacking: str, diverge: list[str]
     ) -> None:
-        self.folder, self.config, self.kill, self.file = folder, config, kill, weights
-        self.root_option, self.lacking, self.diverge = root_option, lacking, diverge
-        torch.set_num_threads(1)
-        assert self.train("--name", "whole") == 0
+        self.folder, self.config, self.step, self.file = folder, config, step, weights
+        self.data, self.lacking, self.diverge = data, lacking, diverge
+        self.train("--name", "whole")
 
-    def train(self, *words: str | Path, root: Path | None = None) -> int:
-        """The engine's command on this config; its exit code."""
-        return here("train", "--config", self.config, "--root", root or self.folder / "runs", *words)
+    def train(self, *words: str | Path, code: int = 0) -> Ended:
+        """The engine's command on this config."""
+        return LITV2.here("train", "--config", self.config, *words, cwd=self.folder, code=code)
 
     def run(self, name: str) -> Path:
         """A run's folder."""
@@ -196,61 +168,33 @@ class EngineCases:
     """What must hold of every engine; a test file of one engine has a class with this one as its base, and `world`."""
 
     def test_killed_and_resumed_gives_the_same_bits(self, world: World) -> None:
-        """Killed in the middle of the second epoch."""
-        words = ["--config", world.config, "--root", world.folder / "runs", "--name", "cut"]
-        killed(world.kill, "train", *words, cwd=world.folder)
+        """Killed at the beginning of the fourth step, in the second epoch."""
+        words = ["train", "--config", world.config, "--name", "cut"]
+        LITV2.child(*words, cwd=world.folder, patch=at_call(world.step, 4), code=-9)
         assert not (world.run("cut") / "finished").exists()
         torch.rand(7)  # another random state than the killed process had
-        assert here("train", "--resume", world.run("cut")) == 0
+        LITV2.here("train", "--resume", "cut", cwd=world.folder)
         assert (world.run("cut") / "finished").exists()
         whole, cut = world.weights("whole"), world.weights("cut")
         assert whole.keys() == cut.keys() and all(torch.equal(value, cut[key]) for key, value in whole.items())
 
-    def test_full_disk_is_one_line_and_costs_nothing(
-        self, world: World, full_disk: None, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert world.train("--name", "full") == 1
-        error = one_line(capsys)
-        assert error.startswith("error: cannot write") and "File too large" in error
+    def test_full_disk_is_one_line_and_costs_nothing(self, world: World, full_disk: None) -> None:
+        line = world.train("--name", "full", code=1).line
+        assert line.startswith("error: cannot write") and "File too large" in line
         assert not list(world.run("full").rglob("*.tmp-*")) and not (world.run("full") / "finished").exists()
 
-    def test_a_loss_that_is_no_number_is_one_line(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-        assert world.train("--name", "nan", *world.diverge) == 1
-        error = one_line(capsys)
-        assert "not finite at" in error and "last good checkpoint: " in error
+    def test_a_loss_that_is_no_number_is_one_line(self, world: World) -> None:
+        line = world.train("--name", "nan", *world.diverge, code=1).line
+        assert "not finite at" in line and "last good checkpoint: " in line
 
-    def test_missing_data_are_one_line(self, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        nowhere = tmp_path / "nowhere"
-        option = world.root_option.format(nowhere).split(" ")
-        assert world.train("--name", "none", *option, root=tmp_path / "runs") == 1
-        error = one_line(capsys)
-        assert str(nowhere) in error and world.lacking in error
+    def test_missing_data_are_one_line(self, world: World) -> None:
+        line = world.train("--name", "none", *world.data[:-1], f"{world.data[-1]}nowhere", code=1).line
+        assert "nowhere" in line and world.lacking in line
 
-    def test_a_run_belongs_to_its_engine(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-        assert here("train", "--resume", world.run("whole")) == 1
-        assert "is finished" in one_line(capsys)
-        assert here("eval", "--ckpt", world.run("whole"), "--engine", "digits") == 1
-        assert "--engine digits asks for digits" in one_line(capsys)
-
-
-LIGHTNING = """
-from litv2.training.{module} import {name} as training
-step = training.training_step
-def die_or_step(self, batch, index):
-    if self.trainer.global_step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch, index)
-training.training_step = die_or_step
-"""
-MMENGINE = """
-from litv2.training.openmmlab import SeedIteration as hook
-start = hook.before_train_iter
-def die_or_start(self, runner, *rest, **more):
-    if runner.iter == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    start(self, runner, *rest, **more)
-hook.before_train_iter = die_or_start
-"""
+    def test_a_run_belongs_to_its_engine(self, world: World) -> None:
+        assert "is finished" in LITV2.refused("train", "--resume", "whole", cwd=world.folder)
+        line = LITV2.refused("eval", "--ckpt", world.run("whole"), "--engine", "digits", cwd=world.folder)
+        assert "--engine digits asks for digits" in line
 
 
 @pytest.fixture

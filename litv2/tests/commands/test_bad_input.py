@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made import here, one_line, write_detection, write_images
+from made import LITV2, write_detection, write_images
 from PIL import Image
 
 from litv2.models.classifier import LITv2
@@ -51,20 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
-def test_one_line(
-    words: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(folder)
+def test_one_line(words: list[str], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert here(*words) == 1
-    assert message in one_line(capsys)
+    assert message in LITV2.refused(*words, cwd=folder)
     assert not list(folder.rglob("finished"))
 
 
-def test_another_window_says_what_it_changes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(folder)
-    assert here("predict", "image.png", "--ckpt", "half", "--window", "auto") == 0
-    first, second = capsys.readouterr().out.splitlines()
+def test_another_window_says_what_it_changes(folder: Path) -> None:
+    first, second = LITV2.here(*PREDICT, "--window", "auto", cwd=folder).out.splitlines()
     assert first.startswith("window stage 3: 7; logits change by ") and second.startswith("image.png: class ")

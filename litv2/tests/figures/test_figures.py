@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import here, one_line
+from made import LITV2
 from PIL import Image
 
 from litv2.figures.attention_maps import query_weights
@@ -38,16 +38,13 @@ def test_query_outside_the_grid() -> None:
         query_weights(HiLo(8, 2), torch.randn(1, 4, 4, 8), (4, 0))
 
 
-def test_figures_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_a_classifier(tmp_path: Path) -> None:
     LITv2(**SMALL).save_pretrained(tmp_path / "m")
     pixels = np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "i.png")
-    common = ["figures", tmp_path / "m", "--engine", "images", "--image", tmp_path / "i.png", "--size", "96"]
-    assert here(*common, "--cell", "[1, 2]") == 0
-    names = [Path(line).name for line in capsys.readouterr().out.split()]
+    common = ["figures", "m", "--engine", "images", "--image", "i.png", "--size", "96"]
+    drawn = LITV2.here(*common, "--cell", "[1, 2]", cwd=tmp_path).out
+    names = [Path(line).name for line in drawn.split()]
     assert names == ["frequency_maps.png", "attention_maps.png", "sampling_places.png"]
     assert all((tmp_path / "m" / "figures" / name).stat().st_size > 5000 for name in names)
-    assert here(*common, "--cell", "[3, 0]") == 1
-    assert "outside the last map of 3 x 3" in one_line(capsys)
-    assert here("figures", tmp_path / "m", "--engine", "images") == 1
-    assert "its figures need --image FILE" in one_line(capsys)
+    assert "outside the last map of 3 x 3" in LITV2.refused(*common, "--cell", "[3, 0]", cwd=tmp_path)

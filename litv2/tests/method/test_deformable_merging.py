@@ -8,7 +8,7 @@ from litv2.method.deformable_merging import DeformableMerging, DeformConv
 
 
 def wild(dim: int, spread: float) -> DeformConv:
-    """Offsets of about ``spread`` tokens."""
+    """Offsets of about `spread` tokens."""
     layer = DeformConv(dim).double()
     torch.nn.init.normal_(layer.conv_offset.weight, std=spread / (4 * dim) ** 0.5)
     torch.nn.init.normal_(layer.conv_offset.bias, std=spread)

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from made import SHRINK, command, options_of
+from made import LITV2, SHRINK, options_of
 from torch import Tensor
 
 from litv2.models.classifier import LITv2
@@ -104,7 +105,7 @@ def test_two_processes_train_as_by_hand(tmp_path: Path) -> None:
         "--trainer.devices": "2", "--trainer.strategy": "ddp", "--trainer.enable_progress_bar": "false",
         "--root": str(tmp_path / "runs"), "--name": "two", "--engine": "images",
     }  # fmt: skip
-    command("train", *(word for pair in words.items() for word in pair), cwd=tmp_path)
+    LITV2.process("train", *(word for pair in words.items() for word in pair), cwd=tmp_path)
     trained = LITv2.from_pretrained(tmp_path / "runs" / "litv2" / "two" / "model").state_dict()
     assert trained["layers.0.downsample.norm_layer.num_batches_tracked"] == 8
     together, alone = (by_hand(tmp_path / "data", ranks) for ranks in ((0, 1), (0, 0)))
@@ -127,7 +128,7 @@ def by_hand(root: Path, ranks: tuple[int, int]) -> dict[str, Tensor]:
     done = 0
     parts = [ImageData(str(root), num_classes=2, batch_size=2, num_workers=0, input_size=64) for _ in ranks]
     for rank, part in zip(ranks, parts, strict=True):
-        part._rank_and_world = lambda rank=rank: (rank, 2)  # type: ignore[method-assign]
+        part.trainer = SimpleNamespace(global_rank=rank, world_size=2, overfit_batches=0, current_epoch=0)  # type: ignore[assignment]
         part.setup()
     network.train()
     for epoch in range(2):

@@ -6,11 +6,10 @@ import made
 import pytest
 import torch
 from made import (  # noqa: F401
-    LIGHTNING,
+    LITV2,
     EngineCases,
     World,
     full_disk,
-    here,
     make_coco,
     options_of,
     write_detection,
@@ -32,21 +31,19 @@ SHRINK = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("detection")
-    kill = LIGHTNING.format(module="detection", name="DetectionTraining")
-    diverge = ["--detection.lr", "1e30"]
-    config = write_detection(folder)
-    return World(folder, config, kill, "detector.safetensors", "--data.root {}", "the data root must hold", diverge)
+    step, diverge = "litv2.training.detection:DetectionTraining.training_step", ["--detection.lr", "1e30"]
+    config, data = write_detection(folder), ["--data.root", ""]
+    return World(folder, config, step, "detector.safetensors", data, "the data root must hold", diverge)
 
 
 class TestEngine(EngineCases):
     """Of detection, with RetinaNet."""
 
 
-def test_a_run_evaluates_as_it_was_trained(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_evaluates_as_it_was_trained(world: World) -> None:
     file = world.run("whole") / "metrics.json"
     trained = {row.metric: row.values for row in Metrics.read(file).rows}
-    assert here("eval", "--root", world.folder / "runs", "--ckpt", world.run("whole")) == 0
-    assert "val/box_AP" in capsys.readouterr().out
+    assert "val/box_AP" in LITV2.here("eval", "--ckpt", world.run("whole"), cwd=world.folder).out
     evaluated = {row.metric: row.values for row in Metrics.read(file).rows}
     assert trained.keys() == evaluated.keys()
     assert all(values == pytest.approx(evaluated[metric]) for metric, values in trained.items())

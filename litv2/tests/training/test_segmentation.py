@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import CONFIGS, MMENGINE, EngineCases, World, full_disk, here, one_line, write_segmentation  # noqa: F401
+from made import CONFIGS, LITV2, EngineCases, World, full_disk, write_segmentation  # noqa: F401
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
@@ -23,18 +23,18 @@ from paperkit.results.metrics import Metrics
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("segmentation")
+    step, data = "litv2.training.openmmlab:SeedIteration.before_train_iter", ["--cfg-options", "data_root="]
     diverge = ["--cfg-options", "optim_wrapper.optimizer.lr=1e30"]
-    root = "--cfg-options data_root={}"
-    return World(folder, write_segmentation(folder), MMENGINE, "iter_4.pth", root, "the data root must hold", diverge)
+    config = write_segmentation(folder)
+    return World(folder, config, step, "iter_4.pth", data, "the data root must hold", diverge)
 
 
 class TestEngine(EngineCases):
     """Of segmentation."""
 
 
-def test_a_run_evaluates(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert here("eval", "--root", world.folder / "runs", "--ckpt", world.run("whole")) == 0
-    assert "mIoU" in capsys.readouterr().out
+def test_a_run_evaluates(world: World) -> None:
+    assert "mIoU" in LITV2.here("eval", "--ckpt", world.run("whole"), cwd=world.folder).out
     assert Metrics.read(world.run("whole") / "metrics.json").row("last", "mIoU").unit == "%"
 
 
@@ -45,7 +45,7 @@ def test_a_torn_checkpoint_is_passed_over(world: World) -> None:
     (torn / "finished").unlink()
     (torn / "iter_4.pth").write_bytes((whole / "iter_4.pth").read_bytes()[:1000])
     assert newest_whole(torn) == torn / "iter_2.pth"
-    assert here("train", "--resume", torn) == 0
+    LITV2.here("train", "--resume", "torn", cwd=world.folder)
     first, second, started = world.weights("whole"), world.weights("torn"), read_released(whole / "iter_2.pth")
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert any(not torch.equal(value, started[key]) for key, value in first.items())
@@ -62,6 +62,8 @@ EVIL = [
     ("code", lambda config: None),
     ("type", lambda config: config["model"].update(type="builtins.open", file="ran", mode="w")),
     ("hook", lambda config: config["custom_hooks"].append({"type": "os.mkdir", "path": "ran"})),
+    ("constructor", lambda config: config["optim_wrapper"].update(constructor="evil.Constructor")),
+    ("scope", lambda config: config.update(default_scope="evil")),
     ("base", lambda config: config.update(_base_=["evil.py"], custom_imports={"imports": ["evil"]})),
 ]
 
@@ -79,12 +81,11 @@ def test_nothing_in_a_run_folder_is_executed(
     config = json.loads((run / "segmentation.json").read_text())
     alter(config)
     (run / "segmentation.json").write_text(json.dumps(config))
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     if verb == "train":
         (run / "finished").unlink()
-    code = here(verb, *(["--ckpt", run] if verb == "eval" else ["--resume", run]))
-    assert code == (1 if name in ("type", "hook") else 0)
+    words = ["--ckpt", run] if verb == "eval" else ["--resume", "evil"]
+    LITV2.here(verb, *words, cwd=tmp_path, code=0 if name in ("code", "base") else 1)
     assert not (tmp_path / "ran").exists()
 
 
@@ -118,12 +119,10 @@ def test_recipe_of_the_specification(size: str, path: float) -> None:
     assert millions == pytest.approx({"s": 31.45, "m": 52, "b": 90}[size], abs=0.5)
 
 
-def test_config_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert here("train", "--engine", "segmentation", "--root", tmp_path / "runs") == 1
-    assert "no config: name a Python file of mmsegmentation with --config" in one_line(capsys)
-    assert here("train", "--config", tmp_path / "nothing.py", "--root", tmp_path / "runs") == 1
-    assert "nothing.py" in one_line(capsys)
+def test_config_is_needed(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("model = dict(")
-    assert here("train", "--config", tmp_path / "broken.py", "--root", tmp_path / "runs") == 1
-    assert "broken.py is no mmengine config" in one_line(capsys)
+    line = LITV2.refused("train", "--engine", "segmentation", cwd=tmp_path)
+    assert "no config: name a Python file of mmsegmentation with --config" in line
+    assert "nothing.py" in LITV2.refused("train", "--config", "nothing.py", cwd=tmp_path)
+    assert "broken.py is no mmengine config" in LITV2.refused("train", "--config", "broken.py", cwd=tmp_path)
     assert not (tmp_path / "runs").exists()

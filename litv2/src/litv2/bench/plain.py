@@ -1,6 +1,6 @@
 """The same network in its plain, unfused form: what the fast paths are tested against and raced with.
 
-It reads the weights of a :class:`litv2.models.pyramid.Pyramid` and computes as the authors' code is written:
+It reads the weights of a `litv2.models.pyramid.Pyramid` and computes as the authors' code is written:
 tokens (B, N, C) turned to channels-first for every convolution, explicit softmax matrices, torchvision's
 deformable convolution, BatchNorm as a layer of its own.
 

@@ -1,8 +1,7 @@
 """Convert between the authors' checkpoint files and folders of `save_pretrained`, in both directions.
 
 FILE -> FOLDER   model.safetensors and config.json (load with litv2.LITv2.from_pretrained), and rest.safetensors with
-what
-                 belongs to a detector's or segmenter's neck and heads
+                 the neck and heads of a detector or a segmentation network
 FOLDER -> FILE   a .pth of the authors' form, tensor for tensor what the folder came from
 """
 

@@ -22,7 +22,7 @@ Network = TypeVar("Network", bound=Pyramid)
 
 
 class FusedHiLo(HiLo):
-    """HiLo with its input maps stacked. Takes over the parameters of ``layer``; not for training."""
+    """HiLo with its input maps stacked. Takes over the parameters of `layer`; not for training."""
 
     def __init__(self, layer: HiLo) -> None:
         nn.Module.__init__(self)
@@ -43,20 +43,20 @@ class FusedHiLo(HiLo):
             self.h_proj = layer.h_proj
 
     def branches(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """As :meth:`HiLo.branches`; window 1 reads queries, keys and values at once."""
+        """As `HiLo.branches`; window 1 reads queries, keys and values at once."""
         if self.pools:
             return super().branches(x)
         q, kv = self.reader(x).split((self.l_dim, 2 * self.l_dim), dim=-1)
         return None, self.l_proj(self.lofi(q, kv.flatten(1, 2)))
 
     def read(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """As :meth:`HiLo.read`, in one product; the two parts are strided views of it."""
+        """As `HiLo.read`, in one product; the two parts are strided views of it."""
         q, qkv = self.reader(x).split((self.l_dim, 3 * self.h_dim), dim=-1)
         return q if self.l_heads else None, qkv if self.h_heads else None
 
 
 def stack(layers: list[nn.Linear]) -> nn.Linear:
-    """One linear layer whose output is those of ``layers`` side by side."""
+    """One linear layer whose output is those of `layers` side by side."""
     with torch.device("meta"):
         joined = nn.Linear(
             layers[0].in_features, sum(layer.out_features for layer in layers), layers[0].bias is not None

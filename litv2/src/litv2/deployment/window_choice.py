@@ -16,7 +16,7 @@ def set_window(model: Pyramid, window: int | str, height: int, width: int) -> di
     """Set the window of every HiLo stage with s >= 2; returns stage -> window.
 
     Args:
-        window: a number, or "auto" for the cheapest at an image of ``height`` x ``width`` px.
+        window: a number, or "auto" for the cheapest at an image of `height` x `width` px.
 
     Raises:
         UserError: a window below 2 or larger than the grid.

@@ -53,7 +53,7 @@ def two_markers(metrics: Metrics) -> object:
         arms = [row.arm.replace(" alpha", "\nalpha") for row in rows]
         axes.set(xticks=range(len(rows)), xticklabels=arms, title=f"two markers: {title}", ylim=(0, 105))
     both[0].set_ylabel("right on the test samples (%)")
-    drawn.suptitle("Only a layer with a global path can compare two places of the map")
+    drawn.suptitle("Two distant markers: are they the same? Accuracy and ranking, by attention layer")
     drawn.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawn
 
@@ -70,7 +70,7 @@ def frequency_profile(metrics: Metrics) -> object:
         axes.set(xlabel="frequency (cycles per token)", title=f"block {block}")
         axes.legend()
     both[0].set_ylabel("mean log amplitude, lowest ring = 0")
-    drawn.suptitle("Trained on digits: Lo-Fi falls off faster towards high frequencies than Hi-Fi")
+    drawn.suptitle("Trained on digits: amplitude of each branch by frequency")
     return drawn
 
 
@@ -98,7 +98,7 @@ def gap_over_grid(metrics: Metrics) -> object:
         line = [(c["side"], c["over_hilo"]) for c in costs if c["name"] == name]
         axes.plot(*zip(*line, strict=True), "o-", color=COLORS[i % len(COLORS)], label=name)
     axes.set(xlabel="grid side (tokens)", ylabel="time / time of HiLo .9", yscale="log", xticks=[14, 28, 56])
-    axes.set_title("MSA falls behind as the map grows; windows win on large maps")
+    axes.set_title("Time of one layer over HiLo .9, by grid: above 1 HiLo is faster")
     axes.legend(ncols=2)
     return drawn
 
@@ -117,10 +117,10 @@ def window_over_size(metrics: Metrics) -> object:
     parts.set(
         xlabel="image side (pixels)", ylabel="multiply-adds of one layer (G)", yscale="log", title="the two groups"
     )
-    best.set(xlabel="image side (pixels)", title="both: the lowest line is the window to take")
+    best.set(xlabel="image side (pixels)", title="both groups together")
     for axes in (parts, best):
         axes.legend(ncols=2)
-    drawn.suptitle("Larger images want larger windows (D 384, 12 heads, alpha .5)")
+    drawn.suptitle("Multiply-adds by image side and window (formulas; D 384, 12 heads, alpha .5)")
     return drawn
 
 
@@ -129,7 +129,7 @@ def published_alpha(metrics: Metrics) -> object:
     drawn, axes = figure()
     table = published("alpha")
     axes.plot(table.column("alpha"), table.column("top1"), "o-", color=COLORS[0])
-    axes.set(xlabel="alpha (share of Lo-Fi heads)", title="Published, LITv2-S: only alpha 0 is clearly worse")
+    axes.set(xlabel="alpha (share of Lo-Fi heads)", title="Published, LITv2-S: accuracy and cost by alpha")
     axes.set_ylabel("ImageNet top-1 (%)", color=COLORS[0])
     right = axes.twinx()
     right.plot(table.column("alpha"), table.column("GFLOPs"), "s--", color=COLORS[1])
@@ -142,12 +142,13 @@ def published_throughput(metrics: Metrics) -> object:
     """The paper's accuracy against throughput on four GPUs."""
     drawn, axes = figure(height=4.6)
     table = published("throughput")
-    for i, gpu in enumerate(("A100", "V100", "RTX6000", "RTX3090")):
+    gpus = ("A100", "V100", "RTX6000", "RTX3090")
+    for i, gpu in enumerate(gpus):
         rates, top1 = table.column(gpu), table.column("top1")
         axes.plot(rates[:-1], top1[:-1], "o", color=COLORS[i], alpha=0.5, label=gpu)
         axes.plot(rates[-1:], top1[-1:], "*", color=COLORS[i], markersize=14)
     axes.set(xlabel="images/s (batch 64, 224 px)", ylabel="ImageNet top-1 (%)")
-    axes.set_title("Published: LITv2-S (stars) beside 12 models on four GPUs")
+    axes.set_title(f"Published: LITv2-S (stars) beside {len(table.rows) - 1} models on {len(gpus)} GPUs")
     axes.legend()
     return drawn
 

@@ -1,6 +1,7 @@
 """The embedded experiment's parts B and C for one seed, from top to bottom; part A is in `single_layer`.
 
 Every network is a stage with a folder of its own: it can be resumed at any step, and is kept when it is done.
+Shapes: B batch, N test samples.
 """
 
 from collections.abc import Callable
@@ -8,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics.functional.classification import binary_auroc
 
 from litv2.experiment.digit_frequencies import digit_network, spectra, split_digits
 from litv2.experiment.settings import ExperimentConfig, SeedResult, arm_name
-from litv2.experiment.stage_training import Batch, accuracy, cross_entropy, ranking, train_stage
 from litv2.experiment.two_markers import marker_network, sample_markers
 from paperkit.data.resumable import seed_generators, seed_of
 from paperkit.files.weights import load_strict, read_weights
+from paperkit.training.stages import train_stage
 
+Batch = tuple[Tensor, Tensor]
 Advance = Callable[[int], None]
 MARKERS, DIGITS, TEST = 1, 2, 3  # streams of random numbers
 
 
 def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> SeedResult:
-    """Train every network of one seed in the run folder ``run``, then measure."""
+    """Train every network of one seed in the run folder `run`, then measure."""
     folder = Path(run) / f"seed-{seed}"
     digits = split_digits(seed)
 
@@ -35,10 +40,15 @@ def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) ->
         return digits.images[chosen], digits.labels[chosen]
 
     for arm, alpha in config.arms.items():
-        model = seeded(marker_network, alpha, seed)
-        train_stage(model, folder / f"markers {arm}", marker_batch, config.marker_steps, config.lr, advance)
-        model = seeded(digit_network, alpha, seed)
-        train_stage(model, folder / f"digits {arm}", digit_batch, config.digit_steps, config.lr, advance)
+        stages = (
+            ("markers", marker_network, marker_batch, config.marker_steps),
+            ("digits", digit_network, digit_batch, config.digit_steps),
+        )
+        for part, build, batch, steps in stages:
+            model = seeded(build, alpha, seed)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
+            schedule = OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps)
+            train_stage(model, folder / f"{part} {arm}", optimizer, schedule, batch, steps, advance=advance)
     return measure_seed(seed, Path(run), config)
 
 
@@ -73,3 +83,25 @@ def _trained(model: nn.Module, folder: Path) -> nn.Module:
     path = folder / "weights.safetensors"
     load_strict(model, read_weights(path), str(path))
     return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Percent of right answers."""
+    return 100 * (model.eval()(inputs).argmax(dim=-1) == labels).double().mean().item()
+
+
+@torch.no_grad()
+def ranking(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Percent of pairs of one sample of each of two classes that the network ranks rightly (area under the ROC curve).
+
+    Unlike the accuracy it has no threshold; 50 is chance.
+    """
+    logits = model.eval()(inputs)
+    return 100 * binary_auroc(logits[:, 1] - logits[:, 0], labels).item()
+
+
+@torch.no_grad()
+def cross_entropy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Mean cross-entropy in nats."""
+    return F.cross_entropy(model.eval()(inputs), labels).item()

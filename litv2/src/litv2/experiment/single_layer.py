@@ -76,7 +76,7 @@ class LayerCost:
 def layer_costs(
     side: int, batch: int, dim: int, heads: int = 12, pairs: int = 7, names: Sequence[str] = PART_A
 ) -> list[LayerCost]:
-    """Every named layer at one size; HiLo .9 comes first and is the baseline of the ratios. ``pairs`` 0: no clock."""
+    """Every named layer at one size; HiLo .9 comes first and is the baseline of the ratios. `pairs` 0: no clock."""
     x = torch.randn(batch, side, side, dim, generator=torch.Generator().manual_seed(0))
     layers = {name: LAYERS[name](dim, heads, side).eval() for name in names}
     costs = []

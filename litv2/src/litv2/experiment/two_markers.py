@@ -24,7 +24,7 @@ SIDE, CHANNELS, NOISE = 8, 6, 0.1
 
 
 def sample_markers(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` grids (B, 8, 8, 6) and labels (B,), 1 where the markers agree."""
+    """`count` grids (B, 8, 8, 6) and labels (B,), 1 where the markers agree."""
     half = SIDE // 2
     kind = torch.randint(2, (count, 1, 1), generator=generator)
     which = torch.randint(2, (count, half, half), generator=generator)

@@ -29,7 +29,7 @@ class QueryWeights(NamedTuple):
 
 @torch.no_grad()
 def query_weights(layer: HiLo, x: Tensor, query: tuple[int, int]) -> QueryWeights:
-    """The weights with which the token at ``query`` (row, column) of the layer's input (1, H, W, D) is computed.
+    """The weights with which the token at `query` (row, column) of the layer's input (1, H, W, D) is computed.
 
     Raises:
         UserError: a query outside the grid.

@@ -26,7 +26,7 @@ def radius(height: int, width: int) -> Tensor:
 
 
 def high_frequency_share(x: Tensor, above: float = 0.25) -> float:
-    """Share of the energy of (B, H, W, C) at radial frequency beyond ``above``, DC counted in the whole.
+    """Share of the energy of (B, H, W, C) at radial frequency beyond `above`, DC counted in the whole.
 
     Without DC the order of the two branches may flip: Lo-Fi's output is nearly constant, and its small rest follows
     each query. Lo-Fi is low in frequency by magnitude, not by the shape of that rest.

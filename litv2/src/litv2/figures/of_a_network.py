@@ -72,7 +72,7 @@ def draw_pyramid(
 
 
 def save(drawn: dict[str, Callable[[], object]], folder: Path) -> list[Path]:
-    """Draws each and writes it as ``folder/<name>.png``."""
+    """Draws each and writes it as `folder/<name>.png`."""
     paths = []
     for name, make in drawn.items():
         with style():
@@ -95,7 +95,7 @@ def frequency_maps(seen: HiLoInput) -> object:
                 picture = place.imshow(channels[i], vmin=low, vmax=high, cmap="viridis")
                 place.set_title(f"{name} channel {i}", fontsize=8)
     drawn.colorbar(picture, ax=axes.ravel().tolist(), label="mean log amplitude", shrink=0.8)
-    drawn.suptitle(f"Frequencies of each branch, DC in the middle; a dark rim is a low pass ({seen.name})")
+    drawn.suptitle(f"Frequencies of each branch, DC in the middle ({seen.name})")
     return drawn
 
 
@@ -122,7 +122,7 @@ def attention_maps(seen: HiLoInput) -> object:
     for place in axes:
         place.plot(query[1], query[0], "+", color=COLORS[1])
         place.set_axis_off()
-    drawn.suptitle(f"One token looks at all windows' means in Lo-Fi, at its own window in Hi-Fi ({seen.name})")
+    drawn.suptitle(f"Weights of the middle token: windows' means in Lo-Fi, its own window in Hi-Fi ({seen.name})")
     return drawn
 
 

@@ -23,7 +23,7 @@ class DepthwiseConv(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """``fc2(GELU(dwconv(fc1(x))))``: the convolution sits before the GELU and has no residual around it.
+    """`fc2(GELU(dwconv(fc1(x))))`: the convolution sits before the GELU and has no residual around it.
 
     Args:
         dim: D.

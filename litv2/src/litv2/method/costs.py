@@ -12,10 +12,10 @@ from paperkit.errors import UserError
 
 
 def split_heads(num_heads: int, window_size: int, alpha: float) -> tuple[int, int]:
-    """(Lo-Fi heads, Hi-Fi heads): ``int(num_heads * alpha)`` truncates; window 1 makes every head Lo-Fi (plain MSA).
+    """(Lo-Fi heads, Hi-Fi heads): `int(num_heads * alpha)` truncates; window 1 makes every head Lo-Fi (plain MSA).
 
     Raises:
-        UserError: ``alpha`` outside [0, 1].
+        UserError: `alpha` outside [0, 1].
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha {alpha} is outside [0, 1]; it is the share of heads in the Lo-Fi group")
@@ -39,7 +39,7 @@ def msa_macs(n: int, dim: int) -> int:
 
 
 def block_macs(height: int, width: int, dim: int, mlp_ratio: float, conv: bool, attention: int) -> int:
-    """One block: norm2 and FFN, and with ``attention`` (the layer's multiply-adds, 0 for none) norm1 too."""
+    """One block: norm2 and FFN, and with `attention` (the layer's multiply-adds, 0 for none) norm1 too."""
     n, hidden = height * width, int(dim * mlp_ratio)
     ffn = n * dim + 2 * n * dim * hidden + (10 * hidden * n if conv else 0)
     return ffn + (n * dim + attention if attention else 0)
@@ -66,11 +66,11 @@ def official_macs(
     litv1: bool = False,
     lofi_heads: Sequence[int] | None = None,
 ) -> int:
-    """The authors' ``flops()`` of a whole classifier on a square image.
+    """The authors' `flops()` of a whole classifier on a square image.
 
     Args:
         litv1: plain MLPs and attention over the whole grid, as LITv1's counter has it.
-        lofi_heads: Lo-Fi heads of each stage, instead of ``alpha``.
+        lofi_heads: Lo-Fi heads of each stage, instead of `alpha`.
     """
     grid = img_size // patch_size
     total = embed_dim * (in_chans * patch_size**2 + 1) * grid * grid

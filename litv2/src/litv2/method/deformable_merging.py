@@ -125,9 +125,9 @@ def grid_sample_taps(x: Tensor, positions: Tensor) -> Tensor:
 
 
 class DeformableMerging(nn.Module):
-    """``GELU(BatchNorm(DeformConv(x)))``: (B, H, W, C) -> (B, H // 2, W // 2, 2C).
+    """`GELU(BatchNorm(DeformConv(x)))`: (B, H, W, C) -> (B, H // 2, W // 2, 2C).
 
-    The normalisation is BatchNorm2d in eval and train mode alike; its name in the released files is ``norm_layer``.
+    The normalisation is BatchNorm2d in eval and train mode alike; its name in the released files is `norm_layer`.
     """
 
     def __init__(self, dim: int, form: Form = "auto") -> None:

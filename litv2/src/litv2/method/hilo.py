@@ -20,7 +20,7 @@ from paperkit.errors import UserError
 class HiLo(nn.Module):
     """HiLo attention on a grid of tokens; a drop-in for multi-head self-attention on any H and W.
 
-    With h_qkv, l_q, l_kv linear maps, ``A(q, k, v) = softmax(q k^T / sqrt(d)) v``, windows w of s x s tokens:
+    With h_qkv, l_q, l_kv linear maps, `A(q, k, v) = softmax(q k^T / sqrt(d)) v`, windows w of s x s tokens:
 
         Hi-Fi(x)_w = A(h_qkv(x_w)) h_proj        Lo-Fi(x) = A(l_q(x), l_kv(pool_s(x))) l_proj
         HiLo(x)    = concat(Hi-Fi(x), Lo-Fi(x))
@@ -33,7 +33,7 @@ class HiLo(nn.Module):
         dim: D.
         num_heads: heads of both groups together; d = D / num_heads.
         window_size: s. 1 makes the layer plain MSA under the Lo-Fi parameter names, whatever alpha is.
-        alpha: share of Lo-Fi heads, truncated to whole heads. 0 has no ``l_*`` parameters, 1 has no ``h_*``.
+        alpha: share of Lo-Fi heads, truncated to whole heads. 0 has no `l_*` parameters, 1 has no `h_*`.
         qkv_bias: bias of l_q, l_kv and h_qkv; the two projections always have one.
         qk_scale: replaces d ** -0.5 (0 and None mean the default).
         l_heads: number of Lo-Fi heads, instead of alpha (which truncates).

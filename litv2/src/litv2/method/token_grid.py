@@ -23,7 +23,7 @@ def on_grid(layer: Callable[[Tensor], Tensor], x: Tensor, H: int | None, W: int 
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """(B, H, W, C) -> (B, Hp, Wp, C): zeros on the right and at the bottom up to multiples of ``multiple``."""
+    """(B, H, W, C) -> (B, Hp, Wp, C): zeros on the right and at the bottom up to multiples of `multiple`."""
     height, width = x.shape[1:3]
     bottom, right = -height % multiple, -width % multiple
     # Under export the sizes are symbols: a branch on them would nail the graph to one remainder.
@@ -33,7 +33,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def copied(x: Tensor) -> Tensor:
-    """``x`` in contiguous memory, copied in any case: `reshape` and `flatten` copy only where they must, and an
+    """`x` in contiguous memory, copied in any case: `reshape` and `flatten` copy only where they must, and an
     exported program would then be bound to grids on which they must.
     """
     return x.clone(memory_format=torch.contiguous_format)

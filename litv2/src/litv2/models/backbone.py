@@ -24,7 +24,7 @@ class LITv2Backbone(Pyramid, SavedInFolder, **IN_FOLDER):
         out_indices: stages that are returned.
         out_norms: stages whose output is normalised: all four in segmentation, not the first in detection.
         grad_checkpointing: recompute blocks in the backward pass (the paper's B detectors).
-        pyramid: everything else goes to :class:`litv2.models.pyramid.Pyramid`.
+        pyramid: everything else goes to `litv2.models.pyramid.Pyramid`.
 
     The BatchNorms of the mergings stay in training mode while fine-tuning, as the authors' do.
     """

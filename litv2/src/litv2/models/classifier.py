@@ -35,7 +35,7 @@ class LITv2(Pyramid, SavedInFolder, **IN_FOLDER):
     Args:
         num_classes: K; 0 leaves the classifier out.
         global_pool: "avg", or "" for the unpooled map.
-        pyramid: everything else goes to :class:`litv2.models.pyramid.Pyramid`.
+        pyramid: everything else goes to `litv2.models.pyramid.Pyramid`.
 
     Example::
 
@@ -69,7 +69,7 @@ class LITv2(Pyramid, SavedInFolder, **IN_FOLDER):
         return self.norm(last)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, h, w, C) -> (B, K); with ``pre_logits`` the pooled features (B, C)."""
+        """(B, h, w, C) -> (B, K); with `pre_logits` the pooled features (B, C)."""
         if self.global_pool == "avg":
             x = x.mean(dim=(1, 2))
         return x if pre_logits else self.head(x)
@@ -117,7 +117,7 @@ class LITv2(Pyramid, SavedInFolder, **IN_FOLDER):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for ``num_classes`` classes; 0 for none."""
+        """A new classifier for `num_classes` classes; 0 for none."""
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()

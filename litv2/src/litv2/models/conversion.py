@@ -1,4 +1,4 @@
-"""Released checkpoint file to a folder of ``save_pretrained`` and back, strictly: nothing is dropped without a word."""
+"""Released checkpoint file to a folder of `save_pretrained` and back, strictly: nothing is dropped without a word."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def load_classifier(path: str | Path, trust_pickle: bool = False, **changes: Any
     """A classifier from a run folder, a `save_pretrained` folder or a released file, its options changed as asked.
 
     Args:
-        changes: constructor arguments in place of those found (``local_ws``, ``alpha``); None leaves one alone.
+        changes: constructor arguments in place of those found (`local_ws`, `alpha`); None leaves one alone.
 
     Raises:
         UserError: weights of a detector or segmenter, another alpha, keys that do not fit.

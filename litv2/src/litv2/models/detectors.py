@@ -55,7 +55,7 @@ class PyramidFeatures(nn.Module):
 def build_backbone(
     name: str, first: int, drop_path_rate: float, window: int, checkpointing: bool, **options: Any
 ) -> LITv2Backbone:
-    """A published size with detection's norms, stages ``first`` to 3 returned, and a window of 2 or 4 in stage 3.
+    """A published size with detection's norms, stages `first` to 3 returned, and a window of 2 or 4 in stage 3.
 
     Raises:
         UserError: a window below 2: plain attention has other shapes.
@@ -123,7 +123,7 @@ def build_detector(
 
 
 def load_backbone(body: LITv2Backbone, path: str | Path, trust_pickle: bool = False) -> None:
-    """The ``backbone.*`` of a released detector or segmenter, or a classifier, into a backbone, strictly.
+    """The `backbone.*` of a released detector or segmenter, or a classifier, into a backbone, strictly.
 
     Norms that the file has and this backbone does not return are left out.
     """

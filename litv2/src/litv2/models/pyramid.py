@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block; without ``attention`` it is a ConvFFN block and has no ``norm1``."""
+    """Pre-norm block; without `attention` it is a ConvFFN block and has no `norm1`."""
 
     def __init__(
         self, dim: int, hidden: int, attention: nn.Module | None, conv: bool, drop: float, path: float
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution; the merging to the next one is the child ``downsample``, called by the pyramid."""
+    """Blocks of one resolution; the merging to the next one is the child `downsample`, called by the pyramid."""
 
     def __init__(self, blocks: Sequence[Block], downsample: DeformableMerging | None) -> None:
         super().__init__()
@@ -109,12 +109,12 @@ class Pyramid(nn.Module):
         has_msa: 1 for each stage with attention.
         drop_rate: dropout in the feed-forward layers.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
-        img_size: side or (height, width) in pixels. Only ``pos="rel"`` is bound to it; others use it to refuse windows
+        img_size: side or (height, width) in pixels. Only `pos="rel"` is bound to it; others use it to refuse windows
             larger than the grid.
         attention: mechanism of the stages with attention; all but "hilo" are the paper's comparison (table 5): "sra"
             reduces by 2 in stage 3, "window" has 7 x 7, "twins" alternates the two.
         pos: how tokens learn where they are: "conv" inside the FFN, "rel" bias of LITv1 with a plain MLP (needs
-            ``attention="msa"``), both, or "none".
+            `attention="msa"`), both, or "none".
         dtm: form of the deformable merging; "conv" drops the offsets.
         mask_padding: keep padded tokens out of HiLo.
 
@@ -224,7 +224,7 @@ def build_attention(
     pos: Position,
     mask: bool,
 ) -> nn.Module:
-    """The mixing layer of block ``index`` of a stage; ``grid`` is the stage's (H, W) in tokens where it is known."""
+    """The mixing layer of block `index` of a stage; `grid` is the stage's (H, W) in tokens where it is known."""
     if attention == "hilo":
         if grid and window > max(grid):
             raise UserError(

@@ -1,7 +1,7 @@
 """The authors' checkpoint files: reading them without running code, telling what they hold, fitting them to a model.
 
-Classifier files are ``{model, optimizer, config, ...}`` with a pickled yacs node under ``config``; detector and
-segmentation files are ``{meta, state_dict}`` with prefixes ``backbone.``, ``neck.`` and those of the heads. Inside, the
+Classifier files are `{model, optimizer, config, ...}` with a pickled yacs node under `config`; detector and
+segmentation files are `{meta, state_dict}` with prefixes `backbone.`, `neck.` and those of the heads. Inside, the
 keys are the same as here. Released as litv2_s.pth, litv2_m.pth, litv2_b.pth, litv2_b_384.pth, alpha_{0,0.2,...,1}.pth,
 {retinanet,mask_rcnn}_litv2_*_fpn_1x_coco*.pth, litv2_*_fpn_r50_512x512_80k_ade20k.pth; they lie where the authors'
 repository says.
@@ -68,7 +68,7 @@ def mmengine_classes(path: Path) -> list[Any]:
 def backbone_part(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(the network's own tensors without their prefix, the rest): splits a detector's or segmenter's file.
 
-    A file without ``backbone.`` keys is all network.
+    A file without `backbone.` keys is all network.
     """
     if not any(key.startswith("backbone.") for key in state):
         return dict(state), {}
@@ -80,7 +80,7 @@ def fit_released(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     """A state dict made ready for a model of the same size: the backbone's part, tables resized, wrong heads refused.
 
     * LITv1's position tables are resized to the model's grid and their index buffers made anew.
-    * For a backbone, the classifier's ``norm`` and ``head`` are left out, and missing output norms keep the model's.
+    * For a backbone, the classifier's `norm` and `head` are left out, and missing output norms keep the model's.
 
     Raises:
         UserError: weights of another alpha (the fitting one is named), or window 1 against another.
@@ -122,7 +122,7 @@ def _is_last_stage(name: str) -> bool:
 
 
 def alpha_of(state: Mapping[str, Tensor], head_dim: int) -> float:
-    """An alpha that gives every layer of ``state`` with both groups possible its head split.
+    """An alpha that gives every layer of `state` with both groups possible its head split.
 
     Layers whose heads are all Lo-Fi (window 1, or alpha 1) count only if there is no other.
     """

@@ -12,7 +12,7 @@ _TIMM = "timm.models"
 
 
 class _AfterTimm(MetaPathFinder):
-    """Finds nothing itself: lets the real finders load timm's models, then imports ``module``."""
+    """Finds nothing itself: lets the real finders load timm's models, then imports `module`."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -37,7 +37,7 @@ class _AfterTimm(MetaPathFinder):
 
 
 def when_timm_arrives(module: str) -> None:
-    """Import ``module`` (which registers models) now or when ``timm.models`` is imported."""
+    """Import `module` (which registers models) now or when `timm.models` is imported."""
     if _TIMM in sys.modules and not getattr(sys.modules[_TIMM].__spec__, "_initializing", False):
         importlib.import_module(module)
     else:

@@ -1,4 +1,4 @@
-"""The published sizes in timm's registry: ``timm.create_model("litv2_s", features_only=True, img_size=512)``."""
+"""The published sizes in timm's registry: `timm.create_model("litv2_s", features_only=True, img_size=512)`."""
 
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,12 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> LITv2:
-    """Build a size; ``pretrained`` reads the released file from torch hub's checkpoint folder.
+    """Build a size; `pretrained` reads the released file from torch hub's checkpoint folder.
 
-    Where timm has been told of another place (``local-dir:FOLDER``, ``hf-hub:NAME``), it loads by itself.
+    Where timm has been told of another place (`local-dir:FOLDER`, `hf-hub:NAME`), it loads by itself.
 
     Raises:
-        UserError: ``pretrained`` without a file there; the line says which file and where.
+        UserError: `pretrained` without a file there; the line says which file and where.
     """
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     options = {**architecture(name), **kwargs}
@@ -92,7 +92,7 @@ def litv2_b_384(pretrained: bool = False, **kwargs: Any) -> LITv2:
 
 @register_model
 def litv1_s(pretrained: bool = False, **kwargs: Any) -> LITv2:
-    """LITv1-S: 27 M parameters, 4.1 G (81.5 %); bound to its ``img_size``."""
+    """LITv1-S: 27 M parameters, 4.1 G (81.5 %); bound to its `img_size`."""
     return _create("litv1_s", pretrained, **kwargs)
 
 

@@ -1,6 +1,6 @@
 """COCO's folder layout as images and targets for torchvision's detectors, and its mean average precision.
 
-Layout: ``root/{train2017,val2017}/*.jpg`` and ``root/annotations/instances_{train2017,val2017}.json``.
+Layout: `root/{train2017,val2017}/*.jpg` and `root/annotations/instances_{train2017,val2017}.json`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 class CocoImages:
-    """One split. ``self[i]`` is an image (3, H, W) in [0, 1] and its target: boxes, labels from 1 on, masks, image_id.
+    """One split. `self[i]` is an image (3, H, W) in [0, 1] and its target: boxes, labels from 1 on, masks, image_id.
 
     Args:
         root: folder of the data.

@@ -133,7 +133,7 @@ class ImageTraining(pl.LightningModule):
         return loss
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each image (B,), by which ``keep_hardest`` ranks them."""
+        """Loss of each image (B,), by which `keep_hardest` ranks them."""
         return F.cross_entropy(self.network(images), labels, reduction="none", label_smoothing=self.mixing.smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:

@@ -195,28 +195,34 @@ def _unpacked(entry: dict[str, Any]) -> Any:
     return tuple(entry["tuple"]) if entry.keys() == {"tuple"} and isinstance(entry["tuple"], list) else entry
 
 
+SCOPES = ("mmseg", "mmengine")
+"""Packages whose registries a config may name; mmengine imports any other one that it finds."""
+
+
 def refuse_paths_to_code(value: Any, source: str) -> None:
     """mmengine imports a type that is no registered name but a path to an object: `dict(type="subprocess.Popen", ...)`.
 
     Raises:
-        UserError: such a type, or a checkpoint to start from that could run code.
+        UserError: such a type, another package's registry, or a checkpoint to start from that could run code.
     """
     if isinstance(value, dict):
-        kind = value.get("type")
-        if kind is not None and (not isinstance(kind, str) or "." in kind):
-            raise UserError(f"{source}: type {kind!r} is no registered name; a config that needs it: --config FILE.py")
+        for key in ("type", "constructor"):
+            if (name := value.get(key)) is not None and (not isinstance(name, str) or "." in name):
+                raise UserError(f"{source}: {key} {name!r} is no registered name; to use it: --config FILE.py")
+        for key in ("default_scope", "_scope_"):
+            if (name := value.get(key)) not in (None, *SCOPES):
+                raise UserError(f"{source}: {key} {name!r} is none of {', '.join(SCOPES)}; to use it: --config FILE.py")
         checkpoint = value.get("checkpoint")
-        if kind == "Pretrained" and isinstance(checkpoint, str) and "://" not in checkpoint:
+        if value.get("type") == "Pretrained" and isinstance(checkpoint, str) and "://" not in checkpoint:
             refuse_code(checkpoint)
-        for item in value.values():
-            refuse_paths_to_code(item, source)
-    elif isinstance(value, list | tuple):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for item in value:
             refuse_paths_to_code(item, source)
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` words as mmengine's own tools read them: 1e-4, true, None, [1,2], "text".
+    """`key=value` words as mmengine's own tools read them: 1e-4, true, None, [1,2], "text".
 
     Raises:
         UserError: a word without its equals sign.

@@ -1,4 +1,4 @@
-"""How each kind of reference file is recomputed: the table behind ``litv2 verify FILE...``.
+"""How each kind of reference file is recomputed: the table behind `litv2 verify FILE...`.
 
 Everything is recomputed in float64 from the file's float32 weights and inputs, through the same forward passes that
 users call: what is left of the difference is the rounding inside the file. (In float32 two correct implementations of a

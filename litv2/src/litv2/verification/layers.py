@@ -1,6 +1,6 @@
 """Reference files of single layers: attention, feed-forward, blocks, merging, patch embedding, and the rivals.
 
-Each function takes a file and returns what it holds under ``out.*``, ``grad.*`` and, for counts, ``config.*``.
+Each function takes a file and returns what it holds under `out.*`, `grad.*` and, for counts, `config.*`.
 """
 
 from collections.abc import Callable, Mapping
@@ -146,7 +146,7 @@ def recompute_patch_embed(file: ReferenceFile) -> Computed:
 
 
 def recompute_mechanism(build: Callable[[dict[str, Any]], nn.Module]) -> Callable[[ReferenceFile], Computed]:
-    """A kind whose layer ``build`` makes from the file's options."""
+    """A kind whose layer `build` makes from the file's options."""
     return lambda file: layer_results(file, build(file.config))[1]
 
 

@@ -106,7 +106,7 @@ def recompute_macs(file: ReferenceFile) -> Computed:
 
 
 def recompute_optim_schedule(file: ReferenceFile) -> Computed:
-    """The tiny model's options are not in the file: they are those of the ``litv2_tiny*`` files."""
+    """The tiny model's options are not in the file: they are those of the `litv2_tiny*` files."""
     c = file.config
     tiny = dict(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), num_classes=10, alpha=0.9)
     model = LITv2(**tiny)  # type: ignore[arg-type]

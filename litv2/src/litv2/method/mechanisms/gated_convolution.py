@@ -43,7 +43,7 @@ class LargeKernelAttention(nn.Module):
 
 
 class GatedConvolution(nn.Module):
-    """HorNet's gnconv: ``order`` rounds of gating over channel groups that double in width.
+    """HorNet's gnconv: `order` rounds of gating over channel groups that double in width.
 
     Args:
         order: rounds; D must be a multiple of 2 ** (order - 1). The benchmark uses 4.

@@ -12,7 +12,7 @@ from paperkit.errors import UserError
 
 
 def split_projections(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, parts * n * d) -> ``parts`` tensors (B, n, N, d); the parts lie along the last axis, heads before d."""
+    """(B, N, parts * n * d) -> `parts` tensors (B, n, N, d); the parts lie along the last axis, heads before d."""
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -48,14 +48,14 @@ class MSA(nn.Module):
 
 
 def relative_position_index(height: int, width: int) -> Tensor:
-    """(N, N) int64: the row of the bias table for each pair of positions of a ``height`` x ``width`` grid."""
+    """(N, N) int64: the row of the bias table for each pair of positions of a `height` x `width` grid."""
     places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).flatten(1)
     dy, dx = places[:, :, None] - places[:, None, :]
     return (dy + height - 1) * (2 * width - 1) + dx + width - 1
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """Bicubic resize of a table (S^2, n) of a square grid to ``rows`` rows, as the authors' dense code does.
+    """Bicubic resize of a table (S^2, n) of a square grid to `rows` rows, as the authors' dense code does.
 
     Raises:
         UserError: one of the two tables does not come from a square grid.
@@ -85,7 +85,7 @@ class RelPosAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, H: int | None = None, W: int | None = None) -> Tensor:
-        """(B, N, D) or (B, H, W, D) with N the tokens of ``grid`` -> the same shape."""
+        """(B, N, D) or (B, H, W, D) with N the tokens of `grid` -> the same shape."""
         tokens = x.flatten(1, -2)
         if tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise UserError(
@@ -128,7 +128,7 @@ class SpatialReductionAttention(nn.Module):
 
 
 class Linformer(nn.Module):
-    """Keys and values projected along the token axis to K = ``features`` rows, one projection for all heads.
+    """Keys and values projected along the token axis to K = `features` rows, one projection for all heads.
 
     Args:
         tokens: N, fixed by the projection's shape.

@@ -25,7 +25,7 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Attention inside s x s windows, of the map or of the map rolled by ``shift_size``.
+    """Attention inside s x s windows, of the map or of the map rolled by `shift_size`.
 
     The map is padded on the right and at the bottom, without a mask against the padding; after a roll, tokens of
     different regions of the map do not see each other (logit -100).
