@@ -64,7 +64,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def refusal(path: Path, **options: Any) -> str:
-    """The line with which ``path`` is refused."""
+    """The line with which `path` is refused."""
     with pytest.raises(UserError) as caught:
         read_checkpoint(path, **options)
     line = str(caught.value)
@@ -152,7 +152,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
-    """``data`` cut short, with a flipped bit, with some bytes replaced, or with some inserted."""
+    """`data` cut short, with a flipped bit, with some bytes replaced, or with some inserted."""
     kind, place = draw.randrange(4), draw.randrange(len(data))
     if kind == 0:
         return data[:place]

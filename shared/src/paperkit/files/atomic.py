@@ -64,7 +64,7 @@ def _status_of_old(target: Path) -> os.stat_result | None:
     """Of the file that is to be replaced; a device or a pipe is none, and the rename would remove it."""
     try:
         status = target.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -50,8 +50,7 @@ def regular_file(path: PathLike, what: str = "checkpoint") -> Path:
         what: how a message calls the file.
 
     Raises:
-        UserError: if it is missing, a folder or a device, empty, unreadable, or sealed and damaged; if it is a pointer
-            that git's large file storage left in the file's place.
+        UserError: if it is missing, a folder or a device, empty, unreadable, or sealed and damaged; as `told_format`.
     """
     path = Path(path)
     try:
@@ -63,8 +62,7 @@ def regular_file(path: PathLike, what: str = "checkpoint") -> Path:
         if status.st_size == 0:
             raise UserError(f"{path} is empty (0 bytes)")
         with open(path, "rb") as file:
-            if file.read(24).lstrip(b"\xef\xbb\xbf").startswith(b"version https://git-lfs"):
-                raise UserError(f"{path} is a Git LFS pointer, not the file: git lfs pull")
+            told_format(path, what)
             check_seal(file, path)
     except FileNotFoundError:
         raise UserError(f"no {what} at {path}") from None
@@ -73,27 +71,28 @@ def regular_file(path: PathLike, what: str = "checkpoint") -> Path:
     return path
 
 
-def told_format(path: Path) -> str:
+def told_format(path: Path, what: str = "checkpoint") -> str:
     """`safetensors`, `torch` or the empty string, by the content alone.
 
     Raises:
-        UserError: for a compressed file, a web page and other files that hold no weights as they are.
+        UserError: for a pointer that git's large file storage left in the file's place, a compressed file, a web page
+            and others that can be nothing that is read here.
     """
     with open(path, "rb") as file:
         start = file.read(512)
         size = file.seek(0, os.SEEK_END)
     if len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8:
         return "safetensors"  # first, since its first bytes are a length and may be any
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not the file: git lfs pull")
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
+        raise UserError(f"{path} is damaged or no {what}: it is a web page (HTML or XML), so the download went wrong")
     for mark, reason in FOREIGN:
         if start.startswith(mark):
             raise UserError(f"{path} {reason}")
     if start[257:262] == b"ustar":
         raise UserError(f"{path} is a tar archive: unpack it first")
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:14].lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
-        raise UserError(
-            f"{path} is damaged or no checkpoint: it is a web page (HTML or XML), so the download went wrong"
-        )
     if start.startswith(ZIP) or re.match(rb"\x80[\x02-\x05]", start):
         return "torch"
     return ""
@@ -114,10 +113,10 @@ def check_torch_archive(path: Path) -> None:
     if claimed > path.stat().st_size:
         raise ValueError(f"its directory claims {claimed} bytes and the file has {path.stat().st_size}")
     names = [member.filename for member in members]
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("its members are compressed, and torch.save compresses nothing: unpack it first")
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError("it is a TorchScript archive, which holds code: save the state dict of the module instead")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its members are compressed, and torch.save compresses nothing: unpack it first")
     if not any(re.fullmatch(r"([^/]+/)?data\.pkl", name) for name in names):
         shown = ", ".join(name[:40] for name in names[:3]) or "nothing"
         raise ValueError(f"it is a zip file of {shown}: unpack it first")

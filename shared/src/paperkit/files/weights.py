@@ -75,6 +75,9 @@ def read_checkpoint(
     allowed: list[Allowed] = [*SAFE, *allow]
     try:
         check_torch_archive(path)
+    except Exception as error:  # zipfile, too, raises more than its own on a broken directory
+        raise UserError(f"{path} is damaged or no checkpoint: {one_line(str(error))[:200]}") from error
+    try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
             warnings.simplefilter("ignore")  # on old protocols and types; what matters is raised
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
@@ -131,8 +134,7 @@ def read_safetensors(path: PathLike) -> tuple[dict[str, Tensor], dict[str, str]]
     Raises:
         UserError: as `read_checkpoint`.
     """
-    told_format(path := regular_file(path))
-    return _read_safetensors(path)
+    return _read_safetensors(regular_file(path))
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
@@ -141,8 +143,7 @@ def read_metadata(path: PathLike) -> dict[str, str]:
     Raises:
         UserError: as `read_checkpoint`.
     """
-    told_format(path := regular_file(path))
-    return _read_safetensors(path, tensors=False)[1]
+    return _read_safetensors(regular_file(path), tensors=False)[1]
 
 
 def read_weights(
