@@ -9,11 +9,15 @@ from PIL import Image
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from paperkit.files.weights import save_weights
 from paperkit.testing.commands import Command
+from spt.experiment.settings import SENSITIVE
 from spt.method.sensitivity import measure_sensitivities, reset_head
 from spt.models.backbones import create_backbone
+from spt.models.setr import SETR, create_setr
+from spt.models.spt_model import SPTConfig, SPTModel, get_spt_model
 from spt.training.image_lists import DOMAINS, FEW_SHOT, FGVC, VTAB
 
 CLASSES = 6
@@ -197,3 +201,75 @@ def lists_world(root: Path) -> Path:
     save_weights(root / "backbone.safetensors", {n: v for n, v in model.state_dict().items() if "head" not in n})
     spt.child("train", "--name", "one", *small_lists(root), cwd=root)
     return root
+
+
+SCENE_SIZES = {"embed_dim": 32, "depth": 3, "num_heads": 2, "taps": [0, 1, 2], "width": 16}
+
+
+def tiny_setr(seed: int = 0) -> SETR:
+    """SETR of three blocks for 5 classes and 32 pixels."""
+    torch.manual_seed(seed)
+    return create_setr("vit_base_patch16_224", 5, 32, **SCENE_SIZES)
+
+
+def small_scenes(root: Path, **more: str) -> list[str]:
+    """Options of a run of seconds on the scenes and the trunk that `ade20k_world` makes."""
+    options = {
+        "data.root": str(root / "ade20k"),
+        "data.classes": "5",
+        "data.size": "32",
+        "data.short_side": "32",
+        "data.stride": "20",
+        "data.workers": "0",
+        "backbone.arch": "vit_base_patch16_224",
+        "backbone.sizes": json.dumps(SCENE_SIZES),
+        "backbone.file": str(root / "trunk.safetensors"),
+        "backbone.drop_path": "0",
+        "method.budget": "4000",
+        "method.rank": "2",
+        "method.search": "exact",
+        "recipe.steps": "60",
+        "recipe.lr": "0.02",
+        "recipe.batch_size": "3",
+        "recipe.sensitivity_batch": "3",
+        "recipe.save_every": "3",
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        **more,
+    }
+    return ["--engine", "segmentation", *words(options)]
+
+
+def ade20k_world(root: Path) -> Path:
+    """Scenes, a trunk file, and one finished run (`runs/spt/one`) in `root`."""
+    make_ade20k(root / "ade20k")
+    save_weights(root / "trunk.safetensors", {n: v for n, v in tiny_setr(3).state_dict().items() if "head" not in n})
+    spt.child("train", "--name", "one", *small_scenes(root), cwd=root)
+    return root
+
+
+SHORT = ["--seeds", "2", "--tasks", "[flip,location]", "--steps", "20", "--pretrain_steps", "60"]
+SHORT += ["--arms", f"[{SENSITIVE},SPT-LoRA,peft AdaLoRA]"]
+
+
+def digits_run(root: Path) -> Path:
+    """A short finished run of the embedded experiment (`runs/spt/one`) in `root`."""
+    spt.child("train", "--name", "one", *SHORT, cwd=root)
+    return root
+
+
+def tuned(kind: str = "lora", steps: int = 3, swin: bool = False, seed: int = 0, **options: object) -> SPTModel:
+    """A tiny model tuned for a few steps."""
+    model = tiny_swin() if swin else tiny_vit()
+    data = batches(side=32 if swin else 16, seed=seed)
+    fixed = () if swin else ("cls_token",)
+    values = measure_sensitivities(model, data, fixed=fixed, eval_mode=True)
+    config = SPTConfig(budget=1500, structured_type=kind, r=2, fixed=fixed, drop=0, drop_path=0, **options)
+    torch.manual_seed(seed)
+    made = get_spt_model(model, config, values)
+    optimizer = torch.optim.AdamW(made.optimizer_groups(), lr=1e-2)
+    for images, labels in data[:steps]:
+        optimizer.zero_grad()
+        F.cross_entropy(made(images), labels).backward()
+        optimizer.step()
+    return made.eval()

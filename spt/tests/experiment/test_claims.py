@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from test_experiment import spt
+from made import spt
 
 from paperkit.results.metrics import Metrics
 from spt.experiment.settings import LEAST, LINEAR, RANDOM, SENSITIVE
@@ -11,7 +11,7 @@ from spt.experiment.settings import LEAST, LINEAR, RANDOM, SENSITIVE
 def test_claims_hold_and_the_run_folder_is_complete(tmp_path: Path) -> None:
     """The three claims that the specification calls safe: four seeds, four tasks, the arms that they need."""
     arms = f"[{SENSITIVE},{RANDOM},{LEAST},{LINEAR}]"
-    out = spt("train", "--name", "claims", "--arms", arms, cwd=tmp_path)
+    out = spt.child("train", "--name", "claims", "--arms", arms, cwd=tmp_path).out
     run = tmp_path / "runs" / "spt" / "claims"
     metrics = Metrics.read(run / "metrics.json")
     claims = [claim for claim in metrics.claims if claim.asserted]
@@ -22,7 +22,3 @@ def test_claims_hold_and_the_run_folder_is_complete(tmp_path: Path) -> None:
     for row in metrics.rows:
         if row.metric.startswith("trained of"):
             assert row.mean == (0 if row.arm == LINEAR else 700)
-    again = spt("eval", cwd=tmp_path)
-    assert "held (asserted)" in again
-    after = Metrics.read(run / "metrics.json")
-    assert [r.values for r in after.rows] == [r.values for r in metrics.rows]

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from made import CLASSES, batches
+from made import CLASSES, batches, same_bits
 
 from paperkit.errors import UserError
 from spt import SPTConfig, get_spt_model, measure_sensitivities
-from spt.deployment.hot_swap import same_bits
 from spt.models.backbones import create_backbone
-from spt.models.hub_model import SPTClassifier, load_folder
+from spt.models.hub_model import SPTClassifier
 
 VIT = ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4})
 SWIN = (
@@ -50,10 +49,10 @@ def test_saved_and_loaded_by_the_mixin(kind: str, where: tuple[str, dict], tmp_p
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["arch"] == where[0] and config["rule"]["structured_type"] == kind
     random = torch.get_rng_state()
-    for loaded in (SPTClassifier.from_pretrained(str(tmp_path)).eval(), load_folder(tmp_path)):
-        assert same_bits(loaded, model.state_dict())
-        with torch.no_grad():
-            assert torch.equal(loaded(images), model(images))
+    loaded = SPTClassifier.from_pretrained(str(tmp_path))
+    assert same_bits(loaded, model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
     assert torch.equal(random, torch.get_rng_state())
 
 
@@ -74,4 +73,4 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     ):
         config.write_text(json.dumps({**described, **change}))
         with pytest.raises(UserError, match=words):
-            load_folder(tmp_path)
+            SPTClassifier.from_pretrained(tmp_path)

@@ -1,42 +1,44 @@
 """ADE20K with SETR-PUP: the table's parameter counts, groups and schedule, crops, windows, runs through the command."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from forked import in_child, killed_when
-from made import make_ade20k
+from made import SCENE_SIZES, make_ade20k, same_bits, small_scenes, spt, tiny_setr
 from PIL import Image
-from test_experiment import here
-from test_real_data import digest
 from torch import nn
 
 from paperkit.command.cli import make_parser
 from paperkit.errors import UserError
-from spt.deployment.hot_swap import HotSwap, same_bits
+from paperkit.testing.runs import check_same_runs
+from spt.deployment.hot_swap import HotSwap
 from spt.method.sensitivity import measure_sensitivities
 from spt.method.tuning import count_trained
+from spt.models.backbones import load_backbone
 from spt.models.delta import load_delta, selection_of
 from spt.models.setr import IGNORED, create_setr, segmentation_loss, sliding_scores
 from spt.models.spt_model import SPTModel
-from spt.training import train_segmentation
+from spt.training import segmentation
 from spt.training.ade20k import Scenes, scene_pairs
 from spt.training.methods import prepare_method
 from spt.training.recipe import MethodOptions
-from spt.training.segmentation import build
 from spt.training.segmentation_module import SegmentationModule
 from spt.training.segmentation_recipe import SceneOptions, SegmentationRecipe
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "segmentation").glob("*.yaml"))
-SIZES = {"embed_dim": 32, "depth": 3, "num_heads": 2, "taps": [0, 1, 2], "width": 16}
+CONFIGS = Path(__file__).parents[2] / "configs" / "segmentation"
+METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 
 
-def tiny_setr(seed: int = 0):
-    torch.manual_seed(seed)
-    return create_setr("vit_base_patch16_224", 5, 32, **SIZES)
+def options_of(*files: Path):
+    """Config files through the engine's own parser, later over earlier."""
+    parser = make_parser("spt train")
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--engine", type=str)
+    segmentation.add_arguments(parser)
+    given = parser.parse_args([str(word) for file in files for word in ("--config", file)])
+    assert given.engine == "segmentation"
+    return segmentation.read_options(parser.instantiate_classes(given))
 
 
 def test_parameters_are_those_of_the_papers_table() -> None:
@@ -53,32 +55,33 @@ def test_parameters_are_those_of_the_papers_table() -> None:
 
 
 def test_there_is_a_config_for_every_row() -> None:
-    rows = {path.stem.removeprefix("ade20k_setr_pup_") for path in CONFIGS}
-    assert rows == {"spt_lora", "spt_adapter", "full", "linear", "bias", "vpt"}
+    assert {path.stem for path in METHODS} == {"spt_lora", "spt_adapter", "full", "linear", "bias", "vpt"}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
 def test_config(path: Path, tmp_path: Path) -> None:
     """The recipe's numbers; one step of a shrunk model on a made folder moves what is trained and nothing else."""
     assert path.read_text().splitlines()[1].startswith("# Command:")
-    parser = make_parser("spt train")
-    train_segmentation.add_arguments(parser)
-    options = train_segmentation.to_options(vars(parser.parse_args(["--config", str(path)])))
+    options = options_of(CONFIGS / "ade20k.yaml", path)
+    assert options == options_of(path, CONFIGS / "ade20k.yaml")
+    expected = {
+        "spt_lora": MethodOptions(structured_type="lora", budget=1_500_000, search="exact"),
+        "spt_adapter": MethodOptions(structured_type="adapter", budget=1_500_000, search="exact"),
+        "vpt": MethodOptions("vpt", rank=20),
+    }
+    assert options.method == expected.get(path.stem, MethodOptions(path.stem))
     recipe, data = options.recipe, options.data
     assert (recipe.steps, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (160_000, 16, 0.9, 0.0)
     assert (data.classes, data.size, data.short_side, data.long_side, data.stride) == (150, 512, 512, 2048, 341)
-    assert (
-        options.backbone.arch == "vit_large_patch16_224"
-        and yaml.safe_load(path.read_text())["data"]["kind"] == "ade20k"
-    )
+    assert options.backbone.arch == "vit_large_patch16_224" and data.kind == "ade20k"
     assert recipe.lr_at(0) == 1e-3 and recipe.lr_at(0, 10) == 1e-2 and recipe.lr_at(160_000, 10) == 1e-4
     assert recipe.lr_at(80_000) == pytest.approx(1e-4 + 9e-4 * 0.5**0.9)
     make_ade20k(tmp_path)
     data.root, data.size, data.short_side, data.classes, data.workers = str(tmp_path), 32, 32, 5, 0
-    options.backbone.file, options.backbone.sizes, recipe.batch_size = None, SIZES, 4
+    options.backbone.file, options.backbone.sizes, recipe.batch_size = None, SCENE_SIZES, 4
     options.backbone.arch, recipe.sensitivity_batch = "vit_base_patch16_224", 3
     options.method.rank, options.method.budget = 2, 4000
-    loaders, tuned, _ = build(options)
+    loaders, tuned, _ = segmentation.build(options)
     module = SegmentationModule(tuned.model, recipe, data)
     optimizer = module.configure_optimizers()
     groups = {group["factor"]: group for group in optimizer.param_groups}
@@ -142,67 +145,25 @@ def test_crops_are_seeded_padded_and_label_as_stated(tmp_path: Path) -> None:
     assert labels[1:].unique().tolist() == [1, 3] and min(image.shape[-2:]) == 32
 
 
-def options_of(root: Path, **more: str) -> list[str]:
-    options = {
-        "data.kind": "ade20k",
-        "data.root": str(root / "ade20k"),
-        "data.classes": "5",
-        "data.size": "32",
-        "data.short_side": "32",
-        "data.stride": "20",
-        "data.workers": "0",
-        "backbone.arch": "vit_base_patch16_224",
-        "backbone.sizes": json.dumps(SIZES),
-        "backbone.file": str(root / "trunk.safetensors"),
-        "backbone.drop_path": "0",
-        "method.budget": "4000",
-        "method.rank": "2",
-        "method.search": "exact",
-        "recipe.steps": "60",
-        "recipe.lr": "0.02",
-        "recipe.batch_size": "3",
-        "recipe.sensitivity_batch": "3",
-        "recipe.save_every": "3",
-        "trainer.accelerator": "cpu",
-        "trainer.enable_progress_bar": "false",
-        **more,
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", value)]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from paperkit.files.weights import save_weights
-
-    root = tmp_path_factory.mktemp("scenes")
-    make_ade20k(root / "ade20k")
-    save_weights(root / "trunk.safetensors", {n: v for n, v in tiny_setr(3).state_dict().items() if "head" not in n})
-    code, text = in_child(["train", "--name", "one", *options_of(root)], root)
-    assert code == 0, text
-    return root
-
-
-def test_run_learns_and_is_evaluated_again(world: Path) -> None:
-    run = world / "runs" / "spt" / "one"
+def test_run_learns_and_is_evaluated_again(scenes: Path) -> None:
+    run = scenes / "runs" / "spt" / "one"
     before = json.loads((run / "metrics.json").read_text())
     assert before["rows"][0]["metric"] == "mIoU, validation, single scale"
     assert before["rows"][0]["values"][0] > 14  # one class everywhere would reach 7
-    assert "mIoU" in in_child(["eval", "--ckpt", str(run)], world)[1]
+    assert "mIoU" in spt.child("eval", "--ckpt", run, cwd=scenes).out
     assert json.loads((run / "metrics.json").read_text())["rows"][0] == before["rows"][0]
     kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert not any(name.endswith("mlp.fc1.weight") for name in kept)
     assert "model.decode_head.stages.0.1.running_mean" in kept
 
 
-def test_delta_holds_the_heads_with_their_statistics(world: Path) -> None:
-    delta = load_delta(world / "runs" / "spt" / "one" / "delta")
-    from spt.models.backbones import load_backbone
-
+def test_delta_holds_the_heads_with_their_statistics(scenes: Path) -> None:
+    delta = load_delta(scenes / "runs" / "spt" / "one" / "delta")
     trunk, plain = tiny_setr(7), tiny_setr(8)
     for model in (trunk, plain):
-        load_backbone(model, world / "trunk.safetensors")
+        load_backbone(model, scenes / "trunk.safetensors")
     images = torch.randn(1, 3, 32, 32)
-    tuned = SPTModel.from_pretrained(trunk, world / "runs" / "spt" / "one" / "delta").eval()
+    tuned = SPTModel.from_pretrained(trunk, scenes / "runs" / "spt" / "one" / "delta").eval()
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     swap = HotSwap(plain)
     swap.add("scenes", delta)
@@ -217,18 +178,15 @@ def test_delta_holds_the_heads_with_their_statistics(world: Path) -> None:
         selection_of(delta, tiny_setr())
 
 
-def test_kill_and_resume_give_the_same_bits(world: Path) -> None:
-    run = world / "runs" / "spt" / "cut"
-    killed_when(run / "checkpoints" / "last.ckpt", ["train", "--name", "cut", *options_of(world)], world)
-    code, text = in_child(["train", "--resume", str(run)], world)
-    assert code == 0, text
-    assert digest(run) == digest(world / "runs" / "spt" / "one")
+def test_kill_and_resume_give_the_same_run(scenes: Path) -> None:
+    run = scenes / "runs" / "spt" / "cut"
+    child = spt.start("train", "--name", "cut", *small_scenes(scenes), cwd=scenes)
+    child.kill_when(run / "checkpoints" / "last.ckpt")
+    spt.child("train", "--resume", run, cwd=scenes)
+    check_same_runs(scenes / "runs" / "spt" / "one", run)
 
 
-def test_damaged_folders_are_one_line(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    bad = partial(here, cwd=tmp_path, monkeypatch=monkeypatch, capfd=capfd, code=1)
+def test_damaged_folders_are_one_line(scenes: Path, tmp_path: Path) -> None:
     root = tmp_path / "ade20k"
     image, label = (root / kind / "training" / "ADE_00000000" for kind in ("images", "annotations"))
     image, label = image.with_suffix(".jpg"), label.with_suffix(".png")
@@ -248,8 +206,8 @@ def test_damaged_folders_are_one_line(
     for number, (damage, words) in enumerate(damages):
         make_ade20k(root)
         damage()
-        out = bad("train", "--name", str(number), *options_of(world, **{"data.root": str(root)}))
-        assert words in out, out
+        options = small_scenes(scenes, **{"data.root": str(root)})
+        assert words in spt.refused("train", "--name", str(number), *options, cwd=tmp_path)
 
 
 def test_recipe_has_a_floor() -> None:

@@ -1,4 +1,4 @@
-"""The embedded tasks: scans of handwritten digits, half for pre-training, half for four tasks for which the backbone has to change.
+"""The embedded tasks: scans of handwritten digits, half for pre-training, half for four tasks that need other features.
 
 Shapes: N images of 1 x 8 x 8 pixels in [-1, 1].
 """

@@ -8,22 +8,21 @@ the pre-training saves itself, so a killed run continues to the same bits.
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from paperkit.data.resumable import seed_of
 from paperkit.errors import UserError
 from paperkit.files.weights import (
     load_strict,
-    read_checkpoint,
     read_weights,
-    save_checkpoint,
     save_weights,
 )
+from paperkit.training.stages import train_steps
 from spt.experiment.arms import Arm, Setting, build_arm
 from spt.experiment.digit_tasks import CLASSES, Task, make_task, shifted, source_digits, unseen_digits
 from spt.experiment.settings import ExperimentConfig, SeedResult
@@ -33,7 +32,6 @@ from spt.method.sensitivity import measure_sensitivities, reset_head
 from spt.models.selection_file import flags
 
 Advance = Callable[[int], None]
-SAVE_EVERY = 100  # steps of pre-training
 
 
 def small_vit(classes: int) -> VisionTransformer:
@@ -43,7 +41,7 @@ def small_vit(classes: int) -> VisionTransformer:
     )
 
 
-def warmup_cosine(step: int, steps: int, lr: float) -> float:
+def warmup_cosine(step: int, *, steps: int, lr: float) -> float:
     """Linear warm-up over a tenth of the steps, then cosine to zero."""
     warm = max(1, steps // 10)
     return (
@@ -67,54 +65,26 @@ def pretrain(seed: int, advance: Advance, run: str, config: ExperimentConfig) ->
         advance(config.pretrain_steps)
         return accuracy(model, *unseen_digits(seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.pretrain_lr, weight_decay=0.05)
-    start = 0
-    if state_file.is_file():
-        state = read_checkpoint(state_file)
-        start = state["step"]
-        load_strict(model, state["model"], str(state_file))
-        optimizer.load_state_dict(state["optimizer"])
-        advance(start)
     images, labels = source_digits(seed)
-    model.train()
-    for step in range(start, config.pretrain_steps):
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(seed_of(seed, 2, step))
         chosen = torch.randperm(len(labels), generator=draw)[:64]
-        train_step(
-            model,
-            optimizer,
-            shifted(images[chosen], draw),
-            labels[chosen],
-            warmup_cosine(step, config.pretrain_steps, config.pretrain_lr),
-            f"pre-training, step {step}",
-        )
-        advance(1)
-        if (step + 1) % SAVE_EVERY == 0:
-            save_checkpoint(
-                state_file, {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            )
+        return shifted(images[chosen], draw), labels[chosen]
+
+    train_steps(
+        model,
+        optimizer,
+        partial(warmup_cosine, steps=config.pretrain_steps, lr=config.pretrain_lr),
+        batch,
+        config.pretrain_steps,
+        name="pre-training",
+        last=state_file,
+        advance=advance,
+        remedy="start a new run with a lower --pretrain_lr",
+    )
     save_weights(done, model.state_dict())
     return accuracy(model, *unseen_digits(seed))
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, lr: float, where: str
-) -> float:
-    """One step; returns the loss.
-
-    Raises:
-        UserError: when the loss is not finite.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    loss = F.cross_entropy(model(images), labels)
-    if not torch.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss.item()} at {where} with learning rate {lr:.3g}; lower it and start again with --resume"
-        )
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
 
 
 @torch.no_grad()
@@ -183,20 +153,23 @@ def tune(
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     images, labels = data.train
     torch.manual_seed(seed_of(seed, 6))
-    arm.model.train()
-    losses = []
-    for step in range(config.steps):
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(seed_of(seed, 8, step))
         chosen = torch.randperm(len(labels), generator=draw)[: config.batch_size]
-        where = f"{task}, {name}, seed {seed}, step {step}"
-        losses.append(
-            train_step(
-                arm.model, optimizer, images[chosen], labels[chosen], warmup_cosine(step, config.steps, lr), where
-            )
-        )
-        arm.after_step(step + 1)
-        advance(1)
-    return losses
+        return images[chosen], labels[chosen]
+
+    return train_steps(
+        arm.model,
+        optimizer,
+        partial(warmup_cosine, steps=config.steps, lr=lr),
+        batch,
+        config.steps,
+        name=f"{name} on {task}, seed {seed}",
+        advance=advance,
+        after_step=arm.after_step,
+        remedy=f"start a new run with a lower --{'full_lr' if name == 'full fine-tuning' else 'lr'}",
+    )
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -1,21 +1,17 @@
-"""The tuned model: what trains, merging, deltas, switching, and the checks on foreign files."""
+"""The tuned model: what trains, merging, deltas, and the checks on foreign files."""
 
 import copy
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from made import CLASSES, batches, tiny_swin, tiny_vit
-from peft import PeftModel
+from made import CLASSES, batches, same_bits, tiny_swin, tiny_vit, tuned
 from torch import nn
 from torch.nn import functional as F
 
 from paperkit.errors import UserError
-from spt import HotSwap, SPTConfig, SPTModel, get_spt_model, measure_sensitivities
-from spt.deployment.hot_swap import same_bits
-from spt.deployment.peft_export import export_to_peft, load_from_peft
+from spt import SPTConfig, SPTModel, get_spt_model, measure_sensitivities
 from spt.method.allocation import Rule, Selection
 from spt.method.candidates import find_candidates
 from spt.method.sensitivity import reset_head
@@ -24,23 +20,6 @@ from spt.models.delta import load_delta, save_delta
 from spt.models.selection_file import ALLOWED, read_selection, to_content
 
 KINDS = ["lora", "adapter", "none"]
-
-
-def tuned(kind: str = "lora", steps: int = 3, swin: bool = False, seed: int = 0, **options: object) -> SPTModel:
-    """A tiny model tuned for a few steps."""
-    model = tiny_swin() if swin else tiny_vit()
-    data = batches(side=32 if swin else 16, seed=seed)
-    fixed = () if swin else ("cls_token",)
-    values = measure_sensitivities(model, data, fixed=fixed, eval_mode=True)
-    config = SPTConfig(budget=1500, structured_type=kind, r=2, fixed=fixed, drop=0, drop_path=0, **options)
-    torch.manual_seed(seed)
-    spt = get_spt_model(model, config, values)
-    optimizer = torch.optim.AdamW(spt.optimizer_groups(), lr=1e-2)
-    for images, labels in data[:steps]:
-        optimizer.zero_grad()
-        F.cross_entropy(spt(images), labels).backward()
-        optimizer.step()
-    return spt.eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,25 +122,6 @@ def tiny_vit_with_classes(classes: int) -> nn.Module:
     return model
 
 
-def test_hot_swap_is_exact_over_many_switches(tmp_path: Path) -> None:
-    models = {kind: tuned(kind, seed=i) for i, kind in enumerate(KINDS)}
-    plain, images = tiny_vit(), batches()[0][0]
-    before = {name: value.clone() for name, value in plain.state_dict().items()}
-    swap = HotSwap(plain)
-    for name, model in models.items():
-        model.save_pretrained(tmp_path / name)
-        swap.add(name, load_delta(tmp_path / name))
-    with torch.no_grad():
-        for name in ["lora", "adapter", "none", "lora", None, "none", "adapter", "lora"]:
-            out = swap.switch(name)(images)
-            expected = tiny_vit().eval()(images) if name is None else models[name](images)
-            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    swap.switch(None)
-    assert same_bits(plain, before)
-    with pytest.raises(UserError, match="no delta named sun"):
-        swap.switch("sun")
-
-
 def test_delta_is_about_eight_bytes_an_entry(tmp_path: Path) -> None:
     spt = tuned("none")
     spt.save_pretrained(tmp_path)
@@ -208,34 +168,6 @@ def test_selection_file_round_trip_and_safety(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="system"):
         read_selection(tmp_path / "evil.pth", spt.selection.rule, shapes)
     assert not (tmp_path / "ran").exists() and len(ALLOWED) == 4
-
-
-def test_peft_loads_the_export_with_the_same_outputs(tmp_path: Path) -> None:
-    spt, images = tuned(), batches()[0][0]
-    assert spt.selection.modules and spt.selection.entries
-    export_to_peft(spt, tmp_path)
-    with torch.no_grad():
-        expected = spt(images)
-        torch.testing.assert_close(load_from_peft(tiny_vit(), tmp_path)(images), expected, rtol=1e-5, atol=1e-5)
-        from safetensors.torch import load_file
-
-        base = tiny_vit()
-        base.load_state_dict(load_file(tmp_path / "base.safetensors"), strict=False)
-        by_peft = PeftModel.from_pretrained(base, str(tmp_path)).eval()
-        torch.testing.assert_close(by_peft(images), expected, rtol=1e-5, atol=1e-5)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == ["head"] and config["rank_pattern"] == config["alpha_pattern"]
-
-
-def test_missing_keys_of_a_peft_file_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    export_to_peft(tuned(), tmp_path)
-    state = load_file(tmp_path / "adapter_model.safetensors")
-    head = next(name for name in state if "head" in name)
-    save_file({n: v for n, v in state.items() if n != head}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"lacks .*head"):
-        load_from_peft(tiny_vit(), tmp_path)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,0 +1,37 @@
+"""The low-rank part as a peft adapter: the same outputs through peft itself, and no key may be missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made import batches, tiny_vit, tuned
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from paperkit.errors import UserError
+from spt.deployment.peft_export import export_to_peft, load_from_peft
+
+
+def test_peft_loads_the_export_with_the_same_outputs(tmp_path: Path) -> None:
+    spt, images = tuned(), batches()[0][0]
+    assert spt.selection.modules and spt.selection.entries
+    export_to_peft(spt, tmp_path)
+    with torch.no_grad():
+        expected = spt(images)
+        torch.testing.assert_close(load_from_peft(tiny_vit(), tmp_path)(images), expected, rtol=1e-5, atol=1e-5)
+        base = tiny_vit()
+        base.load_state_dict(load_file(tmp_path / "base.safetensors"), strict=False)
+        by_peft = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+        torch.testing.assert_close(by_peft(images), expected, rtol=1e-5, atol=1e-5)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["head"] and config["rank_pattern"] == config["alpha_pattern"]
+
+
+def test_missing_keys_of_a_peft_file_are_refused(tmp_path: Path) -> None:
+    export_to_peft(tuned(), tmp_path)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    head = next(name for name in state if "head" in name)
+    save_file({n: v for n, v in state.items() if n != head}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"lacks .*head"):
+        load_from_peft(tiny_vit(), tmp_path)
