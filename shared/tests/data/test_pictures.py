@@ -2,8 +2,6 @@
 
 import io
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from contextlib import suppress
@@ -12,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
+from timm.data import auto_augment
 from torch.utils.data import DataLoader, Dataset
 
+from paperkit.data import images
 from paperkit.data.pictures import MAX_PIXELS, DataError, load_picture, read_picture
 
 TURNS = {  # the stored pixels that a camera writes with this orientation for the upright scene
@@ -249,9 +249,9 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     path = tmp_path / "wall.png"
     path.write_bytes(large_png(15_000, 13_000))  # 195 megapixels
-    start = time.monotonic()
+    start = time.process_time()
     message = refused(path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     assert message.startswith(f"cannot read image {path}: 1")
     assert message.endswith(f"are more than {MAX_PIXELS} in all; make it smaller")
     path.write_bytes(large_png(60_000, 1_600))  # Pillow warns of this one; the panorama of a telephone may be as large
@@ -259,13 +259,9 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(
 
 
 def test_importing_leaves_pillow_and_timm_as_they_are() -> None:
-    code = (
-        "from PIL import Image, ImageFile; from timm.data import auto_augment as a; "
-        "before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, dict(a.NAME_TO_OP)); "
-        "import paperkit.data.pictures, paperkit.data.images; "
-        "assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, a.NAME_TO_OP)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert images.auto_augment is auto_augment  # imported, and nothing of it replaced
+    assert {function.__module__ for function in auto_augment.NAME_TO_OP.values()} == {auto_augment.__name__}
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == ((1024**3 // 4 // 3), False)
 
 
 class Pictures(Dataset[Any]):

@@ -314,6 +314,19 @@ def test_impossible_sizes_are_refused() -> None:
         EvenSampler(3, world=4)
 
 
+class Refusing(Points):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise UserError(f"x.png: its label {index} is UserError: above 3")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_refusal_is_one_line_out_of_a_worker_process(workers: int) -> None:
+    sampler = EvenSampler(50, batch_size=25)
+    with pytest.raises(UserError) as caught:
+        next(iter(seeded_loader(SeededDataset(Refusing(), SEED), sampler, workers)))
+    assert str(caught.value) == "x.png: its label 0 is UserError: above 3"
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
