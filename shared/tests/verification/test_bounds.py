@@ -87,12 +87,14 @@ def test_a_kind_that_checks_itself_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_bound_on_parameters_ends_with_the_work() -> None:
-    with pytest.raises(UserError, match="far larger network"), at_most(parameters=3):
+    with pytest.raises(UserError, match="far larger network"), at_most([], parameters=3):
         nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    with pytest.raises(UserError, match="far larger network"), at_most(numbers=5):
+    with pytest.raises(UserError, match="far larger network"), at_most([], numbers=5):
         nn.Linear(2, 2)
-    with at_most(numbers=5), torch.device("meta"):
+    with at_most([], numbers=5), torch.device("meta"):
         nn.Linear(1000, 1000)
+    with at_most([torch.ones(1)], parameters=0, numbers=0):
+        nn.Linear(2, 2)
     nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
 
 

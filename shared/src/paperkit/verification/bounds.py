@@ -7,21 +7,23 @@ faster than its numbers (pairs, powers, sweeps) sets smaller ones by `Kind.limit
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from paperkit.errors import UserError
 
 LARGEST_NUMBER = 100_000
 """The largest whole number among the options of a reference file, where its kind sets no other."""
-MOST_PARAMETERS = 20_000
-"""Parameter tensors that one file may cause; the largest given one, counts of 20 full networks, causes 3,036."""
-MOST_NUMBERS = 500_000_000
-"""Numbers in them, those on the meta device aside; the largest given file causes 307,050."""
+SPARE = 8
+"""The work on a file may build this many times its tensors and their numbers,"""
+MOST_PARAMETERS = 5_000
+"""and this many parameter tensors more; the largest given file, counts of full networks, causes 3,036,"""
+MOST_NUMBERS = 20_000_000
+"""and this many numbers more, those on the meta device aside; the largest given file causes 307,050."""
 
 
 def check_sizes(
@@ -67,12 +69,22 @@ def _fits(path: str, pattern: str) -> bool:
 
 
 @contextlib.contextmanager
-def at_most(parameters: int = MOST_PARAMETERS, numbers: int = MOST_NUMBERS) -> Iterator[None]:
-    """Ends work of this thread that builds more parameters than that, before the memory of one too many is touched.
+def at_most(
+    tensors: Iterable[Tensor], parameters: int = MOST_PARAMETERS, numbers: int = MOST_NUMBERS
+) -> Iterator[None]:
+    """Ends work of this thread that builds far more parameters than the file has tensors.
+
+    A parameter is counted before its numbers are drawn, so the memory of one that is too large is never touched.
+
+    Args:
+        tensors: of the file.
+        parameters, numbers: what may be built beyond `SPARE` times those.
 
     Raises:
-        UserError: what is built is far larger than any reference file needs.
+        UserError: what is built is far larger than such a file needs.
     """
+    sizes = [tensor.numel() for tensor in tensors]
+    parameters, numbers = parameters + SPARE * len(sizes), numbers + SPARE * sum(sizes)
     made, thread = [0, 0], threading.get_ident()
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -81,7 +93,7 @@ def at_most(parameters: int = MOST_PARAMETERS, numbers: int = MOST_NUMBERS) -> I
         made[0] += 1
         made[1] += 0 if parameter.is_meta else parameter.numel()
         if made[0] > parameters or made[1] > numbers:
-            raise UserError(f"its options ask for a far larger network than a reference file needs ({made[0]} tensors)")
+            raise UserError(f"its options ask for a far larger network than such a file needs ({made[0]} tensors)")
 
     hook = register_module_parameter_registration_hook(count)
     try:
