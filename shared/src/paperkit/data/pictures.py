@@ -165,8 +165,8 @@ def _grey(image: Image.Image, depth: _Depth, name: str) -> Image.Image:
     if depth.bits == 32 and high <= 0xFF:  # numbers of 8 bits in a wider file
         return Image.fromarray(pixels.astype(np.uint8))
     white = 0xFFF if depth.bits == 12 else 0xFFFF
-    light = white - pixels.astype(np.uint32) if depth.white_is_zero else pixels.astype(np.uint32)
-    return Image.fromarray(((light * 255 + white // 2) // white).astype(np.uint8))
+    shades = ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
+    return Image.fromarray((shades[::-1] if depth.white_is_zero else shades)[pixels])
 
 
 def _link(source: Picture) -> str:
