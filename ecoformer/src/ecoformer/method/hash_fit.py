@@ -1,0 +1,337 @@
+"""Fitting the hash: bit by bit, the codes' products to the pair labels (paper section 3.3).
+
+Minimises |sum_r y_r y_r^T - b S|^2 greedily over the bits r. With the residual R_r = b S - sum_{q<r} y_q y_q^T a bit
+maximises y^T R y, through the surrogate y = tanh(K a / 2). R is never made: with S sparse,
+
+    R y = b S y - sum_q y_q (y_q . y),        dL/da = K^T [-(R + R^T) y (1 - y^2) / 2] / (N b B H).
+
+Shapes: B batch, H heads, N tokens, C head width, m supports, b bits, k labels of each sign in a row.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecoformer.method.kernel_hash import KernelHash, bandwidth, full_precision, kernel_values, squared_distances
+from ecoformer.method.similarity import PairLabels, pair_labels
+from paperkit.errors import UserError
+
+METHODS = ("released", "adam", "random")
+INITS = ("current", "spectral")
+SUPPORTS = ("first", "batch", "kmeans")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a hash is fitted.
+
+    Args:
+        method: "released" (SGD with Nesterov momentum), "adam" (moves far enough to matter), or "random" (supports and
+            mean alone; the projection stays the random one).
+        lr: learning rate; None for the method's own: 0.0005 as released, 0.1 for Adam.
+        iterations: steps for each bit.
+        momentum, nesterov: of the SGD.
+        topk: k, the labels of each sign in a row.
+        per_head: take or leave a refined bit for each head by itself. The released fit decides once for all heads and
+            samples.
+        init: "current" starts from the projection that is there, "spectral" from the top generalised eigenvector of
+            K^T R K against K^T K, head by head (the original KSH).
+        supports: "first" draws tokens of the first sample, as released; "batch" of all samples; "kmeans" clusters those
+            of all samples, head by head.
+    """
+
+    method: str = "released"
+    lr: float | None = None
+    iterations: int = 100
+    momentum: float = 0.9
+    nesterov: bool = True
+    topk: int = 10
+    per_head: bool = False
+    init: str = "current"
+    supports: str = "first"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", METHODS), ("init", INITS), ("supports", SUPPORTS)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"fit {name} '{getattr(self, name)}' is none of {', '.join(allowed)}")
+        if self.iterations < 1 or self.topk < 1:
+            raise UserError(f"a fit of {self.iterations} iterations with topk {self.topk}: both are 1 at least")
+
+    @property
+    def step(self) -> float:
+        """The learning rate that holds."""
+        return self.lr if self.lr is not None else {"released": 0.0005, "adam": 0.1, "random": 0.0}[self.method]
+
+
+class Fit(NamedTuple):
+    """What a fit found.
+
+    Attributes:
+        A, mvec, anchor: as in `KernelHash`.
+        sigma: (B, H). kernel: the centred kernel (B, H, N, m).
+        codes: kept codes of -1 and +1 (0 for padding) on the tokens of the fit, (B, H, N, b).
+        loss_before, loss_after: the hard loss of each bit before and after its refinement, (b,), with acceptance for
+            each head (b, H).
+        surrogate_first, surrogate_last: surrogate loss before the first and before the last step, (b,).
+        accepted: which refinements were kept, of the losses' shape.
+    """
+
+    A: Tensor
+    mvec: Tensor
+    anchor: Tensor
+    sigma: Tensor
+    kernel: Tensor
+    codes: Tensor
+    loss_before: Tensor
+    loss_after: Tensor
+    surrogate_first: Tensor
+    surrogate_last: Tensor
+    accepted: Tensor
+
+
+def draw_supports(
+    u: Tensor,
+    supports: int,
+    how: str = "first",
+    mask: Tensor | None = None,
+    perm: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Supports (1, H, m, C) out of normalised tokens (B, H, N, C), the same tokens for all heads.
+
+    Args:
+        supports: m. how: see `FitOptions`.
+        mask: (B, N), True for a token.
+        perm: the order of the first sample's tokens, in place of a drawn one ("first" alone).
+
+    Raises:
+        UserError: fewer tokens than supports.
+    """
+    u = u.detach()
+    heads, width = u.shape[1], u.shape[3]
+    if how == "first":
+        tokens = u[0] if mask is None else u[0][:, mask[0]]
+    else:
+        flat = u.transpose(0, 1)  # (H, B, N, C)
+        tokens = flat.reshape(heads, -1, width) if mask is None else flat[:, mask]
+    count = tokens.shape[1]
+    if count < supports:
+        where = "the first sample has" if how == "first" else "the batch has"
+        more = "; supports='batch' draws them from all samples" if how == "first" and len(u) > 1 else ""
+        raise UserError(f"{where} {count} tokens and the hash {supports} supports: take {count} supports at most{more}")
+    if perm is None:
+        perm = torch.randperm(count, generator=generator)
+    chosen = tokens[:, perm[:supports].to(u.device)]
+    return (_kmeans(tokens, chosen) if how == "kmeans" else chosen)[None]
+
+
+def _kmeans(tokens: Tensor, centres: Tensor, rounds: int = 10) -> Tensor:
+    """Lloyd's algorithm on the sphere, head by head: (H, n, C), (H, m, C) -> (H, m, C). An empty cluster stays."""
+    for _ in range(rounds):
+        nearest = (tokens @ centres.mT).argmax(-1, keepdim=True)  # (H, n, 1)
+        sums = torch.zeros_like(centres).scatter_add_(1, nearest.expand_as(tokens), tokens)
+        lengths = torch.linalg.vector_norm(sums, dim=-1, keepdim=True)
+        centres = torch.where(lengths > 0, sums / lengths.clamp_min(1e-12), centres)
+    return centres
+
+
+class _Residual:
+    """R = b S - sum_q y_q y_q^T of the kept codes, as products alone. All samples and heads are one sparse matrix."""
+
+    def __init__(self, labels: PairLabels, bits: int) -> None:
+        self.bits = bits
+        batch, heads, tokens, width = labels.columns.shape
+        self.shape = (batch, heads, tokens)
+        rows = torch.arange(batch * heads * tokens, device=labels.columns.device)
+        first = rows.view(self.shape).div(tokens, rounding_mode="floor") * tokens
+        columns, values = (labels.columns + first[..., None]).flatten(), labels.values.flatten()
+        rows = rows.repeat_interleave(width)
+        kept = values != 0
+        rows, columns, values = rows[kept], columns[kept], values[kept]
+        # Symmetrised: y^T S y = y^T (S + S^T) y / 2, and the gradient takes S + S^T itself.
+        places, total = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])]), len(first.flatten())
+        both = torch.sparse_coo_tensor(places, torch.cat([values, values]), (total, total), check_invariants=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls compressed rows a beta
+            self.symmetric = both.coalesce().to_sparse_csr()
+        self.kept: list[Tensor] = []
+
+    def symmetric_product(self, y: Tensor) -> Tensor:
+        """(R + R^T) y for y (B, H, N), or (B, H, N, m) column by column."""
+        columns = y if y.dim() == 4 else y[..., None]
+        product = self.bits * (self.symmetric @ columns.reshape(-1, columns.shape[-1])).view(columns.shape)
+        if self.kept:
+            codes = torch.stack(self.kept, -1)  # (B, H, N, r)
+            product = product - 2 * (codes @ (codes.mT @ columns))
+        return product if y.dim() == 4 else product[..., 0]
+
+
+def fit_projection(
+    kernel: Tensor, labels: PairLabels, A: Tensor, options: FitOptions, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Greedy bit-by-bit fit of A (H, b, m) on a centred kernel (B, H, N, m).
+
+    Returns:
+        The new A, the kept codes (B, H, N, b), and losses and acceptance by name, as in `Fit`.
+
+    Raises:
+        UserError: the projection became NaN; with the bit.
+    """
+    heads, bits, _ = A.shape
+    batch, tokens = kernel.shape[0], kernel.shape[2]
+    A, real = A.clone(), None if mask is None else mask[:, None].to(kernel.dtype)  # (B, 1, N)
+    counts = kernel.new_tensor(float(tokens)) if real is None else real.sum(-1).clamp_min(1)  # () or (B, 1)
+    if real is not None:
+        kernel = kernel * real[..., None]
+    residual = _Residual(PairLabels(labels.columns, labels.values.to(kernel.dtype)), bits)
+
+    def losses(y: Tensor, product: Tensor) -> Tensor:
+        """-y^T R y / (N b) of each head, mean over the samples: (H,)."""
+        return (-(y * product).sum(-1) / 2 / (counts * bits)).mean(0)
+
+    def soft(a: Tensor) -> tuple[Tensor, Tensor]:
+        """The surrogate's loss () and its gradient (H, m)."""
+        y = torch.tanh((kernel @ a[..., None]).squeeze(-1) / 2)
+        product = residual.symmetric_product(y)
+        scale = counts[..., None] * (bits * batch * heads)
+        inner = -product * (1 - y * y) / 2 / scale
+        return losses(y, product).mean(), (kernel.mT @ inner[..., None]).squeeze(-1).sum(0)
+
+    def hard(a: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (0 becomes -1, other than in the forward pass) and their loss: () or, for each head, (H,)."""
+        y = torch.where((kernel @ a[..., None]).squeeze(-1) > 0, 1.0, -1.0).to(kernel.dtype)
+        y = y if real is None else y * real
+        loss = losses(y, residual.symmetric_product(y))
+        return y, loss if options.per_head else loss.mean()
+
+    record: dict[str, list[Tensor]] = {
+        name: [] for name in ("loss_before", "loss_after", "surrogate_first", "surrogate_last", "accepted")
+    }
+    for r in range(bits):
+        old = A[:, r]
+        if options.init == "spectral":
+            old = _spectral_start(kernel, residual, tokens)
+        if options.method == "random":
+            new, first, last = old, kernel.new_zeros(()), kernel.new_zeros(())
+        else:
+            new, first, last = _refine(old, soft, options)
+        if not bool(torch.isfinite(new).all()):
+            raise UserError(
+                f"the hash fit became NaN at bit {r + 1} of {bits}; a lower lr than {options.step:g} may do"
+            )
+        (codes_old, before), (codes_new, after) = hard(old), hard(new)
+        better = after < before
+        A[:, r] = torch.where(better[..., None] if options.per_head else better, new, old)
+        residual.kept.append(torch.where(better[:, None] if options.per_head else better, codes_new, codes_old))
+        for name, value in zip(record, (before, after, first, last, better), strict=True):
+            record[name].append(value)
+    return A, torch.stack(residual.kept, -1), {name: torch.stack(values) for name, values in record.items()}
+
+
+def _refine(
+    a: Tensor, soft: Callable[[Tensor], tuple[Tensor, Tensor]], options: FitOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(refined vector, surrogate loss before the first step, before the last)."""
+    a, first, last = a.clone(), None, None
+    moments = (torch.zeros_like(a), torch.zeros_like(a))
+    for step in range(1, options.iterations + 1):
+        last, gradient = soft(a)
+        first = last if first is None else first
+        if options.method == "adam":
+            moments[0].mul_(0.9).add_(gradient, alpha=0.1)
+            moments[1].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            size = (moments[1] / (1 - 0.999**step)).sqrt_().add_(1e-12)
+            a = a - options.step * moments[0] / (1 - 0.9**step) / size
+            continue
+        moments[0].mul_(options.momentum).add_(gradient)
+        a = a - options.step * (gradient + options.momentum * moments[0] if options.nesterov else moments[0])
+    assert first is not None and last is not None
+    return a, first, last
+
+
+def _spectral_start(kernel: Tensor, residual: _Residual, tokens: int) -> Tensor:
+    """Top generalised eigenvector of K^T R K against K^T K, head by head, with a^T K^T K a = N: (H, m)."""
+    gram = (kernel.mT @ kernel).mean(0)
+    gram = gram + 1e-6 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    wanted = (kernel.mT @ residual.symmetric_product(kernel) / 2).mean(0)
+    values, vectors = torch.linalg.eigh(gram)
+    whitener = vectors / values.clamp_min(1e-12).sqrt()[..., None, :]
+    top = torch.linalg.eigh(whitener.mT @ (wanted + wanted.mT) / 2 @ whitener).eigenvectors[..., -1:]
+    return (whitener @ top).squeeze(-1) * tokens**0.5
+
+
+@torch.no_grad()
+def fit_hash(
+    u: Tensor,
+    A: Tensor,
+    options: FitOptions | None = None,
+    *,
+    anchor: Tensor | None = None,
+    labels: PairLabels | None = None,
+    mask: Tensor | None = None,
+    perm: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Fit:
+    """Supports, mean and projection for the tokens of a batch.
+
+    Args:
+        u: normalised tokens (B, H, N, C).
+        A: (H, b, m) to start from; its m is the number of supports.
+        options: how; the released fit without.
+        anchor, labels: supports (1, H, m, C) and pair labels, in place of those drawn and computed from `u`.
+        mask: (B, N), True for a token. Padding is in no pair and no mean.
+        perm: order of tokens from which "first" takes its supports.
+        generator: for drawing supports.
+
+    Raises:
+        UserError: fewer tokens than supports or labels; a fit that became NaN.
+
+    Example:
+        >>> fit = fit_hash(normalise(qk), layer.A, FitOptions("adam"))
+        >>> layer.set_fit(fit.A, fit.mvec, fit.anchor)
+    """
+    options = options or FitOptions()
+    with full_precision(u):
+        u = u.detach()
+        if anchor is None:
+            anchor = draw_supports(u, A.shape[-1], options.supports, mask, perm, generator)
+        sigma = bandwidth(u, anchor, mask)
+        raw = kernel_values(squared_distances(u, anchor), sigma)
+        if mask is None:
+            mvec = raw.mean(2).mean(0)
+        else:
+            real = mask[:, None, :, None].to(raw.dtype)
+            mvec = ((raw * real).sum(2) / real.sum(2).clamp_min(1)).mean(0)
+        mvec = mvec[None, :, None]
+        kernel = raw - mvec
+        labels = labels if labels is not None else pair_labels(u, options.topk, mask)
+        fitted, codes, record = fit_projection(kernel, labels, A.detach().to(u.dtype), options, mask)
+    return Fit(fitted, mvec, anchor, sigma, kernel, codes, **record)
+
+
+def fit_layer(
+    layer: KernelHash,
+    u: Tensor,
+    options: FitOptions | None = None,
+    mask: Tensor | None = None,
+    perm: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Fit:
+    """Fits a hash on normalised tokens (B, H, N, C) and leaves the result in it.
+
+    With several processes the first one fits, on its own batch, and the others take its result.
+
+    Raises:
+        UserError: as `fit_hash`.
+    """
+    fit = fit_hash(u, layer.A, options, mask=mask, perm=perm, generator=generator)
+    A, mvec, anchor = fit.A, fit.mvec, fit.anchor
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in (A := A.contiguous(), mvec := mvec.contiguous(), anchor := anchor.contiguous()):
+            torch.distributed.broadcast(tensor, 0)
+    layer.set_fit(A, mvec, anchor)
+    return fit

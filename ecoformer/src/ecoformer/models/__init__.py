@@ -1,0 +1,1 @@
+"""Networks of the method, the authors' weights, the doors of timm and the hub."""
