@@ -86,8 +86,8 @@ def test_places_that_hold_no_file(tmp_path: Path) -> None:
     refused(tmp_path / "pipe", "it is not a regular file")
     refused(tmp_path / "folder", "Is a directory")
     refused(Path("/dev/null"), "it is not a regular file")
-    refused(tmp_path / "file" / "x", f"{tmp_path / 'file'} is a file, not a folder")
-    refused(tmp_path / "file" / "a" / "b" / "x", f"{tmp_path / 'file'} is a file, not a folder")
+    refused(tmp_path / "file" / "x", f"Not a directory: {tmp_path / 'file'} is a file")
+    refused(tmp_path / "file" / "a" / "b" / "x", f"Not a directory: {tmp_path / 'file'} is a file")
     refused(tmp_path / ("x" * 300), "File name too long")
     refused(tmp_path / "zero\0byte", "embedded null byte")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode) and (tmp_path / "file").read_text() == "old"

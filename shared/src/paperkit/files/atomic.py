@@ -36,7 +36,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             wrong = next((parent for parent in target.parents if parent.exists()), target.parent)
-            raise UserError(f"cannot write {path}: {wrong} is a file, not a folder") from None
+            raise UserError(f"cannot write {path}: Not a directory: {wrong} is a file") from None
         try:
             with open(temporary, "w+b") as file:
                 if old is not None:
