@@ -172,6 +172,8 @@ def check(options: Any, run: RunFolder | None) -> None:
     Raises:
         UserError: the first of them.
     """
+    if "ckpt" in options:
+        return  # an evaluation trains nothing: the recipe may be one for other devices
     data, mixing = options.data, options.mixing
     mixes = bool(mixing.mixup or mixing.cutmix)
     trainer = trainer_options(options.trainer)
