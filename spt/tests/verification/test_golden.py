@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from paperkit.testing.golden import (
     changed,
@@ -13,9 +14,16 @@ from paperkit.testing.golden import (
     golden_files,
     verified,
 )
+from spt.models.selection_file import ALLOWED
 from spt.verification.kinds import KINDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(autouse=True)
+def numpy_scalars() -> None:
+    """As in a fresh process of `spt verify`: torch takes the classes away again when another test read a selection."""
+    torch.serialization.add_safe_globals(list(ALLOWED))
 
 
 @each_golden(GOLDEN)

@@ -234,11 +234,12 @@ def epoch_trainer(options: ListOptions, folder: Path, **more: Any) -> pl.Trainer
 
 
 def on_one_device(name: str) -> dict[str, Any]:
-    """The Trainer's options for an evaluation on the device of `--device`."""
+    """The Trainer's options for an evaluation on the device of `--device`; the run's curves stay as they are."""
     device = engines.device(name)
-    if device.type == "cpu":
-        return {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
-    return {"accelerator": "gpu", "devices": [device.index or 0], "num_nodes": 1, "strategy": "auto"}
+    where: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
+    if device.type != "cpu":
+        where = {"accelerator": "gpu", "devices": [device.index or 0]}
+    return {**where, "num_nodes": 1, "strategy": "auto", "logger": False}
 
 
 def checkpoint_of(run: RunFolder | None, ckpt: str | None) -> tuple[RunFolder, Path]:

@@ -63,7 +63,10 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     module = SegmentationModule(tuned.model, given.recipe, given.data)
     lists.load_checkpoint(module, last, options.trust_pickle)
     trainer = step_trainer(given, folder.path, len(data.train), **lists.on_one_device(options.device))
+    earlier = list(module.history)
     trainer.validate(module, datamodule=data, verbose=False)
+    point = {**module.history[-1], "step": float(given.recipe.steps)}
+    module.history = [*(kept for kept in earlier if kept["step"] < point["step"]), point]
     report(given, tuned, module, Path(options.output), time.monotonic() - start)
 
 
