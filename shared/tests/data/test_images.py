@@ -27,7 +27,6 @@ from paperkit.data.layouts import (
     open_image_folder,
     open_tiny_imagenet,
 )
-from paperkit.data.pictures import DataError
 from paperkit.data.streams import EpochSampler, check_shards
 from paperkit.errors import UserError
 from paperkit.testing.made_images import WNIDS, make_cifar, make_image_folder, make_tiny_imagenet
@@ -348,7 +347,7 @@ def test_a_broken_member_of_a_tar_file_is_named(animals: Path, tmp_path: Path, w
     (animals / "val" / "bee" / "bee_1.JPEG").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     root = packed(animals, tmp_path / "tars", per_class=False, names=("ant", "bee", "cat"))
     loader = opened(root, num_workers=workers).val_dataloader()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         list(loader)
     if workers:
         loader._iterator._shutdown_workers()
@@ -573,7 +572,7 @@ def test_broken_image_is_named_through_worker_processes(broken: Path, workers: i
     image = broken / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"
     image.write_bytes({"truncated": image.read_bytes()[:500], "empty": b"", "text": b"<html>404</html>"}[damage])
     loader = opened(broken, num_workers=workers).train_dataloader()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         list(loader)
     if workers:
         loader._iterator._shutdown_workers()  # as Lightning does; torch alone waits five seconds for each of them
@@ -724,14 +723,14 @@ def test_a_broken_sample_of_a_shard_is_named(folder: Path, tmp_path: Path, worke
     (root / "val-1.tar").write_bytes(content[:start] + b"no image" + content[start + 8 :])
     data = opened(root, dataset="wds/x", val_split="val", num_workers=workers)
     kept = reader_wds._decode, reader_wds.log_and_continue
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         list(data.val_dataloader())
     assert str(caught.value).startswith(f"cannot read image 0.jpg of {root / 'val-1.tar'}: it is no image")
     assert kept == (reader_wds._decode, reader_wds.log_and_continue)
     start = content.index(b"ustar") - 257
     (root / "val-1.tar").write_bytes(content[:start] + b"x" * 100 + content[start + 100 :])
     with pytest.raises(
-        DataError, match=r"^cannot read a sample of the shards: bad checksum, .*val-1\.tar; copy them again$"
+        UserError, match=r"^cannot read a sample of the shards: bad checksum, .*val-1\.tar; copy them again$"
     ):
         list(data.val_dataloader())
 
@@ -743,7 +742,7 @@ def test_a_broken_image_of_a_hugging_face_folder_is_named(folder: Path, tmp_path
     image = root / "val" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
     image.write_bytes(image.read_bytes()[:500])
     options = {"dataset": f"hfds/{root}", "val_split": "validation", "num_classes": 2, "num_workers": workers}
-    with pytest.raises(DataError, match=f"^cannot read image {image} of hfds/{root}") as caught:
+    with pytest.raises(UserError, match=f"^cannot read image {image} of hfds/{root}") as caught:
         list(opened(tmp_path / "cache", **options).val_dataloader())
     assert "Traceback" not in str(caught.value)
 

@@ -15,7 +15,8 @@ from timm.data import auto_augment
 from torch.utils.data import DataLoader, Dataset
 
 from paperkit.data import images
-from paperkit.data.pictures import MAX_PIXELS, DataError, load_picture, read_picture
+from paperkit.data.pictures import MAX_PIXELS, load_picture, read_picture
+from paperkit.errors import UserError
 
 TURNS = {  # the stored pixels that a camera writes with this orientation for the upright scene
     1: lambda a: a,
@@ -54,7 +55,7 @@ def grey_of(path: Path) -> list[int]:
 
 
 def refused(source: Any, name: str | None = None) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read_picture(source, name)
     message = str(caught.value)
     assert "\n" not in message
@@ -218,7 +219,7 @@ def test_every_cut_of_a_file_is_one_line_or_a_picture(tmp_path: Path, kind: str)
     assert lines > 20
     for place in range(0, min(len(content), 400), 7):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
-        with suppress(DataError):  # nothing else comes out
+        with suppress(UserError):  # nothing else comes out
             read_picture(path)
 
 
@@ -275,13 +276,13 @@ class Pictures(Dataset[Any]):
         return np.asarray(read_picture(self.path))
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "DataError: x.jpg", "a\nb.jpg"])
+@pytest.mark.parametrize("name", ["x.jpg", "UserError: x.jpg", "a\nb.jpg"])
 def test_a_line_is_the_same_out_of_a_worker_process(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"")
     lines = []
     for workers in (0, 1):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UserError) as caught:
             list(DataLoader(Pictures(path), num_workers=workers))
         lines.append(str(caught.value))
     assert (

@@ -139,7 +139,8 @@ def _context(module: str) -> Any:
 
 def _child(module: str, function: str, seed: int, arguments: dict[str, Any], pipe: Connection) -> None:
     """The life of one process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to everyone; the parent's word is enough
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to everyone; the parent's word is enough
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     if not parent.is_alive():  # it left while the imports ran
@@ -215,7 +216,7 @@ def _interrupted(number: int, resume_with: str) -> Interrupted:
 
 @contextlib.contextmanager
 def _signals_passed_on(running: dict[int, _Running], resume_with: str) -> Iterator[list[int]]:
-    """Within the block SIGTERM and Ctrl-C are noted and passed to the seeds; a second one kills them.
+    """Within the block SIGTERM, SIGHUP and Ctrl-C are noted and passed to the seeds; a second one kills them.
 
     While no seed runs (the imports take seconds) there is nothing to wait for, and the block is left at once.
     """
@@ -227,7 +228,8 @@ def _signals_passed_on(running: dict[int, _Running], resume_with: str) -> Iterat
         _stop(running, signal.SIGKILL if received else signal.SIGTERM)
         received.append(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield received
     except BaseException:  # else the interpreter would wait at its end for processes that nobody listens to

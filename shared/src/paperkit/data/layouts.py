@@ -20,7 +20,7 @@ from timm.data import ImageNetInfo
 from timm.data.readers.reader_image_in_tar import extract_tarinfos
 from timm.utils.misc import natural_key
 
-from paperkit.data.pictures import DataError, Picture, read_picture
+from paperkit.data.pictures import Picture, read_picture
 from paperkit.errors import UserError
 
 IMAGE_FOLDER = "train/<class>/*.JPEG and val/<class>/*.JPEG, or train.tar and val.tar with such folders"
@@ -109,7 +109,7 @@ class _Members:
                 file.seek(start)
                 return file.read(size), f"{name} of {tar}"
         except OSError as error:
-            raise DataError(f"cannot read {tar}: {error.strerror}") from None
+            raise UserError(f"cannot read {tar}: {error.strerror}") from None
 
 
 class _Rows:
@@ -124,7 +124,7 @@ class _Rows:
             with self.reader[index][0] as stream:
                 return stream.read(), f"{name} of {self.place}"
         except (OSError, AssertionError) as error:
-            raise DataError(f"cannot read image {name} of {self.place}: {error or 'the row is empty'}") from None
+            raise UserError(f"cannot read image {name} of {self.place}: {error or 'the row is empty'}") from None
 
 
 class _ArrayImages:

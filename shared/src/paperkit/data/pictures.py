@@ -50,18 +50,6 @@ _FOREIGN = {
 }
 
 
-class DataError(UserError):
-    """A `UserError` about a file of the data that stays one line when it comes out of a DataLoader's worker process.
-
-    torch raises it again with the worker's whole traceback as its message; the last line of that is the message.
-    """
-
-    def __init__(self, message: str, everywhere: bool = False) -> None:
-        if message.startswith(f"Caught {type(self).__name__} ") and "\nOriginal Traceback" in message:
-            message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
-        super().__init__(message, everywhere)
-
-
 def read_picture(source: Picture, name: str | None = None) -> Image.Image:
     """The picture in `source` as an RGB image, upright.
 
@@ -70,7 +58,7 @@ def read_picture(source: Picture, name: str | None = None) -> Image.Image:
         name: what an error calls the picture, as in `0.jpg of train.tar`; a path has its own.
 
     Raises:
-        DataError: one line with the name, for whatever is missing, broken, too large or no picture that is read.
+        UserError: one line with the name, for whatever is missing, broken, too large or no picture that is read.
     """
     image, depth = _decoded(source, name)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -101,27 +89,27 @@ def _decoded(source: Picture, name: str | None) -> tuple[Image.Image, _Depth]:
             warnings.simplefilter("ignore")  # of a size below the limit, and of notes beside the pixels
             with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise DataError(_too_large(called, f"{image.width} x {image.height} pixels"))
+                    raise UserError(_too_large(called, f"{image.width} x {image.height} pixels"))
                 image.load()
                 tags = getattr(image, "tag_v2", {})
                 depth = _Depth(tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0)
                 return _upright(image), depth
-    except DataError:
+    except UserError:
         raise
     except FileNotFoundError:
-        raise DataError(f"no image at {called}{_link(source)}") from None
+        raise UserError(f"no image at {called}{_link(source)}") from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+ pixels", str(error))
-        raise DataError(_too_large(called, pixels[0] if pixels else "its pixels")) from None
+        raise UserError(_too_large(called, pixels[0] if pixels else "its pixels")) from None
     except UnidentifiedImageError:
-        raise DataError(f"cannot read image {called}: {_what_it_is(source)}") from None
+        raise UserError(f"cannot read image {called}: {_what_it_is(source)}") from None
     except (IsADirectoryError, PermissionError) as error:
-        raise DataError(f"cannot read image {called}: {error.strerror}") from None
+        raise UserError(f"cannot read image {called}: {error.strerror}") from None
     except MemoryError:
-        raise DataError(f"cannot read image {called}: there is not enough memory for it") from None
+        raise UserError(f"cannot read image {called}: there is not enough memory for it") from None
     except Exception as error:  # a decoder may stumble over a broken file in any way
         why = str(error) if isinstance(error, (OSError, SyntaxError, ValueError)) else ""
-        raise DataError(f"cannot read image {called}: {why or 'it ends early or is broken'}; copy it again") from None
+        raise UserError(f"cannot read image {called}: {why or 'it ends early or is broken'}; copy it again") from None
 
 
 def named(source: Picture, name: str | None = None) -> str:
@@ -148,17 +136,17 @@ def _grey(image: Image.Image, depth: _Depth, name: str) -> Image.Image:
     """8-bit grey from whole numbers of up to 16 bits: their whole range becomes 0 to 255.
 
     Raises:
-        DataError: if nobody can know which number is white.
+        UserError: if nobody can know which number is white.
     """
     if image.mode == "F":
-        raise DataError(
+        raise UserError(
             f"cannot read image {name}: its pixels are floats, of which nobody knows which is white; save it with 8 or "
             "16 bits"
         )
     pixels = np.asarray(image)
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high > 0xFFFF:
-        raise DataError(
+        raise UserError(
             f"cannot read image {name}: its pixels are numbers from {low} to {high}, not of 16 bits (0 to 65535); save "
             "it with 8 or 16 bits"
         )

@@ -25,7 +25,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from paperkit.data.pictures import DataError
 from paperkit.errors import UserError
 
 _NOT_RESUMABLE = (
@@ -185,18 +184,9 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw | Sequence[Draw]) -> Any:
-        """One sample for a `Draw`, a collated batch for a list of them.
-
-        Raises:
-            DataError: the dataset's `UserError`, in the form that stays one line out of a worker process.
-        """
+        """One sample for a `Draw`, a collated batch for a list of them."""
         with generators_kept():
-            try:
-                return self._sample(draw) if isinstance(draw, Draw) else default_collate([*map(self._sample, draw)])
-            except DataError:
-                raise
-            except UserError as error:
-                raise DataError(str(error), error.everywhere) from None
+            return self._sample(draw) if isinstance(draw, Draw) else default_collate([*map(self._sample, draw)])
 
     def _sample(self, draw: Draw) -> Any:
         seed_generators(self.seed, draw.epoch, draw.index, draw.copy)

@@ -17,7 +17,7 @@ from timm.data.readers import reader_wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from paperkit.data.layouts import needs_package
-from paperkit.data.pictures import DataError, read_picture
+from paperkit.data.pictures import read_picture
 from paperkit.data.resumable import SeededSampler, generators_kept, seed_generators, seed_of
 from paperkit.errors import UserError
 
@@ -119,12 +119,12 @@ def check_shards(root: Path, names: list[str]) -> None:
 
 
 def _refuse(error: Exception) -> NoReturn:
-    if isinstance(error, DataError):
+    if isinstance(error, UserError):
         raise error
     why = ", ".join(arg for arg in error.args if isinstance(arg, str)) or repr(
         error
     )  # webdataset adds the shard's path
-    raise DataError(f"cannot read a sample of the shards: {why}; copy them again") from None
+    raise UserError(f"cannot read a sample of the shards: {why}; copy them again") from None
 
 
 @contextmanager

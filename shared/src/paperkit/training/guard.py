@@ -259,7 +259,7 @@ class StopOnNaN(pl.Callback):
 
 
 class SaveOnSignal(Checkpoint):
-    """On SIGTERM or Ctrl-C: finishes the step, saves `last.ckpt`, and leaves with an exit code that says why.
+    """On SIGTERM, SIGHUP or Ctrl-C: finishes the step, saves `last.ckpt`, and leaves with an exit code that says why.
 
     A step with an evaluation after it is finished when that is made and the epoch is closed. A signal on one rank
     counts for all. A second signal leaves at once, with the checkpoints as they are.
@@ -277,7 +277,8 @@ class SaveOnSignal(Checkpoint):
         """Takes the signals before loaders start their workers, which inherit that and survive a terminal's Ctrl-C."""
         self._received = 0
         if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
-            self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+            heard = (s for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+            self._previous = {s: signal.signal(s, self._note) for s in heard}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes SIGTERM back from Lightning, whose handler ends the process with exit code 0."""
