@@ -1,0 +1,293 @@
+"""Train a small encoder on a task of the Long Range Arena: full softmax, Performer, EcoFormer and others as arms.
+
+Options: --data.* the task and its data, --network.* the encoder and its attention, --hash.* the codes and their fit,
+--recipe.* optimiser, schedule and length, --trainer.* Lightning's Trainer.
+
+The accuracy on the test split stands in metrics.json beside the rate of the commonest class: these tasks are skewed.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ecoformer.method.attention import ask_for_fit, eco_layers, fit_hashes
+from ecoformer.method.energy import Ledger, ledger
+from ecoformer.training.encoder import Arm, Encoder
+from ecoformer.training.hashing import HashConfig
+from ecoformer.training.results import record, told
+from ecoformer.training.sequences import SequenceData
+from paperkit.command.engines import device
+from paperkit.errors import UserError
+from paperkit.files.runs import RunFolder, process_rank
+from paperkit.training.optim import OptimConfig, build
+from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
+
+
+@dataclass
+class EncoderConfig:
+    """The encoder; see `ecoformer.training.encoder.Encoder`. The defaults are the arena's for ListOps.
+
+    Args:
+        attention: transformer, shared_qk, performer, elu, ecoformer.
+        layers, heads: how many. dim, inner, mlp: widths of tokens, of queries, keys and values, of the MLP.
+        dropout: everywhere but on attention. pooling: cls or mean. positions: fixed or learned.
+    """
+
+    attention: Arm = "ecoformer"
+    layers: int = 4
+    heads: int = 8
+    dim: int = 512
+    inner: int = 512
+    mlp: int = 1024
+    dropout: float = 0.1
+    pooling: Literal["cls", "mean"] = "cls"
+    positions: Literal["fixed", "learned"] = "fixed"
+
+
+@dataclass
+class SequenceRecipe:
+    """Optimiser, schedule and length of a run; the defaults are the arena's for ListOps.
+
+    Args:
+        lr: rate, before the schedule's factor.
+        schedule: `rsqrt` (linear warm-up, then 1 / sqrt(step); at its top lr / sqrt(warm-up)) or `cosine`.
+        warmup_steps: of the linear rise. warmup_epochs: the same in epochs, in its place.
+        weight_decay: of all weights, as the arena's optimiser does.
+        betas, eps: of Adam. optimizer: any of timm's.
+        steps: length of the run. epochs: the same in epochs, in its place.
+        refit_steps: optimiser steps before which the hash is fitted again (the first batch always fits it).
+    """
+
+    lr: float = 0.05
+    schedule: Literal["rsqrt", "cosine"] = "rsqrt"
+    warmup_steps: int | None = 1000
+    warmup_epochs: float | None = None
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-9
+    optimizer: str = "adamw"
+    steps: int | None = 5000
+    epochs: int | None = None
+    refit_steps: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Refuse a length or a warm-up that is not one.
+
+        Raises:
+            UserError: both or neither given, or numbers out of range.
+        """
+        for one, two in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
+            a, b = getattr(self, one), getattr(self, two)
+            if (a is None) == (b is None):
+                told = f"{one} {a} and {two} {b}"
+                raise UserError(f"recipe.{told}: give one of them (set the other to null)")
+        if min(self.steps or 1, self.epochs or 1) < 1 or self.lr <= 0:
+            raise UserError(f"recipe: lr {self.lr}, steps {self.steps}, epochs {self.epochs} must be above 0")
+        if min(self.warmup_steps or 0, self.warmup_epochs or 0, *self.refit_steps, 0) < 0:
+            raise UserError("recipe: warm-up and refit_steps must not be negative")
+
+    def factor(self, step: int, warmup: int, total: int) -> float:
+        """What `lr` is multiplied by in step 0, 1, ..."""
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        if self.schedule == "rsqrt":
+            return rise / math.sqrt(max(step, warmup, 1))
+        progress = max(0.0, (step - warmup) / max(1, total))
+        return rise * max(0.0, 0.5 * (1 + math.cos(math.pi * (progress % 1.0))))
+
+
+def build_encoder(config: EncoderConfig, hash_: HashConfig, data: SequenceData) -> Encoder:
+    """The encoder for the task of `data`."""
+    own = hash_.options() if config.attention == "ecoformer" else None
+    task = data.of_task
+    return Encoder(task.vocabulary, task.classes, data.max_length, pair=task.pair, hash_=own, **asdict(config))
+
+
+class SequenceTraining(pl.LightningModule):
+    """One step: cross entropy of the classes; the first batch fits the hashes, and those of `refit_steps` again."""
+
+    def __init__(self, network: Encoder, recipe: SequenceRecipe, steps_per_epoch: int, classes: int) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+        self.total = recipe.steps or recipe.epochs * steps_per_epoch  # type: ignore[operator]
+        self.warmup = recipe.warmup_steps or round((recipe.warmup_epochs or 0) * steps_per_epoch)
+        self.accuracy = accuracy_of(classes, "val/")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N) -> (B, K)."""
+        return self.network(tokens)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Asks for a fit before the first of the batches that one optimiser step accumulates."""
+        if self.global_step in self.recipe.refit_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            ask_for_fit(self.network)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        self.accuracy.update(self.network(batch[0]), batch[1])
+        self.log_dict(self.accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        adam = "adam" in recipe.optimizer
+        config = OptimConfig(
+            name=recipe.optimizer,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas if adam else None,
+            eps=recipe.eps if adam else None,
+            schedule="constant",
+        )
+        groups = [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
+        optimizer, _ = build(groups, config, 1, 1)
+        # Lambda functions are not saved: a resumed run computes the same values from its step.
+        curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: recipe.factor(t, self.warmup, self.total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
+
+
+def accuracy_of(classes: int, prefix: str) -> MetricCollection:
+    """`{prefix}acc1`, the share of all samples; collected over processes."""
+    return MetricCollection({"acc1": MulticlassAccuracy(classes, average="micro")}, prefix=prefix)
+
+
+def add_arguments(parser: Any) -> None:
+    """Every option of a run."""
+    parser.add_argument("--training_seed", type=int, default=0, help="initial weights, fit and dropout")
+    parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
+    kinds = {"data": SequenceData, "network": EncoderConfig, "hash": HashConfig, "recipe": SequenceRecipe}
+    for name, kind in kinds.items():
+        parser.add_class_arguments(kind, name)
+    # Sequences of a batch may be shorter than the supports are many; ours, the paper's code for them is not public.
+    parser.set_defaults({"hash.supports_from": "batch"})
+    add_trainer_options(parser, skip=("max_steps",), also=("val_check_interval",))
+
+
+def add_evaluation_arguments(parser: Any) -> None:
+    """What an evaluation does besides."""
+    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="which samples")
+    parser.add_argument("--fit-hash", action="store_true", help="fit hashes that never were, on a training batch")
+
+
+def check(options: Any, run: RunFolder | None) -> None:
+    """Refuse what cannot be trained, before any data are read; the encoder is built for it.
+
+    Raises:
+        UserError: the first of what does not fit.
+    """
+    if "ckpt" in options:
+        return
+    options.recipe.check()
+    if options.network.attention == "ecoformer":
+        options.hash.check()
+        shortest = options.data.max_length + (options.network.pooling == "cls")
+        options.hash.check_tokens(shortest, f"a sequence of data.max_length {options.data.max_length}")
+    with torch.device("meta"):
+        build_encoder(options.network, options.hash, options.data)
+
+
+def train(run: RunFolder, options: Any, resuming: bool) -> SequenceTraining:
+    """Train to the end, or from the last checkpoint; then write `model/` and the accuracy on the test split."""
+    start, data, recipe, seed = time.monotonic(), options.data, options.recipe, options.training_seed
+    given = trainer_options(options.trainer)
+    length = {"max_steps": recipe.steps or -1, "max_epochs": recipe.epochs or -1}
+    trainer = make_trainer(
+        run.path,
+        {**given, **length},
+        seed,
+        resume_with=f"ecoformer train --resume {run.path}",
+        save_every=options.save_every,
+    )
+    data.trainer = trainer
+    data.setup()
+    pl.seed_everything(seed, workers=False, verbose=False)
+    model = build_encoder(options.network, options.hash, data)
+    steps = max(1, -(-data.steps_per_epoch // trainer.accumulate_grad_batches))
+    training = SequenceTraining(model, recipe, steps, data.of_task.classes)
+    fit(trainer, training, data, resuming)
+    if process_rank() == 0:
+        model = training.network.cpu()
+        model.save_pretrained(run.path / "model")
+        place = device("cpu" if given.get("accelerator") == "cpu" else "auto")
+        found = {key: 100 * v for key, v in last_evaluation(trainer).items() if key.startswith("val/")}
+        report(model, data, "test", place, options, run.path, start, found)
+        print(f"{run.path}: model/, metrics.json")
+    return training
+
+
+@torch.no_grad()
+def share_right(model: Encoder, data: SequenceData, split: str, on: torch.device) -> float:
+    """Accuracy on a split, in %."""
+    model = model.to(on).eval()
+    right = total = 0
+    for tokens, labels in data.alone(split):
+        right += int((model(tokens.to(on)).argmax(1).cpu() == labels).sum())
+        total += len(labels)
+    return 100 * right / total
+
+
+def report(
+    model: Encoder,
+    data: SequenceData,
+    split: str,
+    on: torch.device,
+    options: Any,
+    folder: Path,
+    start: float,
+    found: dict[str, float] | None = None,
+) -> None:
+    """Print and record accuracy, majority rate and the energy of attention for the longest sequence."""
+    found = dict(found or {})
+    found[f"{split}/acc1"] = share_right(model, data, split, on)
+    found[f"{split}/majority"] = 100 * data.majority_rate(split)
+    energy: list[tuple[str, float]] = []
+    if model.attention != "elu":
+        book = energy_book(model.cpu())
+        softmax = sum(layer.softmax.energy_pj() for layer in book.layers)
+        energy = [("attention energy", book.attention.energy_pj() / 1e9), ("softmax energy", softmax / 1e9)]
+    told(f"{data.task}, {model.attention}", found, energy)
+    extra = {"task": data.task, "attention": model.attention, "recipe": asdict(options.recipe)}
+    seconds = time.monotonic() - start
+    record(folder, model.attention, found, options.training_seed, seconds, energy, extra)
+
+
+def energy_book(model: Encoder) -> Ledger:
+    """The ledger of one sequence (or pair) of full length; elu's linear attention is no kind that it knows."""
+    shape = (1, 2, model.max_length) if model.pair else (1, model.max_length)
+    return ledger(model, inputs=(torch.ones(shape, dtype=torch.long, device="meta"),))
+
+
+def evaluate(run: RunFolder | None, options: Any) -> None:
+    """A run's weights, or a folder's, on the test split of the options.
+
+    Raises:
+        UserError: nothing named, a foreign folder, a hash that was never fitted.
+    """
+    start, folder = time.monotonic(), None if options.ckpt is None else Path(options.ckpt)
+    if run is not None and (folder is None or folder.absolute() == run.path.absolute()):
+        folder = run.path / "model"
+    if folder is None or not folder.is_dir():
+        raise UserError(f"{folder or 'nothing'} is no folder of weights; name a finished run with --ckpt")
+    model, data = Encoder.from_pretrained(folder), options.data
+    if model.max_length < data.max_length:
+        raise UserError(f"data.max_length {data.max_length}, but the encoder takes {model.max_length} tokens at most")
+    never = [name for name, layer in eco_layers(model) if not layer.ksh.is_fitted]
+    if never and not options.fit_hash:
+        raise UserError(
+            f"{len(never)} hashes were never fitted ({never[0]}): evaluate fitted weights, or let this command fit "
+            "them with --fit-hash"
+        )
+    if never:
+        fit_hashes(model, next(iter(data.alone("train")))[0])
+    report(model, data, options.split, device(options.device), options, Path(options.output), start)
