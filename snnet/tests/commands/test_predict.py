@@ -70,4 +70,4 @@ def test_predict_as_a_run_saw_its_images(networks: Path, tmp_path: Path, capsys:
 def test_an_image_that_is_none(networks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("note.png").write_text("not a picture")
     assert here("predict", "note.png", "--ckpt", networks / "vit") == 1
-    assert "note.png is no readable image" in one_line(capsys)
+    assert "cannot read image note.png" in one_line(capsys)

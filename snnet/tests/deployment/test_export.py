@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from made import here, one_line
-from torch import nn
 
 from snnet.deployment.extraction import SubNetwork
 from snnet.method.counting import parameters
@@ -58,8 +57,12 @@ def test_export_torch(family: str, config_id: int, size: int, networks: Path) ->
 def test_a_wrong_export_is_not_passed_on(
     networks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If the file read back differs from the network, the command fails and says so."""
+    """If the file read back differs from the network, the command fails and says so; an older file stays."""
+    words = ["--ckpt", networks / "vit", "--config-id", "1", "--output", "out"]
+    Path("out").mkdir()
+    Path("out/model.pt2").write_text("the older file")
     monkeypatch.setattr("snnet.deployment.export.export_program", lambda model, example, path: 0.5)
-    assert here("export", "--ckpt", networks / "vit", "--config-id", "1", "--output", "out") == 1
-    assert "differs from the network by 0.5; do not use out/model.pt2" in one_line(capsys)
-    assert isinstance(SubNetwork.load(Path("out")), nn.Module)
+    assert here("export", *words) == 1
+    assert "out/model.pt2 was not written: it would differ from the network by 0.5" in one_line(capsys)
+    assert [path.name for path in Path("out").iterdir()] == ["model.pt2"]
+    assert Path("out/model.pt2").read_text() == "the older file"

@@ -1,8 +1,8 @@
-"""The embedded experiment through the command: one shortened run, killed, resumed, evaluated; its stored trace."""
+"""The embedded experiment through the command: one shortened run, ended and resumed, evaluated; its stored trace."""
 
 import json
 import signal
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,41 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
 from paperkit.data.digits import DigitsData
+from paperkit.files.runs import RunFolder
+from paperkit.files.weights import read_checkpoint
+from paperkit.testing.commands import Ended, at_call
 from paperkit.testing.golden import check_losses
 from paperkit.testing.runs import check_same_runs
-from snnet.experiment.run import Arms, build
-from snnet.experiment.settings import METHOD, ExperimentConfig
+from snnet.experiment.figures import draw
+from snnet.experiment.run import Arms, build, measure_seed
+from snnet.experiment.settings import METHOD, ExperimentConfig, from_plain
+from snnet.experiment.summary import summarise
 from snnet.training.joint import JointTraining, TrainingConfig
 
 TRACE = Path(__file__).parents[1] / "golden" / "loss_trace.json"
 SHORT = [
-    *("--seeds", "2", "--anchor_epochs", "6", "--joint_epochs", "10", "--measured_epochs", "[1,10]"),
+    *("--seeds", "1", "--anchor_epochs", "6", "--joint_epochs", "10", "--measured_epochs", "[1,10]"),
     *("--scratch_every", "10", "--batch_size", "64"),
 ]
+ANCHOR, JOINT = 6 * 18, 10 * 18  # steps of a stage
+IN_ONE_PROCESS = """
+import snnet.experiment.engine, snnet.experiment.run as run
+def here(work, seeds, arguments, *rest, **options):
+    return {seed: run.run_seed(seed, lambda steps: None, **arguments) for seed in seeds}
+snnet.experiment.engine.run_seeds = here
+run.SAVE_EVERY = 7
+"""
+"""Seeds in the command's own process, where a patch finds them, with checkpoints within an epoch of 18 steps."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
-    SNNET.child("train", "--name", "run", *SHORT, cwd=folder)
+    SNNET.here("train", "--name", "run", *SHORT, cwd=folder)
     return folder / "runs" / "snnet" / "run"
 
 
-@pytest.mark.xdist_group("experiment")
 def test_train_and_eval(whole: Path) -> None:
     """The safe claims hold, the folder is complete, and eval finds the same numbers from the weights alone."""
     trained = json.loads((whole / "metrics.json").read_text())
@@ -50,32 +63,94 @@ def test_train_and_eval(whole: Path) -> None:
     assert not list(whole.rglob("*.ckpt")), "a finished stage keeps its weights, not its checkpoints"
 
 
-@pytest.mark.xdist_group("experiment")
+def test_two_seeds_are_a_mean_and_a_spread(whole: Path, tmp_path: Path) -> None:
+    """Rows, claims and figures of two seeds, the second a little better than the first."""
+    config = from_plain(RunFolder(whole).read_config())
+    first = measure_seed(10, whole, config)
+    better = {arm: {i: value + 2 for i, value in found.items()} for arm, found in first.arms.items()}
+    metrics = summarise([first, replace(first, seed=11, arms=better)], config, 1.0)
+    assert metrics.seeds == [10, 11]
+    row = metrics.row("anchor small", "accuracy")
+    assert row.values == [first.arms["anchor small"][0], first.arms["anchor small"][0] + 2]
+    assert all(claim.held for claim in metrics.claims if claim.asserted)
+    assert len(draw(metrics, tmp_path)) == 4 and all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+
+
 def test_kill_and_resume_is_bit_identical(whole: Path, tmp_path: Path) -> None:
-    """kill -9 in an epoch of an anchor, and later in a joint training: the whole run folder is the same in the end.
+    """Ended seven times, and moved: the whole run folder is that of the run that never was.
 
-    The parent alone is killed: its children must notice and leave.
+    By kill -9 within an epoch, before and after a stage's weights, and between a curve's point and its checkpoint; by
+    SIGTERM in the last step of a measured epoch, in least squares, and between two trainings, where nothing more is
+    trained.
     """
-    run = tmp_path / "runs" / "snnet" / "run"
-    words = ["train", "--name", "run", *SHORT]
-    for marker in ("seed-10/anchor small/weights.safetensors", "seed-11/least squares/curve.json"):
-        started = SNNET.start(*words, cwd=tmp_path)
-        started.kill_when(run / marker, group=False, after=0.3)  # well into the next stage
-        words = ["train", "--resume"]
-        time.sleep(1.5)
-    SNNET.child("train", "--resume", cwd=tmp_path)
-    check_same_runs(whole, run)
+    run, moved = tmp_path / "runs" / "snnet" / "run", tmp_path / "moved"
+    seed = moved / "seed-10"
+
+    def ended(function: str, call: int, number: int, *words: str | Path) -> Ended:
+        patch = IN_ONE_PROCESS + at_call(function, call, number)
+        code = -number if number == signal.SIGKILL else 128 + number
+        return SNNET.child("train", *words, cwd=tmp_path, patch=patch, code=code)
+
+    step, stage = "snnet.training.joint:JointTraining.training_step", "snnet.experiment.run:"
+    ended(step, 30, signal.SIGKILL, "--name", "run", *SHORT)
+    assert read_checkpoint(run / "seed-10" / "anchor small" / "last.ckpt")["global_step"] == 28
+    assert "SIGTERM" in ended(stage + "initialise", 1, signal.SIGTERM, "--resume").line
+    assert "step 18; resume with: snnet train --resume" in ended(step, 18, signal.SIGTERM, "--resume").line
+    curve = json.loads((run / "seed-10" / "least squares" / "curve.json").read_text())
+    assert list(curve) == ["0", "1"]
+    run.rename(moved)
+    ended(stage + "remove_checkpoints", 4, signal.SIGKILL, "--resume", moved)  # three stages are done already
+    assert (seed / "least squares" / "weights.safetensors").exists() and (seed / "least squares" / "last.ckpt").exists()
+    ended(stage + "write_json", 4, signal.SIGKILL, "--resume", moved)  # two fits, epochs 0 and 1
+    assert read_checkpoint(seed / "default initialisation" / "last.ckpt")["global_step"] == JOINT - 5
+    ended(stage + "save_weights", 2, signal.SIGKILL, "--resume", moved)
+    assert read_checkpoint(seed / "small tuned alone" / "last.ckpt")["global_step"] == JOINT
+    assert "SIGTERM" in ended(stage + "Arms.from_scratch", 1, signal.SIGTERM, "--resume", moved).line
+    assert not (seed / "from scratch").exists()
+    SNNET.child("train", "--resume", moved, cwd=tmp_path, patch=IN_ONE_PROCESS)
+    check_same_runs(whole, moved)
 
 
-@pytest.mark.xdist_group("experiment")
 def test_signal_leaves_a_resumable_run(tmp_path: Path) -> None:
-    """SIGTERM ends with 143 and one line; the run is unfinished, and eval does not take it for a finished one."""
+    """SIGTERM to the command, whose seeds are processes of their own: 143 and one line, and no finished run for eval.
+
+    The first process alone is told; those of the seeds must notice and leave.
+    """
     run = tmp_path / "runs" / "snnet" / "run"
     started = SNNET.start("train", "--name", "run", *SHORT, cwd=tmp_path)
     ended = started.kill_when(run / "seed-10" / "anchor small", signal.SIGTERM, group=False, after=0.5)
     assert "--resume" in ended.with_code(143).line
     assert not (run / "finished").exists()
     assert "no finished run" in SNNET.refused("eval", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--widths", "[4,4,8]"], "widths [4, 4, 8] must grow"),
+        (["--widths", "[16,8,48]"], "widths [16, 8, 48] must grow"),
+        (["--widths", "[8,16,50]"], "heads 4 does not divide width 50"),
+        (["--depth", "1000000"], "depth 1000000 must be at most 100"),
+        (["--seeds", "0"], "seeds 0 must be at least 1"),
+        (["--joint_epochs", "0"], "joint_epochs 0 must be at least 1"),
+        (["--init_images", "0"], "init_images 0 must be at least 1"),
+        (["--batch_size", "2000"], "batch_size 2000 and val_images 0: 1197 images train"),
+        (["--stitches_per_step", "5"], "stitches_per_step 5 does not divide batch_size 32"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_what_would_fail_later_is_refused_before_training(words: list[str], message: str, tmp_path: Path) -> None:
+    assert message in SNNET.refused("train", *words, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_somebody_else_is_no_larger_than_an_experiment(tmp_path: Path) -> None:
+    """A run folder whose settings ask for a million blocks, or seeds."""
+    for name in ("depth", "seeds"):
+        run = RunFolder.create(tmp_path / "runs", "snnet", name)
+        run.write_config({"engine": "digits", name: 1_000_000})
+        for words in (["list", "--ckpt", run.path], ["train", "--resume", name]):
+            assert f"{name} 1000000 must be at most" in SNNET.refused(*words, cwd=tmp_path)
 
 
 class KeepLosses(Callback):

@@ -274,7 +274,8 @@ def test_one_step(name: str, images: Path, tmp_path: Path) -> None:
     recipe = RECIPES[name]
     side = recipe.tiny[-1].get("img_size", 64)
     words = ["--data.root", str(images), "--data.batch_size", "4", "--data.num_workers", "0"]
-    parser, arguments = parse(name, *words, "--data.input_size", str(side))
+    words += ["--data.num_classes", "1000", "--data.input_size", str(side)]
+    parser, arguments = parse(name, *words)
     options = parser.instantiate_classes(arguments)
     named = zip(options.network.anchors, recipe.tiny, strict=True)
     network_config = dataclasses.replace(

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from made import CLASSES, SNNET, here, named_vit, one_line, write_recipe
+from made import CLASSES, SNNET, here, named_vit, one_line, randomise, write_recipe
 from torch import Tensor
 
 from paperkit.data.images import ImageData
@@ -56,6 +58,11 @@ def logged_ids(run: Path) -> list[int]:
     """The ids of rank 0, step by step."""
     rows = csv.DictReader((run / "csv" / "metrics.csv").open())
     return [int(float(row["train/config_id"])) for row in rows if row["train/config_id"]]
+
+
+def anchors_with(**options: object) -> str:
+    """The recipe's anchors, the first with further options, as words of a command line."""
+    return json.dumps([{**named_vit(16), **options}, named_vit(32)])
 
 
 def test_a_run_leaves_what_it_should(whole: Path) -> None:
@@ -154,17 +161,68 @@ def test_the_best_weights_have_a_file_of_their_own(whole: Path, folder: Path, mo
     assert all((whole / name).read_bytes() == content for name, content in kept.items())
 
 
+def test_eval_of_other_weights_in_a_run(whole: Path, folder: Path, tmp_path: Path) -> None:
+    """`--ckpt` of a folder or a checkpoint in a run measures those weights, not the run's last ones."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("figures*", "metrics*", "stitches*"))
+    network, _ = load_folder(run / "best")
+    randomise(network)
+    network.save_pretrained(run / "best")
+    for place, name in (("network", "metrics"), ("best", "metrics_best"), ("checkpoints/last.ckpt", "metrics_last")):
+        SNNET.here("eval", "--ckpt", run / place, "--ids", "[0,4]", cwd=folder)
+        assert len(json.loads((run / f"{name}.json").read_text())["rows"]) == 2
+    subjects = {name: lines_of(run / f"stitches{name}.jsonl")[0]["weights"] for name in ("", "_best", "_last")}
+    assert subjects[""] == subjects["_last"] != subjects["_best"]
+
+
+def test_own_classes(whole: Path, folder: Path, tmp_path: Path) -> None:
+    """The number of classes follows the folder, the head knows their names, and images of others are refused."""
+    words = ["--config", folder / "recipe.yaml", "--name", "run", "--trainer.max_epochs", "1"]
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    del recipe["data"]["num_classes"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    other = make_image_folder(tmp_path / "other", ("ant", "bee", "dog"), per_class=2, size=40)
+    line = SNNET.refused("eval", "--ckpt", whole, "--data.root", other, "--output", tmp_path / "out", cwd=folder)
+    assert "1 of the 3 classes of" in line and "dog" in line
+    four = make_image_folder(tmp_path / "four", ("ant", "bee", "cow", "dog"), per_class=2, size=40)
+    words = ["--config", tmp_path / "recipe.yaml", "--data.root", four, "--trainer.max_epochs", "1"]
+    SNNET.here("train", *words, "--name", "run", cwd=tmp_path)
+    run = tmp_path / "runs" / "snnet" / "run"
+    assert load_folder(run / "network")[0].num_classes == 4
+    picture = next((four / "val" / "dog").iterdir())
+    for place in (run, run / "network", run / "best"):
+        shown = SNNET.here("predict", picture, "--ckpt", place, "--top", "4", cwd=tmp_path).out
+        assert all(name in shown for name in ("ant", "bee", "cow", "dog")), shown
+
+
 def test_kill_and_resume_is_bit_identical(whole: Path, folder: Path, tmp_path: Path) -> None:
-    """kill -9 in the tenth step, the fourth of the second epoch: the last checkpoint is of step 8."""
+    """Ended four times, and moved after the first: the whole run folder is that of the run that never was.
+
+    By kill -9 in the tenth step, the fourth of the second epoch (the last checkpoint is of step 8), by SIGTERM in the
+    last step of that epoch, which is then evaluated before the run ends, and by SIGTERM and kill -9 when the training
+    is done and its networks are being saved.
+    """
     patch = at_call("snnet.training.joint:JointTraining.training_step", 10)
     recipe = folder / "recipe.yaml"
     SNNET.child("train", "--config", recipe, "--name", "run", "--save_every", "2", cwd=tmp_path, patch=patch, code=-9)
     run = tmp_path / "runs" / "snnet" / "run"
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 8
     assert not (run / "finished").exists() and not (run / "network").exists()
-    SNNET.child("train", "--resume", cwd=tmp_path)
-    assert (run / "finished").exists()
-    check_same_runs(whole, run, ignore=("metrics*.json", "stitches*", "figures*", "cuts*"))  # those are of `eval`
+    moved = tmp_path / "moved"
+    run.rename(moved)
+    patch = at_call("snnet.training.joint:JointTraining.training_step", 4, signal.SIGTERM)  # 8, 9, 10, 11
+    line = SNNET.child("train", "--resume", moved, cwd=tmp_path, patch=patch, code=143).line
+    assert f"interrupted at step 12; resume with: snnet train --resume {moved}" in line
+    assert sorted(path.name for path in (moved / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert not run.exists()
+    patch = at_call("snnet.training.images:write_class_names", 1, signal.SIGTERM)
+    assert "SIGTERM" in SNNET.child("train", "--resume", moved, cwd=tmp_path, patch=patch, code=143).line
+    SNNET.child(
+        "train", "--resume", moved, cwd=tmp_path, patch=at_call("snnet.training.images:save_best"), code=-signal.SIGKILL
+    )
+    SNNET.child("train", "--resume", moved, cwd=tmp_path)
+    assert (moved / "finished").exists()
+    check_same_runs(whole, moved, ignore=("metrics*.json", "stitches*", "figures*", "cuts*"))  # those are of `eval`
 
 
 def test_a_finished_run_is_not_resumed(
@@ -212,7 +270,7 @@ def by_hand(folder: Path, seeds: tuple[int, int]) -> dict[str, Tensor]:
     ]
     initialise(network, data[0].training_sample(20).split(20))
     for rank, part in enumerate(data):
-        part.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        part.trainer = SimpleNamespace(global_rank=rank, world_size=2, overfit_batches=0, current_epoch=0)  # type: ignore[assignment]
         part.setup()
     optim = OptimConfig("momentum", lr=0.05, momentum=0.0, weight_decay=0.0, warmup_epochs=1)
     optimizer, schedule = build(parameter_groups(network, TrainingConfig(), 0.0), optim, 2, 2, 16)
@@ -290,6 +348,15 @@ def test_nan_names_the_step_and_the_last_good_checkpoint(
         (["--trainer.surprise", "1"], "surprise"),
         (["--network.initialisation", "magic"], "magic"),
         (["--data.input_size", "many"], "many"),
+        (["--data.input_size", "40"], "does not take images of 3x40x40"),
+        (["--network.init_images", "1000000000"], "init_images 1000000000 must be from 1 to 10,000"),
+        (["--network.anchors", anchors_with(in_chans=1)], "in_chans 1, which all anchors share"),
+        (["--network.anchors", anchors_with(num_classes=7)], "num_classes 7, which all anchors share"),
+        (["--network.anchors", anchors_with(depth=1_000_000)], "depth 1000000; 1000 blocks are the most"),
+        (["--network.anchors", anchors_with(checkpoint_path="x.pth")], "weights are named apart from the anchors"),
+        (["--network.anchors", json.dumps([named_vit(16)] * 1000)], "1000 anchors are more than 64"),
+        (["--data.root=~/nowhere"], f"{Path.home()}/nowhere"),
+        (["--network.weights=~/nowhere", "--data.root", "nowhere"], "nowhere"),
     ],
 )
 def test_what_is_wrong_before_training_leaves_no_run_folder(

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+SPLIT_NORMS = "split_norms.safetensors"
+
 
 def add_arguments(parser: Any) -> None:
     parser.add_argument("source", type=str, help="authors' checkpoint (.pth), or a folder that this command wrote")
     parser.add_argument("target", type=str, help="folder to write, or a .pth or .safetensors file to write")
     parser.add_argument("--released", type=str | None, default=None, help="which released SN-Net the checkpoint is of")
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in the checkpoint")
     parser.add_argument("--trust-pickle", action="store_true", help="read weights whose file may run code")
 
 
@@ -22,23 +25,27 @@ def run(arguments: Any) -> int:
     name = arguments.released or next((n for n, r in RELEASED.items() if r.file == source.name), None)
     if name is None:
         raise UserError(f"say with --released which SN-Net {source.name} is of: {', '.join(RELEASED)}")
-    return _from_official(source, target, name, arguments.trust_pickle)
+    return _from_official(source, target, name, arguments)
 
 
-def _from_official(source: Any, target: Any, name: str, trust_pickle: bool) -> int:
+def _from_official(source: Any, target: Any, name: str, arguments: Any) -> int:
+    from paperkit.files.hub import replaced_folder
     from paperkit.files.weights import save_weights
     from snnet.models.anchors import SNNet
     from snnet.models.official import read_official
     from snnet.models.released_networks import build
 
     network = build(name)
-    aside = read_official(network, source, trust_pickle)
+    aside = read_official(network, source, arguments.trust_pickle, arguments.part)
     assert isinstance(network, SNNet)
-    network.save_pretrained(target)
     note = ""
+    with replaced_folder(target) as temporary:
+        network.save_pretrained(temporary)
+        (temporary / SPLIT_NORMS).unlink(missing_ok=True)  # of another checkpoint
+        if aside.split_norms:
+            save_weights(temporary / SPLIT_NORMS, aside.split_norms)
     if aside.split_norms:
-        save_weights(target / "split_norms.safetensors", aside.split_norms)
-        note = f"; {len(aside.split_norms)} tensors of split BatchNorm (training only) in split_norms.safetensors"
+        note = f"; {len(aside.split_norms)} tensors of split BatchNorm (training only) in {SPLIT_NORMS}"
     print(f"{target}: {network.num_configurations} configurations of {name}{note}")
     return 0
 
@@ -52,8 +59,8 @@ def _to_official(source: Any, target: Any) -> int:
     if not (source / "config.json").is_file():
         raise UserError(f"{source} has no config.json; give a folder that `snnet convert` or save_pretrained wrote")
     network, _ = load_folder(source)
-    kept = source / "split_norms.safetensors"
-    aside = Aside(read_weights(kept), tuple(official_buffers(network))) if kept.exists() else None
+    kept = source / SPLIT_NORMS
+    aside = Aside(read_weights(kept, advice=None), tuple(official_buffers(network))) if kept.exists() else None
     state = to_official(network, aside)
     if target.suffix == ".safetensors":
         save_weights(target, state)

@@ -14,4 +14,5 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--num_classes", type=int, default=1000, help="classes, with --anchors")
     parser.add_argument("--seed", type=int | None, default=None, help="which seed's network of an embedded run")
     parser.add_argument("--trust-pickle", action="store_true", help="read weights whose file may run code")
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in the weights")
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")

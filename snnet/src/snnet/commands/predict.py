@@ -15,7 +15,8 @@ def add_arguments(parser: Any) -> None:
 def run(arguments: Any) -> int:
     import torch
 
-    from snnet.deployment.prediction import class_names, image_transform, read_image
+    from paperkit.data.pictures import read_picture
+    from snnet.deployment.prediction import class_names, image_transform
     from snnet.deployment.source import open_source
     from snnet.method.stitching import mean_logits
 
@@ -26,7 +27,7 @@ def run(arguments: Any) -> int:
     names = class_names(source)
     with torch.inference_mode():
         for path in arguments.images:
-            logits = mean_logits(network(transform(read_image(path))[None]))
+            logits = mean_logits(network(transform(read_picture(path))[None]))
             scores, classes = logits.softmax(-1)[0].topk(min(arguments.top, logits.shape[-1]))
             found = [f"{names[c]} {100 * s:.1f} %" for s, c in zip(scores.tolist(), classes.tolist(), strict=True)]
             print(f"{path}: {', '.join(found)}")

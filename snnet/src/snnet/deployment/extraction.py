@@ -60,7 +60,7 @@ class SubNetwork(nn.Module):
             sub_network = cls(SNNet(**config["snnet"]), config["config_id"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder} does not hold an extracted stitch: {type(error).__name__} {error}") from None
-        load_strict(sub_network.network, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
+        load_strict(sub_network.network, read_weights(folder / WEIGHTS, advice=None), str(folder / WEIGHTS))
         return sub_network.eval()
 
 

@@ -1,32 +1,17 @@
 """From an image file to what a network was trained on, and from a class index to its name."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
 
-from paperkit.errors import UserError
+from paperkit.files.runs import RunFolder
 from snnet.deployment.source import Source
-
-CLASSES = "classes.json"
-
-
-def read_image(path: str) -> Image.Image:
-    """Open an image file; UserError if it is missing or no image."""
-    try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except FileNotFoundError:
-        raise UserError(f"no image at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} is no readable image: {error}") from None
+from snnet.models.anchors import saved_classes
 
 
 def image_transform(source: Source) -> Callable[[Image.Image], Tensor]:
@@ -34,25 +19,24 @@ def image_transform(source: Source) -> Callable[[Image.Image], Tensor]:
     if source.input_size[0] == 1:
         return lambda image: _digit(image, source.input_size[1])
     config = resolve_model_data_config(source.network.anchors[-1]) | {"input_size": source.input_size}
-    run = source.folder / "config.yaml" if source.folder else None
-    if run is not None and run.exists():  # as the run's own evaluation saw its images
-        data = yaml.safe_load(run.read_text()).get("data", {})
+    run = source.folder
+    if run is not None and not (run / "started").exists():
+        run = run.absolute().parent  # of a network that lies in its run
+    if run is not None and (run / "started").exists():  # as the run's own evaluation saw its images
+        data = RunFolder(run).read_config().get("data") or {}
         config |= {name: data[name] for name in ("crop_pct", "crop_mode", "mean", "std") if name in data}
         config["interpolation"] = data.get("eval_interpolation", config["interpolation"])
     transform: Any = create_transform(**config, is_training=False)
-    return lambda image: transform(image.convert("RGB"))
+    return transform
 
 
 def class_names(source: Source) -> list[str]:
     """Names by class index: those saved with the run, ImageNet's, or the bare numbers."""
-    path = None if source.folder is None else source.folder / CLASSES
-    if path is not None and path.exists():
-        return json.loads(path.read_text())
-    count = source.network.num_classes
-    if count == 1000:
+    names, count = saved_classes(source.folder), source.network.num_classes
+    if names is None and count == 1000:
         info = ImageNetInfo("imagenet-1k")
         return [info.index_to_description(i) for i in range(count)]
-    return [str(i) for i in range(count)]
+    return [*(names or [])[:count], *map(str, range(len(names or []), count))]
 
 
 def _digit(image: Image.Image, size: int) -> Tensor:

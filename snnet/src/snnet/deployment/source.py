@@ -8,7 +8,7 @@ from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from paperkit.files.weights import load_strict, read_weights
 from paperkit.results.metrics import Metrics
-from snnet.experiment.settings import METHOD, ExperimentConfig, from_plain
+from snnet.experiment.settings import METHOD, ExperimentConfig, check_experiment, from_plain
 from snnet.method.budget import OperatingPoint, operating_points, read_latencies
 from snnet.models.anchors import SNNet, input_size_of, load_folder, read_anchors
 from snnet.models.released_networks import read_released, released_stitches
@@ -48,9 +48,11 @@ def open_source(arguments: Any) -> Source:
         UserError: if there is none, or the weights do not fit.
     """
     if arguments.released:
-        return _released(arguments.released, arguments.ckpt, arguments.trust_pickle)
+        return _released(arguments.released, arguments.ckpt, arguments.trust_pickle, arguments.part)
     if arguments.anchors is not None:
-        found = read_anchors(arguments.anchors, arguments.num_classes, arguments.ckpt, arguments.trust_pickle)
+        found = read_anchors(
+            arguments.anchors, arguments.num_classes, arguments.ckpt, arguments.trust_pickle, arguments.part
+        )
         return _source(*found, None)
     if arguments.ckpt is None:
         run = RunFolder.newest(arguments.root, "snnet", finished=True)
@@ -80,6 +82,7 @@ def _run(run: RunFolder, seed: int | None) -> Source:
 
 def _experiment(config: ExperimentConfig, folder: Path | None, seed: int | None) -> Source:
     """A network of the embedded experiment: trained if there is a folder."""
+    check_experiment(config)
     description: dict[str, Any] = {"anchors": config.anchors(), "num_classes": 10, "in_chans": 1}
     network = SNNet(**description)
     accuracies: dict[int, float] = {}
@@ -89,7 +92,7 @@ def _experiment(config: ExperimentConfig, folder: Path | None, seed: int | None)
         if seed not in config.seed_list:
             raise UserError(f"{folder} has no seed {seed}; it has {', '.join(map(str, config.seed_list))}")
         path = folder / f"seed-{seed}" / METHOD / "weights.safetensors"
-        load_strict(network, read_weights(path), str(path))
+        load_strict(network, read_weights(path, advice=None), str(path))
         if (folder / "metrics.json").exists():
             arms = Metrics.read(folder / "metrics.json").extra["arms"][config.seed_list.index(seed)]
             accuracies = {int(i): value for i, value in arms[METHOD].items()}
@@ -104,8 +107,8 @@ def _source(network: SNNet, description: dict[str, Any], folder: Path | None) ->
     return Source(network.eval(), description, input_size_of(network), {}, "", folder)
 
 
-def _released(name: str, ckpt: str | None, trust_pickle: bool) -> Source:
-    network, description = read_released(name, ckpt, trust_pickle)
+def _released(name: str, ckpt: str | None, trust_pickle: bool, part: str | None) -> Source:
+    network, description = read_released(name, ckpt, trust_pickle, part)
     accuracies = {stitch.id: stitch.acc1 for stitch in released_stitches(name)}
     where = "ImageNet-1k, measured by the authors"
     return Source(network.eval(), description, input_size_of(network), accuracies, where, None)

@@ -53,7 +53,6 @@ class Arms:
         for anchor, name in enumerate(config.anchor_names):
             optim = self.optim(config.anchor_lrs[anchor])
             self.stage(f"anchor {name}", network, [anchor], optim, config.anchor_epochs)
-        self.initialised(network, METHOD)
         joint, tuning = self.optim(config.joint_lr), config.joint_epochs
         every = list(range(config.num_configurations))
         for arm in (METHOD, DEFAULT):
@@ -100,7 +99,8 @@ class Arms:
         data = DigitsData(config.batch_size, seed=self.seed, val_images=config.val_images)
         done = folder / "weights.safetensors"
         if done.exists():
-            load_strict(network, read_weights(done), str(done))
+            load_strict(network, read_weights(done, advice=None), str(done))
+            remove_checkpoints(folder)  # of a run that was cut off between its weights and this
             self.advance(epochs * config.steps_per_epoch)
             return
         settings = TrainingConfig(
@@ -117,8 +117,7 @@ class Arms:
             callbacks.append(MeasureCurve(self, folder / "curve.json"))
         fit(self.trainer(folder, epochs, callbacks, log), training, data, resume=True)
         save_weights(done, network.state_dict())
-        for leftover in folder.glob("*.ckpt"):
-            leftover.unlink()  # the stage is done; what resume would need is no longer needed
+        remove_checkpoints(folder)
 
     def trainer(self, folder: Path, epochs: int, callbacks: Sequence[Callback], log: bool = False) -> pl.Trainer:
         """Lightning's Trainer on one CPU device, with `last.ckpt` in the folder of the stage.
@@ -184,6 +183,12 @@ class MeasureCurve(Callback):
         write_json(self.path, self.curve)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """What a resume of this stage would need, once it is done."""
+    for leftover in folder.glob("*.ckpt"):
+        leftover.unlink()
+
+
 def build(config: ExperimentConfig, seed: int) -> SNNet:
     """The three anchors and their stitching layers, initialised from the seed."""
     seed_generators(seed)
@@ -205,7 +210,7 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
 
     def accuracy(stage: str, ids: Sequence[int]) -> dict[int, float]:
         path = folder / stage / "weights.safetensors"
-        load_strict(network, read_weights(path), str(path))
+        load_strict(network, read_weights(path, advice=None), str(path))
         return measure(network, config, ids)
 
     every = range(config.num_configurations)

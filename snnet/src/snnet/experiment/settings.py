@@ -158,11 +158,30 @@ class ExperimentConfig:
 
 
 def check_experiment(config: ExperimentConfig) -> None:
-    """Refuse savings that the arms of the experiment cannot take.
+    """Refuse settings that would end in an error, maybe after all training, and savings that an arm cannot take.
 
     Raises:
         UserError: naming what does not go together.
     """
+    for name in ("seeds", "depth", "batch_size", "anchor_epochs", "joint_epochs", "stitches_per_step", "init_images"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} {getattr(config, name)} must be at least 1")
+    for name in ("scratch_every", "val_images", "processes"):
+        if getattr(config, name) < 0:
+            raise UserError(f"{name} {getattr(config, name)} must be at least 0")
+    for name, most in (("seeds", 1000), ("depth", 100)):
+        if getattr(config, name) > most:
+            raise UserError(f"{name} {getattr(config, name)} must be at most {most}")
+    if not 0 < config.widths[0] < config.widths[1] < config.widths[2]:
+        raise UserError(f"widths {list(config.widths)} must grow: a stitch lies between two anchors of different cost")
+    for width, heads in zip(config.widths, config.heads, strict=True):
+        if heads < 1 or width % heads:
+            raise UserError(f"heads {heads} does not divide width {width}")
+    if config.steps_per_epoch < 1:
+        images = TRAINING_IMAGES - config.val_images
+        raise UserError(f"batch_size {config.batch_size} and val_images {config.val_images}: {images} images train")
+    if config.batch_size % config.stitches_per_step:
+        raise UserError(f"stitches_per_step {config.stitches_per_step} does not divide batch_size {config.batch_size}")
     arms = {"keep_hardest": "its middle anchor is also trained by distillation, whose images have no loss of their own"}
     check(config.savings, config.trainer, ema=config.ema, refused={**REFUSED_SAVINGS, **arms})
 

@@ -1,5 +1,6 @@
 """Anchors by timm name, and the SN-Net built from names, which a config, a folder or the hub can describe."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from snnet.method.stitching import StitchedNetwork
 
 AnchorName = str | Mapping[str, Any]
 """A timm model name, or {"name": ..., further arguments of timm.create_model}."""
+CLASSES = "classes.json"
+"""Names of a run's classes, by number."""
+MOST_ANCHORS = 64
+DEEPEST = 1000
+"""Blocks of an anchor; timm's deepest has some hundred."""
+DEPTHS = ("depth", "depths", "layers")
+OF_THE_NETWORK = ("num_classes", "in_chans")
+OF_THE_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 class SNNet(StitchedNetwork, SavedInFolder, library_name="snnet", tags=["snnet", "image-classification"]):
@@ -45,6 +54,7 @@ class SNNet(StitchedNetwork, SavedInFolder, library_name="snnet", tags=["snnet",
         layer_assignment: LayerAssignment = "released",
         any_order: bool = False,
     ) -> None:
+        check_anchor_options(anchors)
         self.num_classes = num_classes
         self.anchor_names = [anchor if isinstance(anchor, str) else str(anchor.get("name")) for anchor in anchors]
         super().__init__(
@@ -62,6 +72,28 @@ class SNNet(StitchedNetwork, SavedInFolder, library_name="snnet", tags=["snnet",
         return {key: value for key, value in self.state_dict().items() if ".aux_bn." not in key}
 
 
+def check_anchor_options(anchors: Sequence[AnchorName]) -> None:
+    """Refuse what one anchor alone cannot decide, and what no machine could build in minutes.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if len(anchors) > MOST_ANCHORS:
+        raise UserError(f"{len(anchors)} anchors are more than {MOST_ANCHORS}")
+    for anchor in anchors:
+        if isinstance(anchor, str):
+            continue
+        for option, value in anchor.items():
+            said = f"the anchor {anchor.get('name')} has {option} {value}"
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if option in OF_THE_NETWORK:
+                raise UserError(f"{said}, which all anchors share")
+            if option in OF_THE_WEIGHTS:
+                raise UserError(f"{said}; weights are named apart from the anchors")
+            if option in DEPTHS and any(isinstance(n, int | float) and n > DEEPEST for n in numbers):
+                raise UserError(f"{said}; {DEEPEST} blocks are the most")
+
+
 def load_folder(folder: Path) -> tuple[SNNet, dict[str, Any]]:
     """A network that `save_pretrained` wrote, in eval mode, and the arguments of `SNNet` that built it.
 
@@ -72,20 +104,52 @@ def load_folder(folder: Path) -> tuple[SNNet, dict[str, Any]]:
     return SNNet.from_pretrained(folder), description
 
 
+def saved_classes(folder: Path | None) -> list[str] | None:
+    """The names of a network's classes, which a run keeps beside its networks; None where there are none.
+
+    Args:
+        folder: of a run, or a folder of a network in it.
+
+    Raises:
+        UserError: if the file holds no list of names.
+    """
+    for place in () if folder is None else (folder, folder.absolute().parent):
+        path = place / CLASSES
+        if not path.is_file() or (place != folder and not (place / "started").is_file()):
+            continue
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path} holds no list of names")
+        return names
+    return None
+
+
 def read_anchors(
-    anchors: Sequence[AnchorName], num_classes: int, weights: str | Path | None = None, trust_pickle: bool = False
+    anchors: Sequence[AnchorName],
+    num_classes: int,
+    weights: str | Path | None = None,
+    trust_pickle: bool = False,
+    part: str | None = None,
 ) -> tuple[SNNet, dict[str, Any]]:
-    """A network of named anchors with the weights of a file (None: random ones), and the arguments that built it."""
+    """A network of named anchors with the weights of a file (None: random ones), and the arguments that built it.
+
+    Args:
+        part: which state dict of a file that holds several.
+    """
     description: dict[str, Any] = {"anchors": list(anchors), "num_classes": num_classes}
     network = SNNet(**description)
     if weights is not None:
-        load_strict(network, read_weights(weights, trust_pickle), str(weights))
+        load_strict(network, read_weights(weights, trust_pickle, part=part, part_advice="--part"), str(weights))
     return network, description
 
 
 def input_size_of(network: SNNet) -> tuple[int, int, int]:
     """(channels, H, W) that the last anchor was made for; its default where it takes any size."""
-    channels, height, width = resolve_model_data_config(network.anchors[-1])["input_size"]
+    _, height, width = resolve_model_data_config(network.anchors[-1])["input_size"]
+    channels = next(module.in_channels for module in network.anchors[-1].modules() if isinstance(module, nn.Conv2d))
     fixed = network.families[-1].grid(network.anchors[-1]).image
     return (channels, *(fixed or (height, width)))
 
@@ -131,7 +195,8 @@ def _weight_file(folder: Path, name: str) -> Path:
     ]
     for path in candidates:
         if path.is_file():
-            read_weights(path)  # timm would read a pickle its own way; this refuses one that wants to run code
+            # timm would read a pickle its own way; this refuses one that wants to run code
+            read_weights(path, advice=None)
             return path
     raise UserError(f"no weights of {name} in {folder}: looked for {', '.join(path.name for path in candidates)}")
 

@@ -86,7 +86,9 @@ def load_official(network: StitchedNetwork, state: Mapping[str, Tensor], source:
     return Aside(split, tuple(key for key in state if key in buffers))
 
 
-def read_official(network: StitchedNetwork, path: str | Path, trust_pickle: bool = False) -> Aside:
+def read_official(
+    network: StitchedNetwork, path: str | Path, trust_pickle: bool = False, part: str | None = None
+) -> Aside:
     """Load one of the released files, or a full training checkpoint of the authors' code.
 
     The weights may stand under `model` or `state_dict` or alone, with or without `module.`; training options in an
@@ -94,11 +96,12 @@ def read_official(network: StitchedNetwork, path: str | Path, trust_pickle: bool
 
     Args:
         trust_pickle: allow the file to build any object (a Swin checkpoint holds a yacs CfgNode), which can run code.
+        part: which state dict of a file that holds several: `model_ema` beside `model`.
 
     Raises:
         UserError: as `load_official`; also for an unreadable file, and for one that wants more than plain values.
     """
-    return load_official(network, read_weights(path, trust_pickle), str(path))
+    return load_official(network, read_weights(path, trust_pickle, part=part, part_advice="--part"), str(path))
 
 
 def _is_split_norm(key: str, ours: Set[str]) -> bool:

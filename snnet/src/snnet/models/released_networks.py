@@ -83,7 +83,7 @@ def build_on_meta(name: str) -> StitchedNetwork:
 
 
 def read_released(
-    name: str, weights: str | Path | None = None, trust_pickle: bool = False
+    name: str, weights: str | Path | None = None, trust_pickle: bool = False, part: str | None = None
 ) -> tuple[SNNet, dict[str, Any]]:
     """A released SN-Net with the weights of the authors' file (None: random ones), and the arguments that built it."""
     released = find(name)
@@ -93,7 +93,7 @@ def read_released(
     }
     network = SNNet(**description)
     if weights is not None:
-        read_official(network, weights, trust_pickle)
+        read_official(network, weights, trust_pickle, part)
     return network, description
 
 

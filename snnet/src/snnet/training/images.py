@@ -22,8 +22,9 @@ from torch import nn
 
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
+from paperkit.data.layouts import imagenet_classes
 from paperkit.data.sizes import SizeSchedule, check_sizes
-from paperkit.errors import UserError
+from paperkit.errors import UserError, one_line
 from paperkit.files.atomic import write_atomic
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.files.weights import load_strict, read_weights
@@ -42,11 +43,23 @@ from snnet.method.counting import configuration_macs
 from snnet.method.enumeration import LayerAssignment
 from snnet.method.least_squares import cut_residuals, initialise
 from snnet.method.sampling import REFUSED_SAVINGS
-from snnet.models.anchors import SNNet, create_anchor, input_size_of, load_folder, read_anchors, stitch
+from snnet.method.stitching import mean_logits
+from snnet.models.anchors import (
+    CLASSES,
+    SNNet,
+    create_anchor,
+    input_size_of,
+    load_folder,
+    read_anchors,
+    saved_classes,
+    stitch,
+)
 from snnet.models.released_networks import read_released
 from snnet.training.evaluation import evaluate_images, summarise_images
 from snnet.training.joint import JointTraining, TrainingConfig, parameter_groups
 
+MOST_INIT_IMAGES = 10_000
+"""Images for least squares, which are all in memory at once; the paper needs 100."""
 AnchorOption = bool | int | float | str | list[int] | list[float] | None
 """What an option of an anchor may be: plain values, so that no config can name a class to build."""
 
@@ -84,6 +97,9 @@ class NetworkConfig:
     split_bn: int = 0
     drop_path_rate: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.weights, self.start = expanded(self.weights), expanded(self.start)
+
 
 @dataclass
 class TeacherConfig:
@@ -98,6 +114,14 @@ class TeacherConfig:
     name: str = "regnety_160.deit_in1k"
     weights: str | None = "timm"
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        self.weights = expanded(self.weights)
+
+
+def expanded(path: str | None) -> str | None:
+    """The path with the home folder for `~`, which no shell expands in a config."""
+    return None if path is None else str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def add_arguments(parser: Any) -> None:
@@ -121,6 +145,7 @@ def add_evaluation_arguments(parser: Any) -> None:
     parser.add_argument(
         "--anchors", type=list[str] | None, default=None, help="--ckpt is of these anchors (timm names)"
     )
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in --ckpt")
     parser.add_argument("--ids", type=list[int] | None, default=None, help="only these configurations: [0,1,24]")
     parser.add_argument("--best", action="store_true", help="the run's best weights instead of its last")
     parser.add_argument(
@@ -142,8 +167,11 @@ def check(options: Any, run: RunFolder | None) -> None:
     Raises:
         UserError: naming what does not go together.
     """
+    options.data.root = options.data.root.expanduser()
     if hasattr(options, "ckpt"):  # an evaluation, which trains nothing
         return
+    if not 1 <= options.network.init_images <= MOST_INIT_IMAGES:
+        raise UserError(f"init_images {options.network.init_images} must be from 1 to {MOST_INIT_IMAGES:,}")
     trainer = trainer_options(options.trainer)
     strategy_for(trainer)
     check_savings(options.training, options.savings, options.ema, options.data.sizes, trainer, options.network.split_bn)
@@ -187,7 +215,7 @@ def check_savings(
 
 
 def rehearse(options: Any) -> None:
-    """Build everything on the meta device: what a model or an optimiser cannot do shows before any data are read.
+    """Build everything on the meta device: what a model or an optimiser cannot do shows before any image is read.
 
     Raises:
         UserError: naming the switch and the model.
@@ -199,10 +227,32 @@ def rehearse(options: Any) -> None:
         models = [*network.anchors]
         if training.distillation != "none":
             models.append(create_anchor(options.teacher.name, False, num_classes=data.num_classes))
+        check_images(models, data)
     apply(network, options.savings)
     for model in models if len(data.sizes.sizes) > 1 else ():
         check_sizes(model, data.sizes.sizes)
     build(parameter_groups(network, training, optim.weight_decay), optim, 1, 1_000_000, global_batch=1)
+
+
+def check_images(models: Sequence[nn.Module], data: ImageData) -> None:
+    """Run each model on images without numbers.
+
+    Raises:
+        UserError: if one does not take the size of the data's images, or gives other logits than their classes.
+    """
+    images = torch.empty(2, *image_size(data), device="meta")
+    for model in models:
+        name = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+        try:
+            logits = mean_logits(model.eval()(images))
+        except Exception as error:  # each model says in its own way what it does not take
+            raise UserError(
+                f"{name} does not take images of {'x'.join(map(str, image_size(data)))}: {one_line(str(error))[:200]}"
+            ) from error
+        if logits.shape != (2, data.num_classes):
+            raise UserError(
+                f"{name} gives logits of shape {tuple(logits.shape)} for 2 images of {data.num_classes} classes"
+            )
 
 
 def train(run: RunFolder, options: Any, resuming: bool) -> None:
@@ -234,7 +284,7 @@ def train(run: RunFolder, options: Any, resuming: bool) -> None:
     )
     fit(trainer, training, data, resuming)
     if process_rank() == 0:
-        write_class_names(data, run.path / "classes.json")
+        write_class_names(data, run.path / CLASSES)
         network.save_pretrained(run.path / "network")
         save_best(network, run.path)
         kept = "network/ (last), best/ (highest mean validation accuracy)"
@@ -251,11 +301,15 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     start = time.monotonic()
     network = evaluated_network(run, options).to(device(options.device)).eval()
     data = options.data
+    place = Path(options.ckpt) if options.ckpt and Path(options.ckpt).is_dir() else None
+    data.use_head(network.num_classes, saved_classes(run.path if run else place))
     every = range(network.num_configurations)
     ids = [network.check_id(i) for i in (every if options.ids is None else options.ids)]
     points = operating_points(network, input_size_of(network), network.anchor_names)
     subject = fingerprint(network) + recalibrate_on(network, data, ids, options.recalibrate)
     kind = "_best" if options.best else ""  # beside metrics.json, which is of the last weights
+    if run is not None and lies_within(options.ckpt, run) and Path(options.ckpt).name != "network":
+        kind = f"_{Path(options.ckpt).stem}"
     target = Path(options.output)
     lines = target / f"stitches{kind}.jsonl"
     results = evaluate_images(network, points, data, ids, lines, subject)
@@ -283,20 +337,37 @@ def evaluated_network(run: RunFolder | None, options: Any) -> SNNet:
         if options.ckpt is None:
             raise UserError("name the weights with --ckpt")
         if options.released:
-            return read_released(options.released, options.ckpt, options.trust_pickle)[0]
-        return read_anchors(options.anchors, options.data.num_classes, options.ckpt, options.trust_pickle)[0]
-    if run is not None:
+            return read_released(options.released, options.ckpt, options.trust_pickle, options.part)[0]
+        classes = options.data.num_classes
+        return read_anchors(options.anchors, classes, options.ckpt, options.trust_pickle, options.part)[0]
+    if run is None and options.ckpt is None:
+        raise UserError("name the weights with --ckpt")
+    if run is None or lies_within(options.ckpt, run):
+        if Path(options.ckpt).is_dir():
+            return load_folder(Path(options.ckpt))[0]
+        if run is not None:
+            return network_of_checkpoint(options)
+    else:
         weights = run.path / ("best" if options.best else "network")
         if not weights.exists():
             raise UserError(f"{run.path} has no {weights.name}/: the run did not get that far")
         return load_folder(weights)[0]
-    if options.ckpt is None:
-        raise UserError("name the weights with --ckpt")
-    if Path(options.ckpt).is_dir():
-        return load_folder(Path(options.ckpt))[0]
     raise UserError(
         f"{options.ckpt} is a weight file; say of which network with --released NAME or --anchors [NAME,...]"
     )
+
+
+def lies_within(ckpt: str | None, run: RunFolder) -> bool:
+    """Whether `--ckpt` names weights in the run, not the run itself."""
+    return ckpt is not None and not Path(ckpt).samefile(run.path)
+
+
+def network_of_checkpoint(options: Any) -> SNNet:
+    """The network of one of a run's checkpoints, built as the run's settings say."""
+    network = build_network(replace(options.network, weights=None, start=None), options.data.num_classes)
+    state = read_weights(options.ckpt, options.trust_pickle, part=options.part, part_advice="--part")
+    load_strict(network, state, options.ckpt, lambda key: key.removeprefix("network."))
+    return network
 
 
 def recalibrate_on(network: SNNet, data: ImageData, ids: Sequence[int], batches: int) -> str:
@@ -342,7 +413,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SNNet:
     )
     assert isinstance(network, SNNet)
     if config.start:
-        load_strict(network, read_weights(config.start), config.start)
+        load_strict(network, read_weights(config.start, advice=None), config.start)
     if config.split_bn > 1:
         for i, anchor in enumerate(network.anchors):
             network.anchors[i] = convert_splitbn_model(anchor, config.split_bn)
@@ -413,12 +484,9 @@ def world_size(options: dict[str, Any]) -> int:
 
 
 def write_class_names(data: ImageData, path: Path) -> None:
-    """Names of the class folders, for `snnet predict`."""
-    folder = data.root / "train"
-    if data.dataset == "imagenet" and folder.is_dir():
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        if len(names) == data.num_classes != 1000:
-            write_atomic(path, json.dumps(names) + "\n")
+    """Names of the classes, for `snnet eval` and `predict`; none of ImageNet's own, which need no file."""
+    if data.class_names is not None and data.class_names != imagenet_classes():
+        write_atomic(path, json.dumps(data.class_names) + "\n")
 
 
 def save_best(network: SNNet, folder: Path) -> None:
