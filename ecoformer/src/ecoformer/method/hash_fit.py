@@ -8,8 +8,9 @@ maximises y^T R y, through the surrogate y = tanh(K a / 2). R is never made: wit
 Shapes: B batch, H heads, N tokens, C head width, m supports, b bits, k labels of each sign in a row.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from paperkit.errors import UserError
 METHODS = ("released", "adam", "random")
 INITS = ("current", "spectral")
 SUPPORTS = ("first", "batch", "kmeans")
+SMALL = 4_000_000
+"""Kernel values below which a fit on a CPU takes one thread."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,20 @@ def _spectral_start(kernel: Tensor, residual: _Residual, tokens: int) -> Tensor:
     return (whitener @ top).squeeze(-1) * tokens**0.5
 
 
+@contextlib.contextmanager
+def _one_thread(kernel: Tensor) -> Iterator[None]:
+    """Thousands of steps of tenths of a millisecond: waiting for a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    alone = kernel.device.type == "cpu" and kernel.numel() < SMALL
+    try:
+        if alone:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(threads)
+
+
 @torch.no_grad()
 def fit_hash(
     u: Tensor,
@@ -309,7 +326,8 @@ def fit_hash(
         mvec = mvec[None, :, None]
         kernel = raw - mvec
         labels = labels if labels is not None else pair_labels(u, options.topk, mask)
-        fitted, codes, record = fit_projection(kernel, labels, A.detach().to(u.dtype), options, mask)
+        with _one_thread(kernel):
+            fitted, codes, record = fit_projection(kernel, labels, A.detach().to(u.dtype), options, mask)
     return Fit(fitted, mvec, anchor, sigma, kernel, codes, **record)
 
 

@@ -1,4 +1,4 @@
-"""The networks by name: a size and its attention, `pvt_v2_b0_ecoformer`, `alt_gvt_small_msa`, `pvt_v2_b2_sra_nbits8`."""
+"""The networks by name, a size and its attention: `pvt_v2_b0_ecoformer`, `alt_gvt_small_msa`, `pvt_v2_b2_sra`."""
 
 import difflib
 import re

@@ -202,7 +202,7 @@ class PyramidClassifier(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the wanted outputs do not need; returns their indices. Stages stay: they share names with weights."""
+        """Drop the classifier; returns the wanted outputs' indices. Stages stay: their names are those of weights."""
         wanted = stage_indices(len(self.embed_dims), indices)
         if prune_head:
             self.reset_classifier(0, "")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ecoformer.models.classifier import (
@@ -50,6 +49,24 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, h w, D) -> (B, h w, D)."""
         return self.drop(self.fc2(self.drop(self.act(self.dwconv(self.fc1(x), size)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample's branch is left out with a probability, and scaled up otherwise.
+
+    Of our own: importing timm from here would ask for this module before it is whole (`ecoformer.models.timm_arrival`).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        if not self.training:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
 
 
 class Block(nn.Module):

@@ -56,12 +56,12 @@ def convert(
 ) -> Conversion:
     """Swaps every self-attention of a network for EcoFormer's, in place.
 
-    Query rows become `to_qk`, value rows `to_v`; key rows, reductions and norms of keys are given up, as in the released
-    conversion. The hashes are fitted by the first training batch, or by `fit_hashes(model, images)`. At least 15 epochs
+    Query rows become `to_qk`, value rows `to_v`; key rows, reductions and norms of keys are given up, as in the
+    released conversion. The hashes are fitted by the first training batch, or by `fit_hashes(model, images)`. At least 15 epochs
     of fine-tuning follow, or a start from a shared-QK softmax network: without key rows the network must learn anew.
 
     Args:
-        keep: what stays as it is: a function of a layer's name and module, "last_stage" (blocks of the last stage of a
+        keep: what stays: a function of a layer's name and module, "last_stage" (blocks of the last stage of a
             pyramid), or None: the last stage of a pyramid, nothing of a plain ViT. "none" keeps nothing.
         min_tokens: keep the layers that see fewer tokens (`inputs` tells how many): fused softmax is quicker there, in
             this package's bench up to a few hundred.

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ecoformer.method.softmax_attention import WindowMSA
@@ -28,12 +27,17 @@ from paperkit.files.hub import SavedInFolder
 BLOCKS = ("EcoBlock", "StandardBlock", "GroupBlock", "GroupBlockv2")
 
 
-class PlainMlp(Mlp):
+class Mlp(nn.Module):
     """fc1, GELU, fc2; takes a grid and needs none. Keys: fc1, fc2."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, size: Any = None) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return super().forward(x)
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class PositionalConv(nn.Module):
@@ -115,7 +119,7 @@ class Twins(PyramidClassifier, SavedInFolder, **IN_FOLDER):
                     full = block in ("StandardBlock", "GroupBlockv2") or (block == "EcoBlock" and ratio == 1)
                     kind = "msa" if full else "ecoformer" if block == "EcoBlock" else "sra"
                     attn = build_attention(kind, dim, heads, ratio, qkv_bias, drop_rate, binary)
-                mlp = PlainMlp(dim, int(dim * mlp_ratios[i]), drop=drop_rate)
+                mlp = Mlp(dim, int(dim * mlp_ratios[i]), drop_rate)
                 stage.append(Block(dim, attn, mlp, norm_eps, rates.pop(0)))
             self.blocks.append(stage)
         self.norm = nn.LayerNorm(embed_dims[-1], eps=norm_eps)
@@ -126,8 +130,8 @@ class Twins(PyramidClassifier, SavedInFolder, **IN_FOLDER):
         self.check_image(image)
         for embed, blocks, position in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
             x, size = embed(image)
-            for j, block in enumerate(blocks):  # type: ignore[arg-type]
-                x = self.run_block(block, x, size)
+            for j, layer in enumerate(blocks):  # type: ignore[arg-type,var-annotated]
+                x = self.run_block(layer, x, size)
                 x = position(x, size) if j == 0 else x
             yield x, size
             image = x.mT.unflatten(2, size)

@@ -121,7 +121,7 @@ def _segment(angle: float, options: PathfinderOptions) -> tuple[Array, Array]:
     return _resized(line, small), _resized(dilated(line, disk(options.margin * scale)), small)
 
 
-class _NoRoom(Exception):
+class NoRoomError(Exception):
     """A draw failed; the picture begins anew."""
 
 
@@ -166,10 +166,10 @@ class _Drawing:
         head = translate(tail, angle, o.paddle_length)
         pivot = translate(head, angle + math.pi, o.paddle_length + o.margin)
         if not (self.inside(tail) and self.inside(head) and self.inside(pivot)):
-            raise _NoRoom
+            raise NoRoomError
         line, mask = self.segment(tail, angle)
         if (self.mask + mask).max() >= 1.8:
-            raise _NoRoom
+            raise NoRoomError
         self.image = np.maximum(self.image, contrast * line)
         return _Path(pivot, angle, mask, tail, head)
 
@@ -184,7 +184,7 @@ class _Drawing:
         _, shape = _segment(round(angle + math.pi, 6), self.options)  # a pixel is taken if its segment would meet one
         free = np.argwhere(np.ceil(dilated(taken, shape) - 0.3) <= 0)
         if len(free) <= least * side * side:
-            raise _NoRoom
+            raise NoRoomError
         y, x = free[self.draw.integers(len(free))]
         return int(y), int(x)
 
@@ -200,13 +200,13 @@ class _Drawing:
             if self.inside(point) and point != pivot:
                 found.setdefault(point, math.atan2(point[0] - pivot[0], point[1] - pivot[1]))
         if not found:
-            raise _NoRoom
+            raise NoRoomError
         taken = dilated(self.mask, disk(o.margin))
         turns = np.array([abs((a - path.angle + math.pi) % (2 * math.pi) - math.pi) for a in found.values()])
         weights = np.cos(np.minimum(turns * o.continuity, math.pi / 2)) ** 2
         weights *= 1 - np.minimum(np.array([taken[point] for point in found]), 1)
         if weights.sum() < 1e-4:
-            raise _NoRoom
+            raise NoRoomError
         heads = list(found)
         for _ in range(retries + 1):
             chosen = int(np.searchsorted(weights.cumsum(), self.draw.random() * weights.sum(), side="right"))
@@ -218,7 +218,7 @@ class _Drawing:
                 self.mask = self.mask + path.last_mask
                 path.pivot, path.angle, path.last_mask, path.head = pivot, angle, mask, head
                 return
-        raise _NoRoom
+        raise NoRoomError
 
 
 def draw_image(
@@ -232,7 +232,7 @@ def draw_image(
     for _ in range(most_restarts):
         try:
             return _draw_once(options, draw)
-        except _NoRoom:
+        except NoRoomError:
             continue
     raise UserError(f"no Pathfinder image in {most_restarts} attempts with {options}")
 
@@ -262,7 +262,7 @@ def _draw_once(o: PathfinderOptions, draw: np.random.Generator) -> tuple[Array, 
             for _ in range(o.distractor_length - 1):
                 drawing.extend(path, o.snake_contrast, retries=2)
             drawing.mask = drawing.mask + path.last_mask
-        except _NoRoom:
+        except NoRoomError:
             drawing.image, drawing.mask = kept
     which = int(draw.integers(2))
     ends = (one.head, two.head)

@@ -15,7 +15,7 @@ from paperkit.verification.verify import Kind, Tolerance
 
 def _in_float64(file: ReferenceFile) -> ReferenceFile:
     wide = {name: t.double() if t.is_floating_point() else t for name, t in file.tensors.items()}
-    return dataclasses.replace(file, tensors=type(file.tensors)(wide, "tensor "))  # type: ignore[call-arg]
+    return dataclasses.replace(file, tensors=wide)
 
 
 EXACT = ("out.labels", "out.codes", "out.train_codes", "out.residual")
@@ -53,7 +53,9 @@ _LAYER = ("dim", "num_heads", "qkv_bias", "nbits", "m")
 KINDS: dict[str, Kind] = {
     "similarity_labels": _kind(method.similarity_labels, ("topk",), "in.qk"),
     "hash_forward": _kind(method.hash_forward, ("heads", "head_dim", "nbits", "m"), "in.x", "sd.A"),
-    "hash_fit": _kind(method.hash_fit, ("heads", "head_dim", *_FIT), "in.x", "in.anchor", "in.labels", "sd_before.A", "sd_after.A"),
+    "hash_fit": _kind(
+        method.hash_fit, ("heads", "head_dim", *_FIT), "in.x", "in.anchor", "in.labels", "sd_before.A", "sd_after.A"
+    ),
     "linear_attention": _kind(method.binary_attention, ("nbits", "bias"), "in.q", "in.k", "in.v"),
     "eco_attention": _kind(method.eco_attention, (*_LAYER, "is_trained"), "in.x", "sd.to_qk.weight"),
     "eco_attention_first_call": _kind(
