@@ -57,7 +57,7 @@ def convert(
     """Swaps every self-attention of a network for EcoFormer's, in place.
 
     Query rows become `to_qk`, value rows `to_v`; key rows, reductions and norms of keys are given up, as in the
-    released conversion. The hashes are fitted by the first training batch, or by `fit_hashes(model, images)`. At least 15 epochs
+    released conversion. The first training batch fits the hashes, or `fit_hashes(model, images)`. At least 15 epochs
     of fine-tuning follow, or a start from a shared-QK softmax network: without key rows the network must learn anew.
 
     Args:
