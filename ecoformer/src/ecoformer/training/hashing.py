@@ -25,7 +25,7 @@ class HashConfig:
     supports: int = 25
     topk: int = 10
     bias_mode: Literal["released", "global"] = "released"
-    bias: str | float = "plus_one"
+    bias: float | str = "plus_one"
     backend: Literal["auto", "linear", "explicit", "sdpa"] = "auto"
     fit: Literal["released", "adam", "random"] = "released"
     fit_lr: float | None = None

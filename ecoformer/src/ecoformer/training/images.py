@@ -200,6 +200,9 @@ class ImageTraining(pl.LightningModule):
         images, labels = hardest(self.network, self.losses, *batch, self.savings)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
+        if self.savings.checkpointing and any(not layer.ksh.is_fitted for _, layer in eco_layers(self.network)):
+            with torch.no_grad():  # a block that fits its hash does something else when it is recomputed
+                self.network(images)
         loss = classification_loss(self.network(images), labels, self.tuning.smoothing)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -259,6 +262,8 @@ def check(options: Any, run: RunFolder | None) -> None:
     trainer = trainer_options(options.trainer)
     epochs = trainer["max_epochs"]
     mixes = bool(tuning.mixup or tuning.cutmix)
+    if network.attention == "ecoformer":
+        check_fit(options, epochs)
     if mixes and data.batch_size % 2:
         raise UserError(
             f"batch_size {data.batch_size} and mixup or CutMix: images are mixed in pairs, take an even one"
@@ -266,8 +271,6 @@ def check(options: Any, run: RunFolder | None) -> None:
     check_savings(options.savings, trainer, ema=options.ema, mixing=mixes, sizes=data.sizes.sizes, refused=REFUSED)
     check_clipping(options.optim, trainer.get("gradient_clip_val"))
     data.sizes.check_length(epochs)
-    if network.attention == "ecoformer":
-        check_fit(options, epochs)
     several = len(data.sizes.sizes) > 1
     with torch.device("cpu" if several else "meta"):
         model = build_network(replace(network, weights=None), options.hash, data.num_classes)
