@@ -1,8 +1,10 @@
 """One line for whatever is wrong, and nothing left behind."""
 
+import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from made import here, one_line
+from made import here, named_vit, one_line
+from PIL import Image
 
 from paperkit.files.runs import RunFolder
 from snnet.models.anchors import SNNet
@@ -116,6 +119,63 @@ def test_checkpoint_of_another_family(networks: Path, capsys: pytest.CaptureFixt
 def thousand() -> Path:
     torch.save(SNNet(["test_vit", "test_vit2"]).state_dict(), "thousand.pth")
     return Path("thousand.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"anchors": [{**named_vit(16), "depth": 1_000_000}, named_vit(32)]},
+            "depth 1000000; 1000 blocks are the most",
+        ),
+        ({"anchors": [{**named_vit(16), "depth": 900}, named_vit(32)]}, "a far larger model than"),
+        ({"anchors": [named_vit(16)] * 3000}, "3000 anchors are more than 64"),
+        ({"anchors": [named_vit(16)] * 60}, "a far larger model than"),
+        ({"anchors": [{**named_vit(16), "embed_dim": 200_000}, named_vit(32)]}, "a far larger model than"),
+        ({"num_classes": 10**9}, "config.json"),
+        ({"in_chans": 1}, "anchors.0.patch_embed.proj.weight"),
+        ({"anchors": [{**named_vit(16), "in_chans": 1}, named_vit(32)]}, "in_chans 1, which all anchors share"),
+        ({"anchors": "vit"}, "config.json"),
+        ({"window": "two"}, "config.json"),
+    ],
+)
+def test_a_config_asks_for_no_more_than_its_weights(
+    change: dict[str, Any], message: str, networks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In seconds, whatever `config.json` says."""
+    shutil.copytree(networks / "vit", "folder")
+    path = Path("folder/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    start = time.process_time()
+    assert here("list", "--ckpt", "folder") == 1
+    assert message in one_line(capsys)
+    assert time.process_time() - start < 10
+
+
+def test_a_network_of_one_channel(capsys: pytest.CaptureFixture[str]) -> None:
+    """Grey images are images too: its costs, a file of one stitch, a prediction."""
+    SNNet([named_vit(16), named_vit(32)], num_classes=3, in_chans=1).save_pretrained("grey")
+    Image.new("RGB", (40, 40), (9, 9, 9)).save("grey.png")
+    assert here("list", "--ckpt", "grey") == 0
+    assert here("export", "--ckpt", "grey", "--config-id", "0", "--output", "out") == 0
+    assert here("predict", "grey.png", "--ckpt", "grey") == 0
+    assert "9 configurations" in capsys.readouterr().out
+
+
+def test_the_home_folder_in_an_option(
+    networks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`~` after `=`, which no shell expands: a network, a folder to write, a config, and a path within a config."""
+    monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
+    shutil.copytree(networks / "vit", "home/vit")
+    assert here("list", "--ckpt=~/vit") == 0
+    assert here("export", "--ckpt=~/vit", "--config-id=0", "--output=~/out") == 0
+    assert Path("home/out/model.pt2").exists() and not Path("~").exists()
+    recipe = {"engine": "images", "network": {"weights": "~/anchors"}, "data": {"root": "~/pictures"}}
+    Path("home/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    capsys.readouterr()
+    assert here("train", "--config=~/recipe.yaml") == 1
+    assert str(Path("home/pictures").absolute()) in one_line(capsys)
 
 
 class Hostile:

@@ -22,12 +22,12 @@ SWITCHES = [
 
 
 def test_switches_of_the_embedded_experiment(tmp_path: Path) -> None:
-    SNNET.child("train", "--name", "run", *TINY, *SWITCHES, cwd=tmp_path)
+    SNNET.here("train", "--name", "run", *TINY, *SWITCHES, cwd=tmp_path)
     config = yaml.safe_load((tmp_path / "runs" / "snnet" / "run" / "config.yaml").read_text())
     assert config["savings"]["checkpointing"] is True and config["savings"]["patch_drop"] == 0.25
     assert config["ema"]["decay"] == 0.9
     assert (config["precision"], config["accumulate_grad_batches"]) == ("bf16-mixed", 2)
-    assert "mean of all stitches" in SNNET.child("eval", cwd=tmp_path).out
+    assert "mean of all stitches" in SNNET.here("eval", cwd=tmp_path).out
 
 
 PLAIN = ["--training.mixup", "0", "--training.cutmix", "0"]
