@@ -235,7 +235,7 @@ class PyramidClassifier(nn.Module):
         """timm's layer groups for layer-wise learning rates."""
         stage = self.prefix_of_stage
         fine = [(rf"^{stage}\.(\d+)", None), (r"^(?:patch_embeds?|pos_block)\.?(\d+)", (0,)), (r"^norm", (99999,))]
-        return dict(stem=r"^patch_embed(1|s\.0)\b", blocks=rf"^{stage}" if coarse else fine)
+        return dict(stem=r"^patch_embed(?:1|s\.0)\b", blocks=rf"^{stage}" if coarse else fine)
 
 
 def stage_indices(stages: int, indices: int | list[int] | None) -> list[int]:

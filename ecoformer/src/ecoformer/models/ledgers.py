@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -31,7 +32,7 @@ def ledgers(model: str, input_size: Sequence[int] = (3, 224, 224), strict: bool 
             s for s in ("_msa_share_qk", "_gsa_to_msa", "_ecoformer", "_performer", "_msa", "_sra") if stem.endswith(s)
         )
         names = dict.fromkeys([model, stem.removesuffix(size) + "_msa", stem.removesuffix(size) + "_sra"])
-        return {name: ledger(lambda name=name: build(name), input_size, strict=strict) for name in names}
+        return {name: ledger(partial(build, name), input_size, strict=strict) for name in names}
     if Path(model).exists():
         network = load_classifier(model)
         found = {model: ledger(network, input_size, strict=strict)}
@@ -39,12 +40,12 @@ def ledgers(model: str, input_size: Sequence[int] = (3, 224, 224), strict: bool 
         heads = [network.get_submodule(n).num_heads for n, m in network.named_modules() if n.endswith("0.attn")]
         name = size_name({**options, "num_heads": heads})
         more = [f"{name}{form}" for form in ("_msa", "_sra")] if name else []
-        return found | {n: ledger(lambda n=n: build(n), input_size, strict=strict) for n in more}
+        return found | {n: ledger(partial(build, n), input_size, strict=strict) for n in more}
     if timm.is_model(model):
-        network = timm.create_model(model)
-        whole = ledger(network, input_size, strict=strict)
-        convert(network)
-        book = ledger(network, input_size, strict=strict)
+        other = timm.create_model(model)
+        whole = ledger(other, input_size, strict=strict)
+        convert(other)
+        book = ledger(other, input_size, strict=strict)
         full = replace(whole, layers=[replace(layer, kind="msa", operations=layer.softmax) for layer in whole.layers])
         return {f"{model}, converted": book, f"{model}, full softmax in its layers": full, model: whole}
     raise UserError(
