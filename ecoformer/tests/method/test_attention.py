@@ -168,6 +168,12 @@ def test_autocast_keeps_every_code() -> None:
     assert torch.equal(inside, attention.ksh(u)) and inside.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_network_in_half_precision(kind: torch.dtype) -> None:
+    attention, x = layer().to(kind), torch.randn(2, 24, 16, dtype=kind)
+    assert attention(x).dtype == kind and torch.isfinite(attention.eval()(x)).all()
+
+
 def test_performer_approaches_softmax_with_many_features() -> None:
     q, k, v = (torch.randn(1, 1, 12, 8) * 0.5 for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)

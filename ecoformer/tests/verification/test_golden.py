@@ -85,7 +85,9 @@ def test_float32_forward_is_close() -> None:
     """`verify` works in float64; the float32 pass that users run keeps every code and stays within 1e-5."""
     tensors, metadata = read_golden(GOLDEN / "pvtv2_tiny_ecoformer.safetensors")
     c = json.loads(metadata["config"])
-    model = PVTv2(c["dims"], c["heads"], c["mlp"], c["depths"], nbits=c["nbits"], supports=c["m"], num_classes=10).eval()
+    model = PVTv2(
+        c["dims"], c["heads"], c["mlp"], c["depths"], nbits=c["nbits"], supports=c["m"], num_classes=10
+    ).eval()
     state = {key.removeprefix("sd."): value for key, value in tensors.items() if key.startswith("sd.")}
     model.load_state_dict(fit_released(state, model))
     error = (model(tensors["in.x"]) - tensors["out.y"]).abs().max()

@@ -153,10 +153,11 @@ class KernelHash(nn.Module):
     def steps(self, u: Tensor, mask: Tensor | None = None, causal: bool = False) -> Hashing:
         """As `forward`, with everything on the way."""
         with full_precision(u):
-            sq_dist = squared_distances(u, self.anchor)
-            sigma = bandwidth(u, self.anchor, mask, causal)
-            kernel = kernel_values(sq_dist, sigma) - self.mvec
-            pre = kernel @ self.A.mT
+            anchor, mvec, A = (t.to(u.dtype) for t in (self.anchor, self.mvec, self.A))  # a model in half precision
+            sq_dist = squared_distances(u, anchor)
+            sigma = bandwidth(u, anchor, mask, causal)
+            kernel = kernel_values(sq_dist, sigma) - mvec
+            pre = kernel @ A.mT
             codes = sign_straight_through(pre)
             if mask is not None:
                 codes = codes * mask[:, None, :, None]
