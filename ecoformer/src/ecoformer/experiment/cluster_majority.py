@@ -1,7 +1,7 @@
 """Part C's task: the majority sign of the tokens that belong to the first token's cluster.
 
-Four random prototypes, new in every sample, so that nothing can be learned by heart; without attention the rate of
-right answers is that of a coin.
+Four random prototypes, new in every sample, so that nothing can be learned by heart. A token alone knows nothing
+(50 %); the mean of all values, blind to clusters, is right in two of three samples.
 
 Shapes: B samples, N tokens, D features.
 """

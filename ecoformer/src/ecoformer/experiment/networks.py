@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, D width, C head width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class MeanOfValues(nn.Module):
 def attention(arm: str, hashed: Hashed) -> nn.Module:
     """The attention layer of an arm, by the names in `settings`."""
 
-    def eco(method: str = "released", lr: float | None = None, **binary: object) -> EcoFormerAttention:
+    def eco(method: str = "released", lr: float | None = None, **binary: Any) -> EcoFormerAttention:
         fit = FitOptions(method, lr=lr, topk=hashed.topk, iterations=hashed.iterations)
         return EcoFormerAttention(WIDTH, HEADS, BITS, hashed.supports, fit=fit, **binary)
 

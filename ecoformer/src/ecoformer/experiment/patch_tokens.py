@@ -45,32 +45,37 @@ def patch_tokens(seed: int, config: ExperimentConfig) -> tuple[Tensor, Tensor]:
     """
     scans = torch.from_numpy(load_digits().images).float()[:, None] / 16
     chosen = torch.randperm(len(scans), generator=generator(seed))[: config.fit_images + config.test_images]
-    patches = F.unfold(scans[chosen], 3, padding=1).mT  # (I, N, 9)
+    tokens = tokens_of(scans[chosen], seed)
+    return tokens[: config.fit_images], tokens[config.fit_images :]
+
+
+def tokens_of(scans: Tensor, seed: int) -> Tensor:
+    """(I, 1, 8, 8) -> (I, 1, N, C)."""
+    patches = F.unfold(scans, 3, padding=1).mT  # (I, N, 9)
     side = torch.linspace(-1, 1, scans.shape[-1])
     place = torch.cartesian_prod(side, side).expand(len(patches), -1, -1)
     features = torch.cat([patches - patches.mean(-1, keepdim=True), place], -1)
-    tokens = normalise(features @ torch.randn(features.shape[-1], WIDTH, generator=generator(seed, 1)))[:, None]
-    return tokens[: config.fit_images], tokens[config.fit_images :]
+    return normalise(features @ torch.randn(features.shape[-1], WIDTH, generator=generator(seed, 1)))[:, None]
 
 
 def fit_codes(seed: int, config: ExperimentConfig, folder: Path) -> None:
     """Every hash of a seed, kept in `folder`; those that are there stay. A start and supports are shared by all."""
     fitted, _ = patch_tokens(seed, config)
-    for name, options in FITS.items():
-        path = folder / f"{name.replace(' ', '_')}.safetensors"
-        if not path.exists():
-            save_weights(path, _kept(_fit(fitted, seed, config, options)))
-    if config.sweep and seed == config.first_seed:
-        for bits, supports in SWEEP:
-            for name in (names.KSH_LARGE, names.KSH_RANDOM):
-                path = folder / f"{bits}-{supports}-{name.replace(' ', '_')}.safetensors"
-                if not path.exists():
-                    save_weights(path, _kept(_fit(fitted, seed, config, FITS[name], bits, supports)))
+    jobs = {name: (options, BITS, SUPPORTS) for name, options in FITS.items()}
+    jobs |= {f"{bits}-{m}-{codes}": (FITS[codes], bits, m) for bits, m, codes in swept(seed, config)}
+    for name, (options, bits, supports) in jobs.items():
+        if not file_of(folder, name).exists():
+            save_weights(file_of(folder, name), _kept(_fit(fitted, seed, config, options, bits, supports)))
 
 
-def _fit(
-    u: Tensor, seed: int, config: ExperimentConfig, options: FitOptions, bits: int = BITS, supports: int = SUPPORTS
-) -> Fit:
+def swept(seed: int, config: ExperimentConfig) -> list[tuple[int, int, str]]:
+    """(bits, supports, codes) of the sweep, which the first seed alone makes."""
+    if not config.sweep or seed != config.first_seed:
+        return []
+    return [(bits, m, codes) for bits, m in SWEEP for codes in (names.KSH_LARGE, names.KSH_RANDOM)]
+
+
+def _fit(u: Tensor, seed: int, config: ExperimentConfig, options: FitOptions, bits: int, supports: int) -> Fit:
     start = torch.randn(1, bits, supports, generator=generator(seed, 2))
     perm = torch.randperm(u.shape[2], generator=generator(seed, 3))
     return fit_hash(u, start, replace(options, iterations=config.fit_iterations), perm=perm)
@@ -82,15 +87,16 @@ def _kept(fit: Fit) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in {**kept, "accepted": fit.accepted.float()}.items()}
 
 
+@torch.no_grad()
 def measure_codes(seed: int, config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     """Part A's share of a `SeedResult`, from the hashes in `folder`."""
     _, u = patch_tokens(seed, config)
     labels = pair_labels(u, TOPK).dense()
     errors, aucs, fits, distances = {}, {}, {}, {}
     for name in FITS:
-        kept = read_weights(folder / f"{name.replace(' ', '_')}.safetensors")
-        codes = _codes(kept, u)
+        codes = hash_of(folder, name)(u)
         errors[name], aucs[name] = label_error(codes, labels), auc(codes, labels)
+        kept = read_weights(file_of(folder, name))
         fits[name] = {key: kept[key].tolist() for key in ("loss_before", "loss_after", "accepted")}
         if name in (names.KSH_RANDOM, names.KSH_LARGE):
             distances["before" if name == names.KSH_RANDOM else "after"] = distance_shares(codes, labels)
@@ -98,28 +104,32 @@ def measure_codes(seed: int, config: ExperimentConfig, folder: Path) -> dict[str
     for name, codes in ((names.LSH, torch.sign(u @ lsh)), (names.COORDINATES, torch.sign(u[..., :BITS]))):
         errors[name], aucs[name] = label_error(codes, labels), auc(codes, labels)
     sweep: list[dict[str, Any]] = []
-    if config.sweep and seed == config.first_seed:
-        for bits, supports in SWEEP:
-            for name in (names.KSH_LARGE, names.KSH_RANDOM):
-                codes = _codes(read_weights(folder / f"{bits}-{supports}-{name.replace(' ', '_')}.safetensors"), u)
-                found = {"error": label_error(codes, labels), "auc": auc(codes, labels)}
-                sweep.append({"bits": bits, "supports": supports, "codes": name, **found})
+    for bits, m, name in swept(seed, config):
+        codes = hash_of(folder, f"{bits}-{m}-{name}")(u)
+        found = {"error": label_error(codes, labels), "auc": auc(codes, labels)}
+        sweep.append({"bits": bits, "supports": m, "codes": name, **found})
     order = names.CODES
     return {
         "errors": {name: errors[name] for name in order},
         "aucs": {name: aucs[name] for name in order},
-        "distances": distances,
+        "distances": dict(sorted(distances.items(), reverse=True)),
         "fits": fits,
         "sweep": sweep,
     }
 
 
-@torch.no_grad()
-def _codes(kept: dict[str, Tensor], u: Tensor) -> Tensor:
+def hash_of(folder: Path, name: str) -> KernelHash:
+    """A fitted hash of a seed; `name` as in FITS, or with "bits-supports-" in front."""
+    kept = read_weights(file_of(folder, name))
     heads, bits, supports = kept["A"].shape
-    layer = KernelHash(heads, u.shape[-1], bits, supports)
+    layer = KernelHash(heads, WIDTH, bits, supports)
     layer.set_fit(kept["A"], kept["mvec"], kept["anchor"])
-    return layer(u)
+    return layer
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where a hash is kept."""
+    return folder / f"{name.replace(' ', '_')}.safetensors"
 
 
 def label_error(codes: Tensor, labels: Tensor) -> float:

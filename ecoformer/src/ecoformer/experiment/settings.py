@@ -56,7 +56,10 @@ class ExperimentConfig:
     first_seed: int = 0
     majority_seeds: int = 1
     digit_arms: tuple[str, ...] = DIGIT_ARMS[:2]
-    majority_arms: tuple[str, ...] = (SHARED, ECO, WORKING, SIGN, PERFORMER, TRAINED, POWER, TRAINED_POWER)
+    majority_arms: tuple[str, ...] = (
+        *(SHARED, ECO, WORKING, SIGN, PERFORMER),
+        *(TRAINED, POWER, TRAINED_POWER, MEAN),
+    )
     digit_epochs: int = 14
     majority_steps: int = 500
     majority_test: int = 4000
@@ -106,10 +109,10 @@ class SeedResult:
     """What one seed gave.
 
     Attributes:
-        errors: codes -> label error of part A on images that no fit saw. aucs: share of pairs (similar, dissimilar) that
-            the codes' products rank rightly, in percent.
-        distances: "before" or "after" the fit -> pairs of a label ("similar", "dissimilar", "unlabelled") -> share of
-            those pairs at each Hamming distance 0 .. b.
+        errors: codes -> label error of part A on images that no fit saw.
+        aucs: codes -> share of (similar, dissimilar) pairs that their products rank rightly, in percent.
+        distances: "before" or "after" the fit -> "similar", "dissimilar" or "unlabelled" pairs -> share of those pairs
+            at each Hamming distance 0 .. b.
         fits: codes -> loss of each bit before and after its refinement, and whether it was taken.
         sweep: entries (bits, supports, fit, label error, AUC in percent); empty but in the first seed.
         digits, majority: arm -> test accuracy of parts B and C, in percent; part C's may be missing.
