@@ -8,7 +8,9 @@ PARTS = ("least_squares", "evaluation", "switching", "training")
 def add_arguments(parser: Any) -> None:
     parser.add_argument("--parts", type=list[str], default=list(PARTS), help=f"which of [{','.join(PARTS)}]")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--quick", action="store_true", help="100 images and one pair, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="100 images, one pair, smaller networks: to see that it runs"
+    )
     parser.add_argument("--images", type=int, default=1000, help="made images for least squares")
     parser.add_argument(
         "--batch_size", type=int, default=1, help="images per timed evaluation pass (training: 8 times as many)"
@@ -32,7 +34,7 @@ def run(arguments: Any) -> int:
         raise UserError(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     torch.set_num_threads(arguments.threads)
     images, pairs = (100, 1) if arguments.quick else (arguments.images, arguments.pairs)
-    sections = race(arguments.parts, images, arguments.batch_size, pairs)
+    sections = race(arguments.parts, images, arguments.batch_size, pairs, arguments.quick)
     folder = Path(arguments.output or Path(arguments.root) / "snnet" / "bench")
     write_bench(folder / "bench.json", "snnet", **sections)
     print(f"{folder / 'bench.json'}, {draw_bench(sections, folder / 'bench.png')}")
