@@ -70,6 +70,7 @@ KINDS: dict[str, Kind] = {
     ),
     "energy_table": Kind(
         method.energy_table, 0.0, results=("models.*.*",), requires=("config.models",), limits={"*.*.*": 2**62},
+        parameters=200_000,  # every network of the paper, by its name
     ),
     "listops": Kind(
         method.listops, 0.0, results=("*.trees_tried", "*.first_30_lengths_tried", "*.examples"), options=None,

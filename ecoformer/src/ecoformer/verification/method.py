@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -172,12 +171,8 @@ def weight_conversion(file: ReferenceFile) -> Computed:
 
 @functools.cache
 def _counted(stem: str) -> Ledger:
-    """Counts of one of our own networks, on the meta device.
-
-    In a thread of its own: the bound on parameters is for sizes that a file asks for, and here it gives a name alone.
-    """
-    with ThreadPoolExecutor(1) as other:
-        return other.submit(ledger, lambda: build(stem)).result()
+    """Counts of one of our own networks, on the meta device."""
+    return ledger(lambda: build(stem))
 
 
 def energy_table(file: ReferenceFile) -> Computed:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from paperkit.errors import UserError, one_line
-from paperkit.verification.bounds import at_most, check_sizes
+from paperkit.verification.bounds import MOST_PARAMETERS, at_most, check_sizes
 from paperkit.verification.reference_file import ReferenceFile
 
 _ABSENT = object()
@@ -58,6 +58,7 @@ class Kind:
         config_tolerance: relative tolerance of each float in config results.
         limits: largest whole numbers among the options, by dotted path, where `bounds.check_sizes`'s own is too small
             or leaves too much work.
+        parameters: tensors that the work may build beyond those of the file; more where names alone stand for networks.
     """
 
     compute: Callable[[ReferenceFile], Mapping[str, Any]]
@@ -67,6 +68,7 @@ class Kind:
     requires: tuple[str, ...] = ()
     config_tolerance: float = 0.0
     limits: Mapping[str, int] = field(default_factory=dict)
+    parameters: int = MOST_PARAMETERS
 
     def tolerance_of(self, file: ReferenceFile, key: str) -> Tolerance:
         """The tolerance of one float tensor."""
@@ -132,7 +134,7 @@ def _verify(path: Path, kinds: Mapping[str, Kind], rtol: float | None) -> tuple[
         wanted = [name for name in file.tensors if name.startswith(("out.", "grad."))]
         print(f"{path} ({file.kind}{': ' if file.describes else ''}{file.describes})", flush=True)
         _check_content(file, kind)
-        with at_most(file.tensors.values()):
+        with at_most(file.tensors.values(), kind.parameters):
             computed = kind.compute(file)
         for key, good, text in _compare(file, kind, computed, wanted, rtol):
             outcomes.append(good)
