@@ -99,13 +99,14 @@ class PairLines:
         self.path, starts, labels, place = path, [], [], 0
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                _whole(path, line.endswith(b"\n"))
                 label, *rest = line.split(b"\t")
                 if len(rest) != 4 or label.strip() not in (b"0", b"1", b"0.0", b"1.0"):
                     raise UserError(f"{path} line {number} is not label, id, id, text, text between tabs")
                 starts.append(place)
                 labels.append(int(float(label)))
                 place += len(line)
-            _whole(path, line.endswith(b"\n") if starts else False)
+        _whole(path, bool(starts))
         self.starts, self.labels = np.array(starts), np.array(labels)
 
     def __getitem__(self, index: int) -> tuple[Array, ...]:
@@ -320,6 +321,7 @@ def read_listops(path: Path, max_length: int) -> InMemory:
         if file.readline().split() != ["Source", "Target"]:
             raise UserError(f"{path} does not begin with the heading Source, Target")
         for number, line in enumerate(file, 2):
+            _whole(path, line.endswith("\n"))
             source, _, target = line.rstrip("\n").partition("\t")
             if not (target.isdigit() and len(target) == 1):
                 raise UserError(f"{path} line {number} is not a tree and its value, a digit, with a tab between")
@@ -329,7 +331,7 @@ def read_listops(path: Path, max_length: int) -> InMemory:
             except UserError as error:
                 raise UserError(f"{path} line {number}: {error}") from None
             labels.append(int(target))
-        _whole(path, bool(labels) and line.endswith("\n"))
+    _whole(path, bool(labels))
     return InMemory(sequences, labels)
 
 
@@ -366,8 +368,8 @@ def _draw_chunk(chunk: tuple[Path, str, int, int, int]) -> None:
         np.savez(file, images=np.stack([image for image, _ in made]), labels=np.array([label for _, label in made]))
 
 
-def _whole(path: Path, ends_well: bool) -> None:
-    if not ends_well:
+def _whole(path: Path, is_so: bool) -> None:
+    if not is_so:
         raise UserError(f"{path} is empty or ends within a line; copy it again")
 
 
