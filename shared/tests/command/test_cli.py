@@ -168,6 +168,12 @@ def test_a_verb_may_parse_by_itself(folder: Path) -> None:
     assert call(folder, "own", "--any", "thing") == (0, "made own ['--any', 'thing']\n", [])
 
 
+def test_a_tilde_after_the_equals_sign_is_the_home_folder(folder: Path) -> None:
+    words = ("--root=~/data", "~x", "--note=a~b", "--root=~")
+    expected = "made own ['--root=/homes/ann/data', '~x', '--note=a~b', '--root=/homes/ann']\n"
+    assert call(folder, "own", *words, HOME="/homes/ann") == (0, expected, [])
+
+
 def test_only_other_peoples_lines_are_shortened(folder: Path) -> None:
     """jsonargparse lists every alternative of a union; our own lines end with what to do."""
     _, _, (line,) = call(folder, "work", "--do", "long")

@@ -46,6 +46,7 @@ def train(run, options, resuming):
         raise KeyboardInterrupt
 
 def evaluate(run, options):
+    refuse_changes(options, run, free=("processes",))
     print("evaluated", run.path, options.seeds, options.output)
 
 def figures(run, options):
@@ -192,7 +193,7 @@ def test_a_config_beside_resume_goes_over_the_saved_settings(call) -> None:
 def test_finished_stages_keep_their_settings(call) -> None:
     assert call("train", "--seeds", "3", "--processes", "7", "--name", "d")[0] == 130
     code, _, error = call("train", "--resume", "d", "--seeds", "4")
-    assert (code, error) == (1, "error: a resumed run keeps its settings: seeds was 3, is 4\n")
+    assert (code, error) == (1, "error: a run keeps its settings: seeds was 3, is 4\n")
     code, output, _ = call("train", "--resume", "d", "--processes", "2")
     assert code == 0 and "seeds=3, rates=(0.1,), processes=2) True" in output
 
@@ -241,7 +242,8 @@ def test_eval_is_of_the_run_s_own_engine(call) -> None:
     assert call("eval")[1] == "evaluated runs/toy/d 3 runs/toy/d\n"  # the newest
     assert call("eval", "--ckpt", "runs/toy/i", "--best")[1] == "evaluated runs/toy/i 5.0 True runs/toy/i\n"
     assert "5.0 False elsewhere" in call("eval", "--ckpt", "runs/toy/i", "--output", "elsewhere")[1]
-    assert call("eval", "--ckpt", "runs/toy/i", "--lr", "0")[0] == 1
+    assert call("eval", "--ckpt", "runs/toy/i", "--lr", "0")[0] == 0  # what cannot be trained can be evaluated
+    assert "seeds was 3, is 4" in call("eval", "--ckpt", "runs/toy/d", "--seeds", "4")[2]
     Path("weights.pth").touch()
     assert call("eval", "--ckpt", "weights.pth", "--config", "six.yaml")[1] == (
         "evaluated None 6.0 False runs/toy/eval/weights\n"

@@ -1,6 +1,5 @@
 """The `snnet` command: its engines and its own verbs, each a module that is imported when it is asked for."""
 
-import os
 import sys
 
 from paperkit.command import engines
@@ -28,10 +27,4 @@ VERBS = {
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(engines.main("snnet", TITLE, ENGINES, VERBS, KINDS, [with_home(word) for word in sys.argv[1:]]))
-
-
-def with_home(word: str) -> str:
-    """`--option=~/place` with the home folder, which shells expand only at the beginning of a word."""
-    option, sign, value = word.partition("=")
-    return f"{option}={os.path.expanduser(value)}" if sign and word.startswith("--") and value[:1] == "~" else word
+    sys.exit(engines.main("snnet", TITLE, ENGINES, VERBS, KINDS))

@@ -256,8 +256,6 @@ def check(options: Any, run: RunFolder | None) -> None:
     Raises:
         UserError: the first of them.
     """
-    if "ckpt" in options:
-        return  # an evaluation trains nothing: the recipe may be one for other devices
     data, tuning, network = options.data, options.tuning, options.network
     trainer = trainer_options(options.trainer)
     epochs = trainer["max_epochs"]

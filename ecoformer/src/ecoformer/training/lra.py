@@ -186,8 +186,6 @@ def check(options: Any, run: RunFolder | None) -> None:
     Raises:
         UserError: the first of what does not fit.
     """
-    if "ckpt" in options:
-        return
     options.recipe.check()
     if options.network.attention == "ecoformer":
         options.hash.check()

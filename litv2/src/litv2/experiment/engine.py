@@ -68,6 +68,7 @@ def evaluate(run: Any, options: Any) -> None:
 
     if run is None:
         raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
+    refuse_changes(options, run, free=("processes",))
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     torch.set_num_threads(1)
     results = [measure_seed(seed, run.path, config) for seed in config.seed_list]

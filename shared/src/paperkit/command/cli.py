@@ -46,7 +46,7 @@ class Verb:
 
 def main(paper: str, description: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None = None) -> int:
     """Run one verb of `paper` and return the exit code (the console script passes it to `sys.exit`)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_without_tilde(word) for word in (sys.argv[1:] if argv is None else argv)]
     if not argv or argv[0] in ("-h", "--help", "help"):
         return guarded(lambda: print(overview(paper, description, verbs)))
     if argv[0] not in verbs:
@@ -116,6 +116,12 @@ def silence_libraries() -> None:
     logging.disable(logging.WARNING)  # Lightning sets its loggers' levels when it is imported, which is later than this
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore")
+
+
+def _without_tilde(word: str) -> str:
+    """`--option=~/folder` and `key=~/folder` as meant; a shell expands only words that begin with the tilde."""
+    name, equals, value = word.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
 @contextlib.contextmanager

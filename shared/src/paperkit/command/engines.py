@@ -8,8 +8,8 @@ An engine is a module, imported when it is asked for:
     add_arguments(parser)              its options; --engine, --config, --name, --root and --resume are there already
     add_evaluation_arguments(parser)   further options of `eval` (may be left out)
     add_figure_arguments(parser)       further options of `figures` (may be left out)
-    check(options, run)                refuses what cannot be, before there is a run folder (may be left out);
-                                       `run` is the run that is continued or evaluated, or None
+    check(options, run)                refuses what cannot be trained, before there is a run folder (may be left out);
+                                       `run` is the run that is continued, or None
     train(run, options, resuming)      works in the locked run folder, whose config.yaml and env.json are written
     evaluate(run, options)             `run` is None for weights that lie in no run folder
     figures(run, options)              draws, and returns the paths (may be left out)
@@ -106,7 +106,8 @@ def train(paper: str, engines: Mapping[str, Engine], argv: list[str], prog: str)
     module.add_arguments(parser)
     given = parser.parse_args([*_saved(run, engines[name]), *_configs_first(argv)])
     options = parser.instantiate_classes(given)
-    _check(module, options, run)
+    if hasattr(module, "check"):
+        module.check(options, run)
     resuming = run is not None
     run = run or RunFolder.create(given.root, paper, given.name)
     with run.lock(), _named_for_children(run):
@@ -136,7 +137,6 @@ def evaluate(paper: str, engines: Mapping[str, Engine], argv: list[str], prog: s
     if hasattr(module, "add_evaluation_arguments"):
         module.add_evaluation_arguments(parser)
     options = parser.instantiate_classes(parser.parse_args([*_saved(run, engines[name]), *_configs_first(argv)]))
-    _check(module, options, run)
     if options.output is None:
         name = Path(options.ckpt or "weights").name.split(".")[0]
         options.output = str(run.path if run else Path(options.root) / paper / "eval" / name)
@@ -195,7 +195,7 @@ def refuse_changes(options: Any, run: RunFolder | None, free: Sequence[str] = ()
     for name, was in run.read_config().items():
         asked = plain(getattr(options, name, was))
         if name not in free and asked != was:
-            raise UserError(f"a resumed run keeps its settings: {name} was {was}, is {asked}")
+            raise UserError(f"a run keeps its settings: {name} was {was}, is {asked}")
 
 
 def settings_of(options: Any, kind: type[Settings]) -> Settings:
@@ -342,11 +342,6 @@ def _saved(run: RunFolder | None, engine: Engine) -> list[str]:
     """The words by which a run's settings come before the command line's."""
     option = "--saved" if engine.configs == ".py" else "--config"
     return [] if run is None else [option, str(run.path / "config.yaml")]
-
-
-def _check(module: ModuleType, options: Any, run: RunFolder | None) -> None:
-    if hasattr(module, "check"):
-        module.check(options, run)
 
 
 def _settings(parser: Any, given: Any) -> dict[str, Any]:

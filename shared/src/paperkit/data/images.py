@@ -139,7 +139,7 @@ class ImageData(ResumableData, pl.LightningDataModule):
         val_split: str = "validation",
     ) -> None:
         super().__init__()
-        self.root, self.dataset, self.seed = Path(root), dataset, seed
+        self.root, self.dataset, self.seed = Path(root).expanduser(), dataset, seed
         self.stream = dataset.startswith("wds/")
         if dataset not in CLASSES and not dataset.startswith(("wds/", "hfds/")):
             raise UserError(f"data set {dataset!r} is unknown; choose {', '.join(CLASSES)}, wds/NAME or hfds/NAME")

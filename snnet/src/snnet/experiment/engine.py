@@ -47,6 +47,7 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     """Every arm of a run again, from its weights."""
     if run is None:
         raise UserError("this evaluates a run of the embedded experiment; for other weights: --engine images")
+    refuse_changes(options, run, free=("processes",))
     from snnet.experiment.run import measure_seed
 
     start, config = time.monotonic(), settings_of(options, ExperimentConfig)

@@ -167,9 +167,6 @@ def check(options: Any, run: RunFolder | None) -> None:
     Raises:
         UserError: naming what does not go together.
     """
-    options.data.root = options.data.root.expanduser()
-    if hasattr(options, "ckpt"):  # an evaluation, which trains nothing
-        return
     if not 1 <= options.network.init_images <= MOST_INIT_IMAGES:
         raise UserError(f"init_images {options.network.init_images} must be from 1 to {MOST_INIT_IMAGES:,}")
     trainer = trainer_options(options.trainer)

@@ -52,6 +52,7 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     if run is None:
         what = options.ckpt or "nothing"
         raise UserError(f"{what} lies in no run folder; name the run with --ckpt, or use `spt predict` for a delta")
+    engines.refuse_changes(options, run, free=("processes",))
     if not (run.path / "backbone.safetensors").is_file():
         raise UserError(f"{run.path} has no backbone.safetensors; continue it with `spt train --resume {run.path}`")
     shared = {"run": str(run.path), "config": config}
