@@ -161,6 +161,14 @@ def test_the_best_weights_have_a_file_of_their_own(whole: Path, folder: Path, mo
     assert all((whole / name).read_bytes() == content for name, content in kept.items())
 
 
+@pytest.mark.parametrize("call", ["timm:create_model", "snnet.training.images:mean_logits"])
+def test_a_signal_while_models_are_built(call: str, folder: Path, tmp_path: Path) -> None:
+    """143 and a line of its own, taken for no fault of the model; there is no run folder yet."""
+    words = ["--config", folder / "recipe.yaml"]
+    ended = SNNET.child("train", *words, cwd=tmp_path, patch=at_call(call, 1, signal.SIGTERM), code=143)
+    assert "SIGTERM" in ended.line and not list(tmp_path.iterdir())
+
+
 def test_eval_of_other_weights_in_a_run(whole: Path, folder: Path, tmp_path: Path) -> None:
     """`--ckpt` of a folder or a checkpoint in a run measures those weights, not the run's last ones."""
     run = tmp_path / "run"
