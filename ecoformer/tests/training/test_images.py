@@ -115,6 +115,11 @@ def test_evaluation_puts_energy_beside_accuracy(folder: Path, whole: Path) -> No
     assert run.row("last", "energy").mean == pytest.approx(books["network"]["energy_pj"] / 1e9)
 
 
+def test_figure_of_a_run(folder: Path, whole: Path) -> None:
+    assert "energy.png" in ECOFORMER.here("figures", whole, "--output", "drawn", cwd=folder).out
+    assert [path.name for path in (folder / "drawn").iterdir()] == ["energy.png"]
+
+
 def test_the_weights_of_stage_1_are_what_stage_2_begins_with(folder: Path) -> None:
     start = read_weights(folder / "stage1" / "pvt_v2_b0" / "model.safetensors")
     config = NetworkConfig(options=SHRINK, weights=str(folder / "stage1" / "{name}"))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ecoformer.figures.energy import draw_energy
 from ecoformer.method.attention import ask_for_fit, eco_layers, fit_hashes, start_epoch
 from ecoformer.method.energy import Ledger, ledger
 from ecoformer.models.architectures import DROP_PATH, architecture
@@ -479,3 +480,16 @@ def weights_of(run: RunFolder | None, named: str | None) -> Path:
     if not (run.path / "model").is_dir():
         raise UserError(f"{run.path} has no model/ yet: finish it with ecoformer train --resume {run.path}")
     return run.path / "model"
+
+
+def add_figure_arguments(parser: Any) -> None:
+    """What the figure is drawn for."""
+    parser.add_argument("--size", type=int | None, default=None, help="side of an image in px (default: the run's)")
+
+
+def figures(run: RunFolder | None, options: Any) -> list[Path]:
+    """Energy of one image: the network, the same with full attention, and the unmodified one."""
+    weights = weights_of(run, options.run)
+    size = options.size or (run.read_config()["data"]["input_size"] if run is not None else 224)
+    target = Path(options.output or (weights if run is None else run.path) / "figures")
+    return [draw_energy(ledgers(load_classifier(weights), size), target / "energy.png")]
