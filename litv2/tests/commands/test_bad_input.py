@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([*PREDICT, "--window", "20"], "window 20 is larger than the grid of 14 x 14 tokens"),
         ([*PREDICT, "--window", "1"], "window 1: 1 is plain attention"),
         ([*PREDICT, "--window", "wide"], "--window wide: give a number from 2 on, or auto"),
-        (["predict", "nowhere.png", "--ckpt", "half"], "cannot read image nowhere.png"),
+        (["predict", "nowhere.png", "--ckpt", "half"], "no image at nowhere.png"),
         (["convert", "half/model.safetensors", "other", "--alpha", "0.9"], "build the model with alpha=0.5"),
         (["export", "--ckpt", "nowhere"], "nowhere"),
         (["bench", "--protocol"], "no CUDA device"),

@@ -14,6 +14,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--window", type=int | None, default=None, help="window of stage 3 in the config (default: 2)")
     parser.add_argument("--alpha", type=float | None, default=None, help="refuse weights of another alpha")
     parser.add_argument("--trust-pickle", action="store_true", help="read a pickle that can run code")
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in the file")
 
 
 def run(arguments: Any) -> int:
@@ -25,5 +26,6 @@ def run(arguments: Any) -> int:
     if source.is_dir():
         print(to_released(source, target))
     else:
-        print(to_folder(source, target, arguments.window, arguments.alpha, arguments.trust_pickle))
+        trust, part = arguments.trust_pickle, arguments.part
+        print(to_folder(source, target, arguments.window, arguments.alpha, trust, part))
     return 0

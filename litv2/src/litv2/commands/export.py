@@ -11,6 +11,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--to", choices=["torch", "onnx"], default="torch", help="what to write")
     parser.add_argument("--output", type=str | None, default=None, help="folder (default: runs/litv2/export/NAME)")
     parser.add_argument("--trust-pickle", action="store_true", help="read weights whose file may run code")
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in the file")
 
 
 def run(arguments: Any) -> int:
@@ -21,7 +22,7 @@ def run(arguments: Any) -> int:
     from paperkit.errors import UserError
 
     folder = Path(arguments.output or Path("runs/litv2/export") / Path(arguments.ckpt).stem)
-    model = load_classifier(arguments.ckpt, arguments.trust_pickle)
+    model = load_classifier(arguments.ckpt, arguments.trust_pickle, arguments.part)
     path = folder / ("model.pt2" if arguments.to == "torch" else "model.onnx")
     difference = to_program(model, path) if arguments.to == "torch" else to_onnx(model, path)
     if difference > LARGEST_DIFFERENCE:

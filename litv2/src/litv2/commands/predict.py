@@ -13,13 +13,14 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--top", type=int, default=5, help="classes to print")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--trust-pickle", action="store_true", help="read weights whose file may run code")
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in the file")
 
 
 def run(arguments: Any) -> int:
     import torch
 
     from litv2.deployment.window_choice import output_change, set_window
-    from litv2.models.conversion import load_classifier
+    from litv2.models.conversion import class_names, load_classifier
     from litv2.models.images import read_images
     from paperkit.command.engines import device
     from paperkit.errors import UserError
@@ -30,7 +31,8 @@ def run(arguments: Any) -> int:
     if size < 32:
         raise UserError(f"--size {size}: the smallest image is 32 x 32 px")
     on = device(arguments.device)
-    model = load_classifier(arguments.ckpt, arguments.trust_pickle).to(on)
+    model = load_classifier(arguments.ckpt, arguments.trust_pickle, arguments.part).to(on)
+    names = class_names(arguments.ckpt, model.num_classes)
     batch = read_images(arguments.images, size).to(on)
     with torch.no_grad():
         logits = model(batch)
@@ -47,5 +49,5 @@ def run(arguments: Any) -> int:
     for path, shares in zip(arguments.images, logits.softmax(-1), strict=True):
         values, classes = shares.topk(min(arguments.top, len(shares)))
         pairs = zip(classes.tolist(), values.tolist(), strict=True)
-        print(f"{path}: " + ", ".join(f"class {i} {100 * p:.1f} %" for i, p in pairs))
+        print(f"{path}: " + ", ".join(f"{names[i]} {100 * p:.1f} %" for i, p in pairs))
     return 0

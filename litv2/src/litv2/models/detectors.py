@@ -58,14 +58,20 @@ def build_backbone(
     """A published size with detection's norms, stages `first` to 3 returned, and a window of 2 or 4 in stage 3.
 
     Raises:
-        UserError: a window below 2: plain attention has other shapes.
+        UserError: a window below 2: plain attention has other shapes; options that describe no backbone for images of
+            three channels.
     """
     if window < 2:
         raise UserError(f"window {window}: stage 3 takes 2 or more; the weights of plain attention (1) do not fit")
     sizes = {**architecture(name), "drop_path_rate": drop_path_rate, "local_ws": (0, 0, window, 1), **options}
-    return LITv2Backbone(
-        out_indices=tuple(range(first, 4)), out_norms=DETECTION_NORMS, grad_checkpointing=checkpointing, **sizes
-    )
+    if (channels := sizes.get("in_chans", 3)) != 3:
+        raise UserError(f"options: in_chans {channels}, but the images are read with 3 channels, grey ones too")
+    try:
+        return LITv2Backbone(
+            out_indices=tuple(range(first, 4)), out_norms=DETECTION_NORMS, grad_checkpointing=checkpointing, **sizes
+        )
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise UserError(f"options do not describe a LITv2 backbone: {error}") from error
 
 
 def build_detector(
@@ -79,6 +85,7 @@ def build_detector(
     options: dict[str, Any] | None = None,
     min_size: int = 800,
     max_size: int = 1333,
+    part: str | None = None,
 ) -> RetinaNet | MaskRCNN:
     """A detector by the paper's settings.
 
@@ -93,11 +100,15 @@ def build_detector(
         grad_checkpointing: the paper's B detectors recompute their blocks.
         options: further changes of the backbone.
         min_size, max_size: of the resized image.
+        part: which of several state dicts in the file of weights.
+
+    Raises:
+        UserError: options of the backbone that cannot be, or weights that do not fit it.
     """
     retina = detector == "retinanet"
     body = build_backbone(name, 1 if retina else 0, drop_path_rate, window, grad_checkpointing, **(options or {}))
     if weights:
-        load_backbone(body, weights)
+        load_backbone(body, weights, part)
     common: dict[str, Any] = dict(min_size=min_size, max_size=max_size)
     ratios = ((0.5, 1.0, 2.0),) * 5
     if retina:
@@ -122,11 +133,11 @@ def build_detector(
     )  # fmt: skip
 
 
-def load_backbone(body: LITv2Backbone, path: str | Path, trust_pickle: bool = False) -> None:
+def load_backbone(body: LITv2Backbone, path: str | Path, part: str | None = None) -> None:
     """The `backbone.*` of a released detector or segmenter, or a classifier, into a backbone, strictly.
 
     Norms that the file has and this backbone does not return are left out.
     """
-    state = fit_released(read_released(path, trust_pickle), body)
+    state = fit_released(read_released(path, part=part, part_advice="--detection.part"), body)
     unused = {f"norm{i}." for i in range(4) if i not in body.out_norms}
     load_strict(body, {key: t for key, t in state.items() if key[:6] not in unused}, str(path))

@@ -31,6 +31,12 @@ from paperkit.errors import UserError
 Attention = Literal["hilo", "msa", "sra", "window", "twins"]
 Position = Literal["conv", "rel", "conv+rel", "none"]
 SMALLEST_IMAGE = 32  # pixels: below it the last stage has no token
+MOST_BLOCKS = 1000
+"""Of all stages; the largest published size has 24."""
+MOST_PAIRED = 10_000
+"""Tokens of a stage whose pairs have a bias each: a table of LITv1 for images of 1,600 px."""
+PlainOption = bool | int | float | str | list[int] | None
+"""What an option of the network may be in a config: nothing that has to be built."""
 
 
 class PatchEmbed(nn.Module):
@@ -148,6 +154,8 @@ class Pyramid(nn.Module):
                 f"depths {list(depths)}, num_heads {list(num_heads)}, local_ws {list(local_ws)} and has_msa "
                 f"{list(has_msa)} must name as many stages"
             )
+        if sum(depths) > MOST_BLOCKS:
+            raise UserError(f"depths {str(list(depths))[:60]} are more than {MOST_BLOCKS} blocks in all")
         if "rel" in pos and attention != "msa":
             raise UserError(f"pos '{pos}' is a bias of MSA's logits; attention '{attention}' has no place for it")
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size) if img_size else None
@@ -234,6 +242,11 @@ def build_attention(
         return HiLo(dim, heads, window, alpha, qkv_bias, mask_padding=mask)
     if "rel" in pos:
         assert grid is not None
+        if math.prod(grid) > MOST_PAIRED:
+            raise UserError(
+                f"pos '{pos}' has a bias for each pair of tokens, and stage {stage + 1} has {grid[0]} x {grid[1]} of "
+                f"them; at most {MOST_PAIRED} in all are taken: make img_size smaller"
+            )
         return RelPosAttention(dim, heads, (grid[0], grid[1]), qkv_bias)
     if attention == "sra" or (attention == "twins" and index % 2):
         return SpatialReductionAttention(dim, heads, 2 if stage < 3 else 1, qkv_bias)

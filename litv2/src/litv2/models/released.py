@@ -39,19 +39,33 @@ class _OptionsNode:
 SAFE_STAND_INS = ((_OptionsNode, "yacs.config.CfgNode"), (_OptionsNode, "mmcv.utils.config.ConfigDict"))
 
 
-def read_released(path: str | Path, trust_pickle: bool = False) -> dict[str, Tensor]:
+def read_released(
+    path: str | Path, trust_pickle: bool | None = None, part: str | None = None, part_advice: str | None = None
+) -> dict[str, Tensor]:
     """The state dict of a released or own file (.pth or .safetensors), keys as they stand there.
+
+    Args:
+        path: the file.
+        trust_pickle: read a pickle that can run code; None where the caller's user has no option to say so.
+        part, part_advice: which of several state dicts, and the option that says so (`paperkit.files.weights`).
 
     Raises:
         UserError: as `paperkit.files.weights.read_weights`; of a released file that is not there, where to get it.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if re.fullmatch(r"(litv2_\w+|alpha_[\d.]+|\w+_litv2_\w+)\.pth", path.name) and not path.exists():
         raise UserError(
             f"no checkpoint at {path}: put the authors' file {path.name} there (it lies where the repository "
             "ziplab/LITv2 says), name another place, or start without it (null in a .yaml, None in a .py)"
         )
-    return read_weights(path, trust_pickle, allow=(*SAFE_STAND_INS, *mmengine_classes(path)))
+    return read_weights(
+        path,
+        bool(trust_pickle),
+        allow=(*SAFE_STAND_INS, *mmengine_classes(path)),
+        part=part,
+        advice=None if trust_pickle is None else "--trust-pickle",
+        part_advice=part_advice,
+    )
 
 
 def mmengine_classes(path: Path) -> list[Any]:
@@ -159,6 +173,8 @@ def describe_released(state: Mapping[str, Tensor], source: str = "the file") -> 
             found[stage] = max(found.get(stage, 0), block + 1)
     depths = tuple(found[i] for i in sorted(found))
     options: dict[str, Any] = dict(embed_dim=dim, depths=depths)
+    if (channels := own["patch_embed.proj.weight"].shape[1]) != 3:
+        options["in_chans"] = channels
     options["num_heads"] = tuple(max(1, dim * 2**i // 32) for i in range(len(depths)))
     if "head.weight" in own:
         options["num_classes"] = own["head.weight"].shape[0]
@@ -185,7 +201,7 @@ def size_name(options: Mapping[str, Any]) -> str | None:
     return None
 
 
-def load_released(model: nn.Module, path: str | Path, trust_pickle: bool = False) -> None:
+def load_released(model: nn.Module, path: str | Path, trust_pickle: bool | None = None) -> None:
     """Load a released or own file into a classifier or backbone, strictly.
 
     Raises:

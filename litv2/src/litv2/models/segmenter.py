@@ -20,13 +20,19 @@ class LITv2Segmentation(LITv2Backbone):
     Args:
         name: published size.
         pretrained: released or own classifier file to start from; None for a fresh network.
+        part: which of several state dicts in that file.
         out_norms: stages whose output is normalised.
         options: changes to the published size.
     """
 
     def __init__(
-        self, name: str = "litv2_s", pretrained: str | None = None, out_norms: Any = SEGMENTATION_NORMS, **options: Any
+        self,
+        name: str = "litv2_s",
+        pretrained: str | None = None,
+        out_norms: Any = SEGMENTATION_NORMS,
+        part: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(out_norms=out_norms, **{**architecture(name), **options})
         if pretrained:
-            load_strict(self, fit_released(read_released(pretrained), self), pretrained)
+            load_strict(self, fit_released(read_released(pretrained, part=part), self), pretrained)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
+from litv2.training.coco_file import read_annotations
+from paperkit.data.pictures import read_picture
 from paperkit.data.resumable import Draw, ResumableData, generators_kept, seed_generators, seeded_loader
 from paperkit.errors import UserError
 
@@ -27,31 +28,37 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 class CocoImages:
-    """One split. `self[i]` is an image (3, H, W) in [0, 1] and its target: boxes, labels from 1 on, masks, image_id.
+    """One split. `self[i]` is an image (3, H, W) in [0, 1] and its target: boxes, labels from 1 on, image_id, masks.
 
     Args:
         root: folder of the data.
         split: train2017 or val2017.
         categories: names to keep, in the order of their labels; None for all of the file.
         with_objects: leave images without any object out, as training does.
+        masks: objects have masks; without them the targets have none.
 
     Raises:
-        UserError: a missing or broken file, or categories that it does not have.
+        UserError: a missing or broken file, entries in it that cannot be read, or categories that it does not have.
     """
 
     def __init__(
-        self, root: str | Path, split: str, categories: Sequence[str] | None = None, with_objects: bool = False
+        self,
+        root: str | Path,
+        split: str,
+        categories: Sequence[str] | None = None,
+        with_objects: bool = False,
+        masks: bool = True,
     ) -> None:
-        self.folder, annotations = Path(root) / split, Path(root) / "annotations" / f"instances_{split}.json"
-        for place in (self.folder, annotations):
+        root, self.masks = Path(root).expanduser(), masks
+        folder, annotations = root / split, root / "annotations" / f"instances_{split}.json"
+        for place in (folder, annotations):
             if not place.exists():
                 raise UserError(f"no {place}; the data root must hold {LAYOUT}")
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.coco = COCO(str(annotations))
-            known = {c["name"]: c["id"] for c in self.coco.loadCats(self.coco.getCatIds())}
-        except (ValueError, KeyError, AssertionError, UnicodeDecodeError) as error:
-            raise UserError(f"{annotations} is damaged or no COCO file: {type(error).__name__} {error}") from error
+        self.coco = COCO()
+        self.coco.dataset = read_annotations(annotations, folder, masks)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.coco.createIndex()
+        known = {category["name"]: category["id"] for category in self.coco.dataset["categories"]}
         lacking = [name for name in categories or () if name not in known]
         if lacking or not known:
             raise UserError(
@@ -72,30 +79,21 @@ class CocoImages:
         return len(self.ids)
 
     def _objects(self, image_id: int) -> list[dict[str, Any]]:
-        found = self.coco.loadAnns(self.coco.getAnnIds(image_id, self.category_ids, iscrowd=False))
-        return [a for a in found if a["bbox"][2] > 0 and a["bbox"][3] > 0]
+        return self.coco.loadAnns(self.coco.getAnnIds(image_id, self.category_ids, iscrowd=False))
 
     def __getitem__(self, index: int) -> Sample:
         number = self.ids[index]
-        path = self.folder / self.coco.imgs[number]["file_name"]
-        try:
-            with Image.open(path) as file:
-                image = pil_to_tensor(file.convert("RGB")).float() / 255
-        except OSError as error:
-            raise UserError(f"cannot read image {path}: {error}") from error
+        image = pil_to_tensor(read_picture(self.coco.imgs[number]["file_name"])).float() / 255
         objects = self._objects(number)
         x, y, w, h = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4).T
-        masks = (
-            np.stack([self.coco.annToMask(a) for a in objects])
-            if objects
-            else np.zeros((0, *image.shape[1:]), np.uint8)
-        )
         target = dict(
             boxes=torch.stack((x, y, x + w, y + h), dim=1),
             labels=torch.tensor([self.label_of[a["category_id"]] for a in objects], dtype=torch.int64),
-            masks=torch.from_numpy(masks),
             image_id=torch.tensor(number),
         )
+        if self.masks:
+            masks = [torch.from_numpy(self.coco.annToMask(a)) for a in objects]
+            target["masks"] = torch.stack(masks) if masks else torch.zeros((0, *image.shape[1:]), dtype=torch.uint8)
         return image, target
 
 
@@ -119,7 +117,8 @@ class _Batches(Dataset[list[Sample]]):
                 width = image.shape[2]
                 left, top, right, bottom = target["boxes"].unbind(1)
                 boxes = torch.stack((width - right, top, width - left, bottom), dim=1)
-                return image.flip(2), {**target, "boxes": boxes, "masks": target["masks"].flip(2)}
+                masks = {"masks": target["masks"].flip(2)} if "masks" in target else {}
+                return image.flip(2), {**target, "boxes": boxes, **masks}
         return image, target
 
 
@@ -141,14 +140,14 @@ class CocoData(ResumableData, pl.LightningDataModule):
     ) -> None:  # fmt: skip
         super().__init__()
         self.root, self.batch_size, self.num_workers, self.seed, self.flip = root, batch_size, num_workers, seed, flip
-        self.categories = categories
+        self.categories, self.masks = categories, True
         self._ready = False
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens both splits."""
+        """Opens both splits, with `masks` or without."""
         if not self._ready:
-            self.train_images = CocoImages(self.root, "train2017", self.categories, with_objects=True)
-            self.val_images = CocoImages(self.root, "val2017", self.train_images.names)
+            self.train_images = CocoImages(self.root, "train2017", self.categories, True, self.masks)
+            self.val_images = CocoImages(self.root, "val2017", self.train_images.names, False, self.masks)
             self._ready = True
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from litv2.models.detectors import Detector, build_detector
+from litv2.models.pyramid import PlainOption
 from litv2.training.coco import CocoData, Sample, as_results, average_precision
 from litv2.training.results import record, report
 from paperkit.command.engines import device
@@ -49,6 +50,7 @@ class DetectionConfig:
         warmup_iters, warmup_factor: linear warm-up.
         min_size, max_size: of the resized image.
         options: changes of the backbone's size.
+        part: which of several state dicts in the file of weights.
     """
 
     detector: Detector = "retinanet"
@@ -66,7 +68,8 @@ class DetectionConfig:
     warmup_factor: float = 1e-3
     min_size: int = 800
     max_size: int = 1333
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, PlainOption] = field(default_factory=dict)
+    part: str | None = None
 
 
 def parameter_groups(model: nn.Module, config: DetectionConfig) -> list[dict[str, Any]]:
@@ -94,7 +97,7 @@ class DetectionTraining(pl.LightningModule):
         self.config, self.data, self.steps_per_epoch = config, data, steps_per_epoch
         self.detector = build_detector(
             config.detector, config.name, config.window, data.num_classes, config.weights, config.drop_path_rate,
-            config.grad_checkpointing, config.options, config.min_size, config.max_size,
+            config.grad_checkpointing, config.options, config.min_size, config.max_size, config.part,
         )  # fmt: skip
         self.first_label = 0 if config.detector == "retinanet" else 1
         self._boxes: list[dict] = []
@@ -148,6 +151,24 @@ def add_arguments(parser: Any) -> None:
     add_trainer_options(parser)
 
 
+def add_evaluation_arguments(parser: Any) -> None:
+    """What tells the weights of a file apart."""
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in --ckpt")
+
+
+def check(options: Any, run: RunFolder | None) -> None:
+    """Read the annotations, and build the detector without its numbers, before there is a run folder.
+
+    Raises:
+        UserError: the first thing that cannot be.
+    """
+    data, config = options.data, options.detection
+    data.masks = config.detector == "mask_rcnn"
+    data.setup()
+    with torch.device("meta"):
+        DetectionTraining(replace(config, weights=None), data, 1)
+
+
 def train(run: RunFolder, options: Any, resuming: bool) -> DetectionTraining:
     """Train to the end, or from the last checkpoint; writes the weights and the average precision."""
     config, data, seed = options.detection, options.data, options.training_seed
@@ -180,9 +201,11 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
         raise UserError(f"no weights: name a run folder or its {WEIGHTS} with --ckpt")
     file = options.ckpt is not None and Path(options.ckpt).is_file()
     start, weights = time.monotonic(), Path(options.ckpt) if run is None or file else run.path / WEIGHTS
+    state = read_weights(weights, options.trust_pickle, part=options.part, part_advice="--part")
+    options.data.masks = options.detection.detector == "mask_rcnn"
     options.data.setup()
     training = DetectionTraining(replace(options.detection, weights=None), options.data, 1)
-    load_strict(training.detector, read_weights(weights, options.trust_pickle), str(weights))
+    load_strict(training.detector, state, str(weights))
     found = average_precisions(training.detector.eval(), options.data, device(options.device))
     report(
         Path(options.output),

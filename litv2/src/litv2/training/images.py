@@ -4,6 +4,7 @@ Options: --network.* the model, --recipe.* optimiser and schedule, --mixing.* mi
 --savings.* and --ema.* the survey's savings, --trainer.* Lightning's Trainer (devices, num_nodes, strategy, ...).
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from litv2.figures.of_a_network import draw_pyramid
 from litv2.models.classifier import LITv2
-from litv2.models.conversion import load_classifier
+from litv2.models.conversion import CLASSES, build, load_classifier, saved_classes
 from litv2.models.images import read_images
-from litv2.models.pyramid import architecture
+from litv2.models.pyramid import PlainOption, architecture
 from litv2.models.released import fit_released, read_released
 from litv2.training.recipe import Recipe, make_optimizer
 from litv2.training.results import record, report
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
+from paperkit.data.layouts import imagenet_classes
 from paperkit.data.sizes import check_sizes
 from paperkit.errors import UserError
+from paperkit.files.atomic import write_atomic
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.files.weights import load_report, load_strict
 from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup
@@ -52,11 +55,13 @@ class NetworkConfig:
         name: published size: litv2_s, litv2_m, litv2_b, litv2_b_384, litv1_s, litv1_m, litv1_b.
         options: constructor arguments in place of the size's (alpha, local_ws, attention, pos, drop_path_rate, ...).
         weights: file or none to start from; a classifier of another number of classes is replaced by a fresh one.
+        part: which of several state dicts in that file (`teacher`, `model_ema`, ...).
     """
 
     name: str = "litv2_s"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, PlainOption] = field(default_factory=dict)
     weights: str | None = None
+    part: str | None = None
 
 
 @dataclass
@@ -83,12 +88,11 @@ def build_classifier(config: NetworkConfig, num_classes: int, input_size: int) -
         UserError: unknown options, or weights that do not fit.
     """
     options = {**architecture(config.name), "img_size": input_size, **config.options, "num_classes": num_classes}
-    try:
-        model = LITv2(**options)
-    except TypeError as error:
-        raise UserError(f"network.options: {error}") from None
+    if (channels := options.get("in_chans", 3)) != 3:
+        raise UserError(f"network.options: in_chans {channels}, but the images are read with 3 channels, grey ones too")
+    model = build(options, "network.options")
     if config.weights:
-        state = fit_released(read_released(config.weights), model)
+        state = fit_released(read_released(config.weights, part=config.part, part_advice="--network.part"), model)
         head = state.get("head.weight")
         if head is not None and head.shape[0] != num_classes:
             state = {key: value for key, value in state.items() if not key.startswith("head.")}
@@ -163,6 +167,11 @@ def add_arguments(parser: Any) -> None:
     add_trainer_options(parser)
 
 
+def add_evaluation_arguments(parser: Any) -> None:
+    """What tells the weights of a file apart."""
+    parser.add_argument("--part", type=str | None, default=None, help="which of several state dicts in --ckpt")
+
+
 REFUSED = {"patch_drop": "windows, pooling and merging need the whole grid of tokens"}
 
 
@@ -172,8 +181,6 @@ def check(options: Any, run: RunFolder | None) -> None:
     Raises:
         UserError: the first of them.
     """
-    if "ckpt" in options:
-        return  # an evaluation trains nothing: the recipe may be one for other devices
     data, mixing = options.data, options.mixing
     mixes = bool(mixing.mixup or mixing.cutmix)
     trainer = trainer_options(options.trainer)
@@ -212,13 +219,15 @@ def train(run: RunFolder, options: Any, resuming: bool) -> ImageTraining:
     start = time.monotonic()
     fit(trainer, training, data, resuming)
     if process_rank() == 0:
-        finish(run, training, seed, time.monotonic() - start)
+        finish(run, training, data, seed, time.monotonic() - start)
     return training
 
 
-def finish(run: RunFolder, training: ImageTraining, seed: int, seconds: float) -> None:
-    """Write model/, best/ and metrics.json."""
+def finish(run: RunFolder, training: ImageTraining, data: ImageData, seed: int, seconds: float) -> None:
+    """Write model/, best/, metrics.json, and the names of the classes where they are not ImageNet's."""
     network = training.network
+    if data.class_names is not None and data.class_names != imagenet_classes():
+        write_atomic(run.path / CLASSES, json.dumps(data.class_names, ensure_ascii=False) + "\n")
     network.save_pretrained(run.path / "model")
     found = {k: 100 * v for k, v in last_evaluation(training.trainer).items() if k.startswith("val/")}
     record(run.path, "last", found, seed, seconds, recipe=asdict(training.recipe))
@@ -244,8 +253,9 @@ def accuracy(model: LITv2, data: ImageData, on: torch.device) -> dict[str, float
 
 def evaluate(run: RunFolder | None, options: Any) -> None:
     """Accuracy of a run's last weights, or of --ckpt FILE_OR_FOLDER, on the test images of the options."""
-    start = time.monotonic()
-    model = load_classifier(weights_of(run, options.ckpt), options.trust_pickle)
+    start, weights = time.monotonic(), weights_of(run, options.ckpt)
+    model = load_classifier(weights, options.trust_pickle, options.part)
+    options.data.use_head(model.num_classes, saved_classes(weights))
     found = accuracy(model, options.data, device(options.device))
     title = str(options.ckpt if run is None else run.path)
     report(Path(options.output), "last", title, found, options.training_seed, time.monotonic() - start)

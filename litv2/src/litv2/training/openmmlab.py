@@ -26,6 +26,7 @@ from mmengine.runner.checkpoint import get_torch_safe_globals
 from mmseg.datasets import ADE20KDataset
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
+from litv2.training.label_maps import image_pairs, with_own_readers
 from paperkit.data.resumable import generators_kept, seed_generators
 from paperkit.errors import UserError
 from paperkit.files.runs import write_atomic
@@ -62,11 +63,13 @@ class SeededADE20K(ADE20KDataset):
 
     Args:
         seed: run seed.
+        pipeline: mmsegmentation's steps; those that read files are replaced by `litv2.training.label_maps`'.
+        dataset: as mmsegmentation's; `reduce_zero_label=False` for label maps whose 0 is the first class.
     """
 
-    def __init__(self, seed: int = 0, **dataset: Any) -> None:
+    def __init__(self, seed: int = 0, pipeline: Sequence[Any] = (), **dataset: Any) -> None:
         self.seed = seed
-        super().__init__(**dataset)
+        super().__init__(pipeline=with_own_readers(pipeline), **dataset)
 
     def full_init(self) -> None:
         """Reads the list of images.
@@ -79,9 +82,22 @@ class SeededADE20K(ADE20KDataset):
             if not folder.is_dir() or not any(folder.iterdir()):
                 raise UserError(f"no ADE20K files in {folder}; the data root must hold {LAYOUT}")
         super().full_init()
-        lacking = next((d for d in self.data_list if not os.path.isfile(d["seg_map_path"])), None)
-        if lacking is not None:
-            raise UserError(f"{lacking['img_path']} has no annotation: {lacking['seg_map_path']} is missing")
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """The images beneath `img_path`, of whatever kind, each with the label map of its name beneath `seg_map_path`.
+
+        Raises:
+            UserError: as `litv2.training.label_maps.image_pairs`.
+        """
+        if self.ann_file and not os.path.isdir(self.ann_file):
+            data = super().load_data_list()
+        else:
+            common = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
+            pairs = image_pairs(self.data_prefix["img_path"], self.data_prefix["seg_map_path"])
+            data = [dict(img_path=image, seg_map_path=labels, **common, seg_fields=[]) for image, labels in pairs]
+        # A map of labels goes from the data set's own classes to those that were chosen.
+        classes = len(self.METAINFO["classes"] if self.label_map else self.metainfo["classes"])
+        return [{**entry, "classes": classes} for entry in data]
 
     def prepare_data(self, idx: int) -> Any:
         """One sample through the pipeline."""
@@ -241,10 +257,7 @@ def refuse_code(path: str) -> None:
     Raises:
         UserError: a missing or damaged file, or a pickle that could run code.
     """
-    try:
-        read_checkpoint(path, allow=get_torch_safe_globals())
-    except UserError as error:
-        raise UserError(str(error).split("; if you trust")[0]) from error  # this verb has no --trust-pickle
+    read_checkpoint(path, allow=get_torch_safe_globals(), advice=None)
 
 
 def newest_whole(folder: Path) -> Path | None:

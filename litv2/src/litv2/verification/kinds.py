@@ -6,7 +6,7 @@ whole network with random offsets lie up to 1.5e-5 apart, which is more than the
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from litv2.figures.frequency import log_magnitude, log_magnitude_as_published
 from litv2.figures.offset_trace import pixel_positions, trace_offsets
@@ -61,7 +61,9 @@ def _in_float64(file: ReferenceFile) -> ReferenceFile:
 
 def _tolerance(file: ReferenceFile, key: str) -> float | Tolerance:
     if not key.startswith("grad."):
-        return 1e-5
+        # A training step takes BatchNorm's statistics from a batch of a few tokens, which makes rounding larger: the
+        # files' float32 lies up to 3.5e-5 from the exact result, by the processor that they were made on.
+        return 1e-4 if file.kind == "litv2_train" else 1e-5
     relative, largest = 2e-4 if file.kind == "litv2_train" else 1e-4, file.largest("grad.")
     if file.kind in ("dtm_train", "litv2_train") and key.endswith("dconv.bias"):
         # BatchNorm takes the mean away, so this gradient is 0; the file holds the rounding of float32.
@@ -74,7 +76,11 @@ LAYER = ("dim", "H", "W", "num_heads", "qkv_bias", "source")
 
 
 def _kind(
-    compute: Callable[[ReferenceFile], Computed], options: tuple[str, ...], *results: str, x: str = "in.x"
+    compute: Callable[[ReferenceFile], Computed],
+    options: tuple[str, ...],
+    *results: str,
+    x: str = "in.x",
+    limits: Mapping[str, int] = {},
 ) -> Kind:
     return Kind(
         lambda file: compute(_in_float64(file)),
@@ -82,12 +88,16 @@ def _kind(
         results=results,
         options=(*options, "source"),
         requires=(x,),
+        limits=limits,
     )
 
 
 _WINDOW = _kind(recompute_mechanism(window_attention), (*LAYER, "window_size", "shift_size", "use_rel_pos"))
 _MERGE = ("dim", "H", "W", "kernel_size", "stride", "padding", "mode", "train")
-_BACKBONE = _kind(recompute_backbone, (*NETWORK, "task", "out_indices", "out_norms", "sizes"), x="in.image_*")
+DEPTHS = {"depths.*": 100}  # blocks of a stage; the published sizes have 18 at most
+_BACKBONE = _kind(
+    recompute_backbone, (*NETWORK, "task", "out_indices", "out_norms", "sizes"), x="in.image_*", limits=DEPTHS
+)
 
 KINDS: dict[str, Kind] = {
     "hilo": _kind(
@@ -101,18 +111,20 @@ KINDS: dict[str, Kind] = {
     "dtm_train": _kind(recompute_merging, _MERGE, "max_abs_offset"),
     "dtm_offset_trace": _kind(_offset_trace, ("base_grid", "image", "targets", "plot_area"), x="in.offset_level0"),
     "patch_embed_padded": _kind(recompute_patch_embed, ("patch_size", "embed_dim"), x="in.image"),
-    "litv2": _kind(recompute_litv2, (*NETWORK, "img_sizes"), "official_flops", x="in.image_*"),
-    "litv2_train": _kind(recompute_litv2_train, (*NETWORK, "img_size", "loss"), x="in.target"),
-    "litv1": _kind(recompute_litv1, (*NETWORK, "img_size"), "official_flops", x="in.image"),
+    "litv2": _kind(recompute_litv2, (*NETWORK, "img_sizes"), "official_flops", x="in.image_*", limits=DEPTHS),
+    "litv2_train": _kind(recompute_litv2_train, (*NETWORK, "img_size", "loss"), x="in.target", limits=DEPTHS),
+    "litv1": _kind(
+        recompute_litv1, (*NETWORK, "img_size"), "official_flops", x="in.image", limits={**DEPTHS, "img_size": 512}
+    ),
     "backbone_seg": _BACKBONE,
     "backbone_det": _BACKBONE,
-    "macs": _kind(recompute_macs, ("models",), x="config.models"),
+    "macs": _kind(recompute_macs, ("models",), x="config.models", limits={"models.*.depths.*": 100}),
     "optim_schedule": _kind(
         recompute_optim_schedule,
         ("base_lr_config", "world_size", "batch_per_gpu", "epochs", "warmup_epochs", "iters_per_epoch",
          "offset_lr_multi",
          "timm"),
-        "groups", x="out.lr",
+        "groups", x="out.lr", limits={"epochs": 1000, "iters_per_epoch": 2000},
     ),
     "frequency_magnitude": _kind(_frequency, ("H", "W")),
     "attn_msa": _kind(recompute_mechanism(self_attention), LAYER),

@@ -119,8 +119,13 @@ def recompute_optim_schedule(file: ReferenceFile) -> Computed:
         for group in parameter_groups(model, recipe)
     ]
     optimizer, schedule = make_optimizer(model, recipe, c["iters_per_epoch"])
+    steps, told = c["epochs"] * c["iters_per_epoch"], len(file.outputs["lr"])
+    if told != steps + 1:
+        raise UserError(
+            f"epochs x iters_per_epoch is {steps}, but out.lr has {told} rows: one more than steps is right"
+        )
     rows = []
-    for done in range(c["epochs"] * c["iters_per_epoch"] + 1):
+    for done in range(steps + 1):
         schedule.advance(done)
         rows.append([group["lr"] for group in optimizer.param_groups])
     return {"out.lr": torch.tensor(rows, dtype=torch.float64), "config.groups": groups}
