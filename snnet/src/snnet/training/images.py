@@ -224,10 +224,10 @@ def rehearse(options: Any) -> None:
         models = [*network.anchors]
         if training.distillation != "none":
             models.append(create_anchor(options.teacher.name, False, num_classes=data.num_classes))
-        check_images(models, data)
     apply(network, options.savings)
     for model in models if len(data.sizes.sizes) > 1 else ():
         check_sizes(model, data.sizes.sizes)
+    check_images(models, data)
     build(parameter_groups(network, training, optim.weight_decay), optim, 1, 1_000_000, global_batch=1)
 
 
