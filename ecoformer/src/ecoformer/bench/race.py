@@ -182,14 +182,16 @@ def draw(found: dict[str, Rows], path: Path) -> None:
         left.set_title(f"Attention, width {width}, threads {threads}; SDPA meets it\n{crossed}")
         left.set_xticks(list(PAIRS), map(str, PAIRS))
         left.minorticks_off()
-        left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=2)
+        if here:
+            left.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.18), ncols=2)
         for i, name in enumerate(dict.fromkeys(r["form"] for r in memories)):
             line = [(r["tokens"], r["MiB"]) for r in memories if r["form"] == name]
             middle.plot(*zip(*line, strict=True), "o-", color=COLORS[i], label=name)
         middle.set(xlabel="tokens", ylabel="MiB above the inputs", xscale="log", yscale="log", title="Peak memory")
         middle.set_xticks(sorted({r["tokens"] for r in memories}), sorted({r["tokens"] for r in memories}), rotation=30)
         middle.minorticks_off()
-        middle.legend(fontsize=8)
+        if memories:
+            middle.legend(fontsize=8)
         bars = [r for r in whole if "again" not in r["form"]]
         right.barh([f"{r['form']}, {r['size']} px" for r in bars], [r["over_eco"] for r in bars], color=COLORS[2])
         right.axvline(1, color="grey", linewidth=1)

@@ -1,5 +1,6 @@
 """Energy against ImageNet accuracy of the paper's networks: energies by our ledger, accuracies as published."""
 
+import functools
 import json
 from functools import partial
 from importlib.resources import files
@@ -21,6 +22,7 @@ def published() -> list[dict[str, Any]]:
     return json.loads((files("ecoformer") / "published" / "imagenet.json").read_text(encoding="utf-8"))["rows"]
 
 
+@functools.cache
 def energies() -> dict[str, dict[str, float]]:
     """Network -> form -> billions of pJ of one image at 224 px, by the ledger; Twins' SRA is not in the paper."""
     return {
