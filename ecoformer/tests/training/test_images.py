@@ -182,7 +182,8 @@ REFUSALS = {
     "--network.attention linear": "no network 'pvt_v2_b0_linear'",
     "--data.root nowhere": "nowhere",
     "--data.size_schedule {0:32,1:64}": "has 4 tokens",
-    "--network.weights nowhere.pth": "nowhere.pth",
+    "--network.weights nowhere.pth": "no weights at nowhere.pth to start from: finish the stage before",
+    "--network.weights images": "no weights at images/model.safetensors to start from",
     "--network.weights eight": "has 8 bits over 12 supports, the network 16",
     "--network.weights stage1/pvt_v2_b0 --network.options.depths [1,2,1,1]": "is of no pvt_v2_b0",
 }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ecoformer.figures.energy import draw_energy
@@ -29,6 +29,7 @@ from ecoformer.models.pvt import PVTv2
 from ecoformer.models.released import fit_released, from_timm, read_released
 from ecoformer.models.twins import Twins
 from ecoformer.training.hashing import HashConfig
+from ecoformer.training.nan_layer import naming_its_layer
 from ecoformer.training.results import record, told
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
@@ -148,10 +149,7 @@ def begin(model: PVTv2 | Twins, config: NetworkConfig) -> None:
             reason = one_line(str(error))[:200]
             raise UserError(f"timm gave no weights of {name}: {reason}; name a file with network.weights") from error
     else:
-        place = Path(source)
-        if place.is_dir():
-            place = place / "model" / WEIGHTS if (place / "model").is_dir() else place / WEIGHTS
-        state = read_released(place, config.trust_pickle)
+        state = read_released(weight_file(source), config.trust_pickle)
     fit_released(state, model)  # refuses other bits; the hash itself is fitted anew, as released
     report = start_from(model, state)
     buffers = {name for name, _ in model.named_buffers()}
@@ -161,6 +159,23 @@ def begin(model: PVTv2 | Twins, config: NetworkConfig) -> None:
     kept = [key for key in report.missing if key not in buffers]
     if kept and process_rank() == 0:
         print(f"{source}: {first_few(kept)} begin(s) anew (another number of classes)")
+
+
+def weight_file(source: str) -> Path:
+    """The file in a run, in a folder of save_pretrained, or itself.
+
+    Raises:
+        UserError: it is not there.
+    """
+    place = Path(source)
+    if place.is_dir():
+        place = place / "model" / WEIGHTS if (place / "started").is_file() else place / WEIGHTS
+    if not place.is_file():
+        raise UserError(
+            f"no weights at {place} to start from: finish the stage before (configs/imagenet/*_1_msa.yaml), or name "
+            "others with network.weights"
+        )
+    return place
 
 
 class ImageTraining(pl.LightningModule):
@@ -273,6 +288,8 @@ def check(options: Any, run: RunFolder | None) -> None:
     several = len(data.sizes.sizes) > 1
     with torch.device("cpu" if several else "meta"):
         model = build_network(replace(network, weights=None), options.hash, data.num_classes)
+    if network.weights not in (None, "timm") and (run is None or not (run.path / "checkpoints" / "last.ckpt").exists()):
+        weight_file(network.weights.replace("{name}", network.name))
     if network.attention == "ecoformer":
         for size in data.sizes.sizes:
             for layer in ledger(model, (3, size, size)).layers:
@@ -333,57 +350,11 @@ def train(run: RunFolder, options: Any, resuming: bool) -> ImageTraining:
     steps = max(1, -(-data.steps_per_epoch // accumulated))  # Lightning steps with what remains of an epoch as well
     total = data.batch_size * trainer.world_size * accumulated
     training = ImageTraining(model, tuning, options.optim, given["max_epochs"], total, steps, options.savings)
-    with layer_of_nan(training):
+    with naming_its_layer(model, lambda: training.last):
         fit(trainer, training, data, resuming)
     if process_rank() == 0:
         finish(run, training, options, time.monotonic() - start)
     return training
-
-
-class layer_of_nan:  # noqa: N801 (reads as a function)
-    """Adds to the line of a run that stopped at a NaN where in the network it arose.
-
-    The images of that step are sent through once more, without mixing; where they pass, the last layer (in the order
-    of the backward pass the first) whose gradient is not finite is named.
-    """
-
-    def __init__(self, training: ImageTraining) -> None:
-        self.training = training
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError) and "not finite at" in str(error):
-            place = first_bad_layer(self.training.network, self.training.last)
-            if place:
-                raise UserError(f"{error}; {place}", everywhere=error.everywhere) from None
-
-
-@torch.no_grad()
-def first_bad_layer(network: nn.Module, images: Tensor | None) -> str:
-    """In words, the layer where a number ceases to be finite; empty if there is none."""
-    found: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Any) -> None:
-            if isinstance(out, Tensor) and not found and not bool(torch.isfinite(out).all()):
-                found.append(name)
-
-        return hook
-
-    hooks = [module.register_forward_hook(look(name)) for name, module in network.named_modules() if name]
-    try:
-        if images is not None:
-            network(images.to(next(network.parameters()).device))
-    except UserError as error:  # a fit that cannot be made on such numbers says so, with its layer
-        return str(error)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if found:
-        return f"the first layer without finite outputs is {found[0]}"
-    bad = [n for n, p in network.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    return f"the gradient ceases to be finite at {bad[-1]}" if bad else ""
 
 
 def finish(run: RunFolder, training: ImageTraining, options: Any, seconds: float) -> None:

@@ -23,6 +23,7 @@ from ecoformer.method.attention import ask_for_fit, eco_layers, fit_hashes
 from ecoformer.method.energy import Ledger, ledger
 from ecoformer.training.encoder import Arm, Encoder
 from ecoformer.training.hashing import HashConfig
+from ecoformer.training.nan_layer import naming_its_layer
 from ecoformer.training.results import record, told
 from ecoformer.training.sequences import SequenceData
 from paperkit.command.engines import device
@@ -120,6 +121,7 @@ class SequenceTraining(pl.LightningModule):
         self.total = recipe.steps or recipe.epochs * steps_per_epoch  # type: ignore[operator]
         self.warmup = recipe.warmup_steps or round((recipe.warmup_epochs or 0) * steps_per_epoch)
         self.accuracy = accuracy_of(classes, "val/")
+        self.last: Tensor | None = None  # tokens of the step under way, to say where a NaN arose
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N) -> (B, K)."""
@@ -131,6 +133,7 @@ class SequenceTraining(pl.LightningModule):
             ask_for_fit(self.network)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        self.last = batch[0]
         loss = F.cross_entropy(self.network(batch[0]), batch[1])
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -181,7 +184,7 @@ def add_evaluation_arguments(parser: Any) -> None:
 
 
 def check(options: Any, run: RunFolder | None) -> None:
-    """Refuse what cannot be trained, before any data are read; the encoder is built for it.
+    """Refuse what cannot be trained, and data that are missing or broken, before there is a run folder.
 
     Raises:
         UserError: the first of what does not fit.
@@ -193,6 +196,8 @@ def check(options: Any, run: RunFolder | None) -> None:
         options.hash.check_tokens(shortest, f"a sequence of data.max_length {options.data.max_length}")
     with torch.device("meta"):
         build_encoder(options.network, options.hash, options.data)
+    if options.data.source == "files":
+        options.data.setup()
 
 
 def train(run: RunFolder, options: Any, resuming: bool) -> SequenceTraining:
@@ -213,7 +218,8 @@ def train(run: RunFolder, options: Any, resuming: bool) -> SequenceTraining:
     model = build_encoder(options.network, options.hash, data)
     steps = max(1, -(-data.steps_per_epoch // trainer.accumulate_grad_batches))
     training = SequenceTraining(model, recipe, steps, data.of_task.classes)
-    fit(trainer, training, data, resuming)
+    with naming_its_layer(model, lambda: training.last):
+        fit(trainer, training, data, resuming)
     if process_rank() == 0:
         model = training.network.cpu()
         model.save_pretrained(run.path / "model")
