@@ -27,8 +27,8 @@ class UserError(Exception):
         self.everywhere = everywhere
 
 
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The run was told to stop by a signal and has left a checkpoint to resume from.
+class Interrupted(BaseException):  # it is no error, and what answers to errors lets it pass
+    """The command was told to stop by a signal; a run has left a checkpoint to resume from.
 
     Args:
         message: one line, `interrupted at step N; resume with: ...`.

@@ -117,7 +117,7 @@ class SavedInFolder(PyTorchModelHubMixin):
                     f"{pretrained_model_name_or_path} is no folder here, and the hub gave none: {reason}"
                 ) from error
         config = read_config(folder)
-        state = read_weights(folder / WEIGHTS)
+        state = read_weights(folder / WEIGHTS, advice=None)
         model = _built(cls, {**config, **model_kwargs}, state, folder)
         load_strict(model, state, str(folder / WEIGHTS))
         return model.to(map_location).eval()

@@ -55,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: as `paperkit.files.weights.read_checkpoint`.
         """
-        content = read_checkpoint(path, trust_pickle=weights_only is False)
+        content = read_checkpoint(path, trust_pickle=weights_only is False, advice=None)
         if not isinstance(content, dict) or "state_dict" not in content:
             raise UserError(f"{path} is no checkpoint of a run: it holds no state_dict")
         return content

@@ -83,7 +83,7 @@ def train_steps(
     scheduler = schedule if isinstance(schedule, LRScheduler) else None
     first, losses = 0, []
     if last is not None and last.exists():
-        kept = read_checkpoint(last)
+        kept = read_checkpoint(last, advice=None)
         load_strict(model, kept["model"], str(last))
         optimizer.load_state_dict(kept["optimizer"])
         if scheduler is not None:
@@ -144,7 +144,7 @@ def train_stage(
     """
     done, last = folder / "weights.safetensors", folder / "last.ckpt"
     if done.exists():
-        load_strict(model, read_weights(done), str(done))
+        load_strict(model, read_weights(done, advice=None), str(done))
         advance(steps)
         return
     losses = train_steps(

@@ -181,7 +181,7 @@ def best_state(folder: Path, prefix: str = "network.") -> "dict[str, Tensor] | N
     path = folder / "checkpoints" / "best.ckpt"
     if not path.exists():
         return None
-    state = read_checkpoint(path)["state_dict"]
+    state = read_checkpoint(path, advice=None)["state_dict"]
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not found:
         raise UserError(f"{path} holds no weights that begin with {prefix!r}")

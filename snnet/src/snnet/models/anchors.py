@@ -9,7 +9,7 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from paperkit.errors import Interrupted, UserError
+from paperkit.errors import UserError
 from paperkit.files.hub import SavedInFolder, read_config
 from paperkit.files.weights import load_strict, read_weights
 from snnet.method.enumeration import LayerAssignment
@@ -179,8 +179,6 @@ def create_anchor(anchor: AnchorName, weights: str | Path | bool = False, **opti
         return timm.create_model(name, pretrained=bool(weights), **options)
     except (TypeError, AssertionError) as error:
         raise UserError(f"timm cannot build {name} with {options}: {error}") from None
-    except Interrupted:
-        raise
     except Exception as error:
         if not weights:
             raise

@@ -24,7 +24,7 @@ from paperkit.command.engines import device
 from paperkit.data.images import ImageData
 from paperkit.data.layouts import imagenet_classes
 from paperkit.data.sizes import SizeSchedule, check_sizes
-from paperkit.errors import Interrupted, UserError, one_line
+from paperkit.errors import UserError, one_line
 from paperkit.files.atomic import write_atomic
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.files.weights import load_strict, read_weights
@@ -242,8 +242,6 @@ def check_images(models: Sequence[nn.Module], data: ImageData) -> None:
         name = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
         try:
             logits = mean_logits(model.eval()(images))
-        except Interrupted:
-            raise
         except Exception as error:  # each model says in its own way what it does not take
             raise UserError(
                 f"{name} does not take images of {'x'.join(map(str, image_size(data)))}: {one_line(str(error))[:200]}"
