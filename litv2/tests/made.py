@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from paperkit.command.cli import make_parser
 from paperkit.files.weights import read_weights
 from paperkit.testing.commands import Command, Ended, at_call
 from paperkit.testing.made_images import make_image_folder
+from paperkit.testing.runs import check_same_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHRINK: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}
@@ -135,6 +137,7 @@ class World:
         folder: for everything.
         config: of the engine, with its data in `folder`.
         step: the function, as `paperkit.testing.commands.at_call` takes it, that begins a step.
+        kill: the function at whose call of that number the run is killed.
         weights: file of the last weights in a run.
         data: option that names another data folder.
         lacking: what is said of a data folder that is not there.
@@ -142,9 +145,17 @@ class World:
     """
 
     def __init__(
-        self, folder: Path, config: Path, step: str, weights: str, data: list[str], lacking: str, diverge: list[str]
+        self,
+        folder: Path,
+        config: Path,
+        step: str,
+        kill: tuple[str, int],
+        weights: str,
+        data: list[str],
+        lacking: str,
+        diverge: list[str],
     ) -> None:
-        self.folder, self.config, self.step, self.file = folder, config, step, weights
+        self.folder, self.config, self.step, self.kill, self.file = folder, config, step, kill, weights
         self.data, self.lacking, self.diverge = data, lacking, diverge
         self.train("--name", "whole")
 
@@ -165,18 +176,37 @@ class World:
 
 
 class EngineCases:
-    """What must hold of every engine; a test file of one engine has a class with this one as its base, and `world`."""
+    """What must hold of every engine; a test file of one engine has a class with this one as its base, and `world`.
 
-    def test_killed_and_resumed_gives_the_same_bits(self, world: World) -> None:
-        """Killed at the beginning of the fourth step, in the second epoch."""
+    Attributes:
+        whole_folder: whether all that a resumed run leaves is compared, or its last weights alone.
+    """
+
+    whole_folder = True
+
+    def test_killed_and_resumed_gives_the_same_run(self, world: World) -> None:
+        """Killed where most is at stake: the last step of an epoch is saved, and what it is worth is not known yet."""
         words = ["train", "--config", world.config, "--name", "cut"]
-        LITV2.child(*words, cwd=world.folder, patch=at_call(world.step, 4), code=-9)
-        assert not (world.run("cut") / "finished").exists()
+        LITV2.child(*words, cwd=world.folder, patch=at_call(*world.kill), code=-9)
+        self.goes_on(world, "cut")
+
+    def test_ended_by_a_signal_and_moved_gives_the_same_run(self, world: World) -> None:
+        """SIGTERM in the last step of the first epoch; the run goes on under another name."""
+        words = ["train", "--config", world.config, "--name", "ended"]
+        LITV2.child(*words, cwd=world.folder, patch=at_call(world.step, 2, signal.SIGTERM), code=143)
+        world.run("ended").rename(world.run("moved"))
+        self.goes_on(world, "moved")
+
+    def goes_on(self, world: World, name: str) -> None:
+        """To the end, with the weights and all else of the uninterrupted run."""
+        assert not (world.run(name) / "finished").exists()
         torch.rand(7)  # another random state than the killed process had
-        LITV2.here("train", "--resume", "cut", cwd=world.folder)
-        assert (world.run("cut") / "finished").exists()
-        whole, cut = world.weights("whole"), world.weights("cut")
+        LITV2.here("train", "--resume", name, cwd=world.folder)
+        assert (world.run(name) / "finished").exists()
+        whole, cut = world.weights("whole"), world.weights(name)
         assert whole.keys() == cut.keys() and all(torch.equal(value, cut[key]) for key, value in whole.items())
+        if self.whole_folder:
+            check_same_runs(world.run("whole"), world.run(name))
 
     def test_full_disk_is_one_line_and_costs_nothing(self, world: World, full_disk: None) -> None:
         line = world.train("--name", "full", code=1).line

@@ -33,7 +33,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("detection")
     step, diverge = "litv2.training.detection:DetectionTraining.training_step", ["--detection.lr", "1e30"]
     config, data = write_detection(folder), ["--data.root", ""]
-    return World(folder, config, step, "detector.safetensors", data, "the data root must hold", diverge)
+    kill = "litv2.training.detection:DetectionTraining.validation_step", 1
+    return World(folder, config, step, kill, "detector.safetensors", data, "the data root must hold", diverge)
 
 
 class TestEngine(EngineCases):
