@@ -1,5 +1,6 @@
 """Short runs of the three engines on made data, what must hold of each, and the command itself."""
 
+import contextlib
 import json
 import resource
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 from torch import Tensor
@@ -32,6 +34,41 @@ SMALL_SEGMENTER = ["model.backbone.embed_dim=16", "model.backbone.depths=[1,1,2,
 
 
 LITV2 = Command("litv2", "litv2.cli:main", preload=("litv2.training.images", "litv2.experiment.run"))
+
+
+def book_hilo(layer: Any, x: Tensor) -> Tensor:
+    """HiLo by the equations of section 3.2, one window and one head at a time: (B, H, W, D) -> (B, H, W, D)."""
+    batch, height, width, _ = x.shape
+    s, d = layer.window_size, layer.head_dim
+    x = F.pad(x, (0, 0, 0, -width % s, 0, -height % s))
+    rows, columns = x.shape[1:3]
+    parts = []
+    if layer.h_heads:
+        q, k, v = layer.h_qkv(x).chunk(3, dim=-1)
+        windows = []
+        for i in range(0, rows, s):
+            line = []
+            for j in range(0, columns, s):
+                heads = []
+                for h in range(layer.h_heads):
+                    place = (slice(None), slice(i, i + s), slice(j, j + s), slice(h * d, h * d + d))
+                    qw, kw, vw = (t[place].reshape(batch, -1, d) for t in (q, k, v))
+                    heads.append(((qw @ kw.mT * layer.scale).softmax(-1) @ vw).view(batch, s, s, d))
+                line.append(torch.cat(heads, dim=-1))
+            windows.append(torch.cat(line, dim=2))
+        parts.append(layer.h_proj(torch.cat(windows, dim=1)))
+    if layer.l_heads:
+        pooled = torch.stack([
+            torch.stack([x[:, i : i + s, j : j + s].mean((1, 2)) for j in range(0, columns, s)], 1)
+            for i in range(0, rows, s)
+        ], 1).flatten(1, 2)  # fmt: skip
+        q, (k, v) = layer.l_q(x).flatten(1, 2), layer.l_kv(pooled).chunk(2, dim=-1)
+        heads = [
+            (q[..., c] @ k[..., c].mT * layer.scale).softmax(-1) @ v[..., c]
+            for c in (slice(h * d, h * d + d) for h in range(layer.l_heads))
+        ]
+        parts.append(layer.l_proj(torch.cat(heads, -1).view(batch, rows, columns, -1)))
+    return torch.cat(parts, -1)[:, :height, :width]
 
 
 def options_of(engine: ModuleType, config: Path) -> Any:
@@ -230,7 +267,16 @@ class EngineCases:
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     """No file may grow beyond 200 kB, which a write notices as it notices a full disk."""
+    with limited_disk(200_000):
+        yield
+
+
+@contextlib.contextmanager
+def limited_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes; -1 is no limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,12 +1,16 @@
 """The impossible options that users of LITv2 give, through the command: one line each, exit code 1."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from made import LITV2, write_detection, write_images
+import yaml
+from made import LITV2, write_detection, write_images, write_yaml
 from PIL import Image
 
+from litv2.cli import ENGINES
 from litv2.models.classifier import LITv2
+from paperkit.files.runs import RunFolder
 
 SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=2)  # head width 32, as published
 IMAGES, DETECTION = (["train", "--config", f"{name}.yaml"] for name in ("images", "detection"))
@@ -29,6 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ([*IMAGES, "--network.options", "{alpha: 1.5}"], "alpha 1.5 is outside [0, 1]"),
         ([*IMAGES, "--network.options", "{alfa: 0.5}"], "network.options"),
+        ([*IMAGES, "--network.options", "{in_chans: 1}"], "in_chans 1, but the images are read with 3 channels"),
+        ([*DETECTION, "--detection.options", "{in_chans: 4}"], "in_chans 4, but the images are read with 3 channels"),
+        ([*IMAGES, "--network.options", "{depths: [1000000, 1, 1, 1]}"], "are more than 1000 blocks in all"),
+        ([*DETECTION, "--detection.options", "{depths: [1, 1, 2000, 1]}"], "are more than 1000 blocks in all"),
+        ([*IMAGES, "--network.options", "{num_heads: [0, 0, 0, 0]}"], "is not a multiple of num_heads 0"),
+        ([*IMAGES, "--network.options", "{embed_dim: wide}"], "network.options does not describe a LITv2"),
+        ([*IMAGES, "--network.name", "litv1_s", "--data.input_size", "4096", "--network.options", "{img_size: 4096}"],
+         "has a bias for each pair of tokens"),
         ([*IMAGES, "--network.weights", "half/model.safetensors", "--network.options", f"{{{SIZES}}}"],
          "they were trained with alpha 0.5; build the model with alpha=0.5"),
         ([*IMAGES, "--network.weights", "half/model.safetensors", "--network.options",
@@ -55,6 +67,40 @@ def test_one_line(words: list[str], message: str, folder: Path, monkeypatch: pyt
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert message in LITV2.refused(*words, cwd=folder)
     assert not list(folder.rglob("finished"))
+
+
+EVIL = {"class_path": "os.mkdir", "init_args": {"path": "ran"}}
+PLACES = {  # engine -> the options that take more than a number or a name
+    "digits": ["alphas", "seeds"],
+    "images": ["network.options", "network.options.alpha", "network.weights", "data.size_schedule", "recipe.betas"],
+    "detection": ["detection.options", "detection.options.depths", "detection.weights", "data.categories"],
+    "segmentation": ["cfg_options"],
+}
+
+
+def altered(config: dict[str, Any], place: str) -> dict[str, Any]:
+    """The config with a class to build at a dotted place."""
+    *above, last = place.split(".")
+    inner = config
+    for name in above:
+        inner = inner.setdefault(name, {})
+    inner[last] = EVIL
+    return config
+
+
+@pytest.mark.parametrize(("engine", "place"), [(name, place) for name in ENGINES for place in PLACES[name]])
+def test_a_config_runs_nothing(engine: str, place: str, folder: Path, tmp_path: Path) -> None:
+    """Neither the file that is named nor the folder of somebody else's run."""
+    file = folder / f"{engine}.yaml"
+    config = yaml.safe_load(file.read_text()) if file.exists() else {"engine": engine}
+    named = write_yaml(tmp_path / "evil.yaml", altered(config, place))
+    assert LITV2.here("train", "--config", named, cwd=tmp_path, code=None).code in (1, 2)
+    run = RunFolder.create(tmp_path / "runs", "litv2", "evil")
+    run.write_config(config)
+    for words in (["train", "--resume", "evil"], ["eval", "--ckpt", run.path]):
+        ended = LITV2.here(*words, cwd=tmp_path, code=None)
+        assert ended.code in (1, 2) and ended.line
+    assert not (tmp_path / "ran").exists()
 
 
 def test_another_window_says_what_it_changes(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_the_book import hilo as by_loops
+from made import book_hilo
 
 from litv2.method.hilo import HiLo
 from litv2.method.window_attention import window_attention
@@ -26,7 +26,7 @@ from paperkit.errors import UserError
 def test_equals_loops(grid: tuple[int, int], window: int, alpha: float, batch: int) -> None:
     layer = HiLo(24, num_heads=6, window_size=window, alpha=alpha).double()
     x = torch.randn(batch, *grid, 24, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), by_loops(layer, x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(layer(x), book_hilo(layer, x), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(layer(x.flatten(1, 2), *grid).view_as(x), layer(x))
 
 

@@ -1,17 +1,22 @@
 """Released files: strict both ways, other alphas and windows refused with what fits, damaged files in one line."""
 
+import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from made import CONFIGS, LITV2, make_ade20k, make_coco
+from made import CONFIGS, LITV2, limited_disk, make_ade20k, make_coco, write_images
+from PIL import Image
 
 from litv2.deployment.window_choice import set_window
 from litv2.method.hilo import cheapest_window
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.classifier import LITv2
 from litv2.models.conversion import load_classifier, to_folder, to_released
+from litv2.models.detectors import load_backbone
 from litv2.models.pyramid import architecture
 from litv2.models.released import fit_released, load_released, read_released
 from paperkit.errors import UserError
@@ -177,6 +182,111 @@ def test_every_door_refuses_bad_files(words: list[str], bad_files: dict[str, Pat
         name = ["--name", name] if words[0] == "train" else []
         assert path.name in LITV2.refused(*named, *name, cwd=tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_keeps_the_old_folder(tmp_path: Path) -> None:
+    """By `convert` and by `save_pretrained`: config and weights stay those of one model."""
+    small, large = LITv2(**{**SMALL, "embed_dim": 32}), LITv2(**SMALL)
+    small.save_pretrained(tmp_path / "folder")
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()}
+    save(large, tmp_path / "large.pth")
+    with limited_disk(200_000):
+        line = LITV2.refused("convert", "large.pth", "folder", cwd=tmp_path)
+        assert line.startswith("error: cannot write") and "File too large" in line
+        with pytest.raises(UserError, match="cannot write"):
+            large.save_pretrained(tmp_path / "folder")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()} == before
+    assert torch.equal(LITv2.from_pretrained(tmp_path / "folder").norm.weight, small.norm.weight)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "large.pth"]
+    LITV2.here("convert", "large.pth", "folder", cwd=tmp_path)
+    assert torch.equal(LITv2.from_pretrained(tmp_path / "folder").head.weight, large.head.weight)
+    assert (tmp_path / "folder" / "notes.txt").read_text() == "mine"
+
+
+def test_one_of_several_parts_is_named(tmp_path: Path) -> None:
+    """Files of training hold a student and a teacher, or weights and their average."""
+    student, teacher = LITv2(**SMALL), LITv2(**SMALL)
+    both = {"student": student.state_dict(), "teacher": teacher.state_dict(), "epoch": 3}
+    torch.save(both, tmp_path / "both.pth")
+    Image.new("RGB", (80, 90)).save(tmp_path / "image.png")
+    for words in (["convert", "both.pth", "f"], ["predict", "image.png", "--ckpt", "both.pth"],
+                  ["export", "--ckpt", "both.pth"]):  # fmt: skip
+        line = LITV2.refused(*words, cwd=tmp_path)
+        assert "both.pth holds 2 state dicts: student" in line and "choose one with --part student" in line
+    LITV2.here("convert", "both.pth", "folder", "--part", "teacher", cwd=tmp_path)
+    assert torch.equal(LITv2.from_pretrained(tmp_path / "folder").head.weight, teacher.head.weight)
+    body = LITv2Backbone(**{k: v for k, v in SMALL.items() if k != "num_classes"})
+    with pytest.raises(UserError, match=r"choose one with --detection\.part student"):
+        load_backbone(body, tmp_path / "both.pth")
+    load_backbone(body, tmp_path / "both.pth", "student")
+    assert torch.equal(body.patch_embed.proj.weight, student.patch_embed.proj.weight)
+    with pytest.raises(UserError, match=r"both\.pth holds no .*ema"):
+        read_released(tmp_path / "both.pth", part="ema")
+
+
+@pytest.mark.parametrize(
+    "wrap", [{"module": 0}, {"state_dict": 0, "epoch": 1}, {"model": 0}, {"model_ema": 0, "args": {}}]
+)
+def test_one_part_needs_no_name(wrap: dict[str, Any], tmp_path: Path) -> None:
+    """DeepSpeed's `module`, an average alone, compiled or wrapped networks."""
+    model = LITv2(**SMALL)
+    state = {f"_orig_mod.{key}": tensor for key, tensor in model.state_dict().items()}
+    torch.save({key: state if value == 0 else value for key, value in wrap.items()}, tmp_path / "w.pth")
+    assert torch.equal(load_classifier(tmp_path / "w.pth").head.weight, model.head.weight)
+
+
+def test_pickles_are_trusted_only_where_a_command_can(bad_files: dict[str, Path], tmp_path: Path) -> None:
+    Image.new("RGB", (80, 90)).save(tmp_path / "image.png")
+    line = LITV2.refused("predict", "image.png", "--ckpt", "evil.pth", cwd=tmp_path)
+    assert line.endswith("if you trust where the file comes from, add --trust-pickle")
+    write_images(tmp_path)
+    words = ["train", "--config", "images.yaml", "--network.weights", "evil.pth"]
+    line = LITV2.refused(*words, cwd=tmp_path)
+    assert "evil.pth was not read: it wants" in line and "trust" not in line
+    assert not (tmp_path / "ran").exists()
+
+
+def test_other_things_than_weights_are_named(tmp_path: Path) -> None:
+    pointer = tmp_path / "litv2_s.pth"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    model = LITv2(**SMALL)
+    state = model.state_dict()
+    state["head.weight"][3, 5] = float("nan")
+    nan = save(model, tmp_path / "nan.pth")
+    for path, message in ((pointer, "is a Git LFS pointer"), (nan, r"weights that are no numbers: head\.weight")):
+        for read in (load_classifier, read_released):
+            with pytest.raises(UserError, match=message) as caught:
+                read(path)
+            assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    {"depths": [1000000, 1, 1, 1]}, {"embed_dim": 100_000}, {"num_classes": 10**9}, {"mlp_ratio": 1e6},
+    {"img_size": 10**6, "attention": "msa", "pos": "rel"}, {"layers": 3}, {"num_heads": [0] * 4}, {"depths": "all"},
+])  # fmt: skip
+def test_a_config_cannot_ask_for_more_than_its_weights(change: dict[str, Any], tmp_path: Path) -> None:
+    """Neither time nor memory, through the class or through a command."""
+    LITv2(**SMALL).save_pretrained(tmp_path / "f")
+    config = json.loads((tmp_path / "f" / "config.json").read_text())
+    (tmp_path / "f" / "config.json").write_text(json.dumps({**config, **change}))
+    start = time.process_time()
+    for read in (load_classifier, LITv2.from_pretrained):
+        with pytest.raises(UserError) as caught:
+            read(tmp_path / "f")
+        assert str(tmp_path / "f") in str(caught.value)
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels(channels: int, tmp_path: Path) -> None:
+    """Such a network is built and read; pictures have three."""
+    model = LITv2(**SMALL, in_chans=channels)
+    path = save(model, tmp_path / "c.pth")
+    assert torch.equal(load_classifier(path).patch_embed.proj.weight, model.patch_embed.proj.weight)
+    Image.new("L", (80, 90)).save(tmp_path / "image.png")
+    line = LITV2.refused("predict", "image.png", "--ckpt", "c.pth", "--size", "64", cwd=tmp_path)
+    assert f"the model takes (B, {channels}, H, W)" in line
 
 
 def test_save_pretrained_keeps_a_replaced_head(tmp_path: Path) -> None:

@@ -44,3 +44,19 @@ def test_float32_forward_is_close() -> None:
     model.load_state_dict(file.state)
     logits, reference = model.eval()(file.inputs["image_64"]), file.outputs["logits_64"]
     assert (logits - reference).abs().max() <= 3e-5 * reference.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("optim_schedule", "epochs", 10**5),
+        ("optim_schedule", "iters_per_epoch", 10**5),
+        ("optim_schedule", "epochs", 900),  # within the bounds, but out.lr has 61 rows
+        ("litv2_tiny_all_hilo", "depths", [10**5, 1, 2, 1]),
+        ("macs", "models", [dict(img=224, embed_dim=96, depths=[2, 2, 10**5, 2], num_heads=[3, 6, 12, 24])]),
+    ],
+)
+def test_a_file_cannot_ask_for_endless_work(name: str, option: str, value: object, tmp_path: Path) -> None:
+    path = changed(FOLDER / f"{name}.safetensors", tmp_path, config=lambda config: config.update({option: value}))
+    good, printed = verified(path, KINDS)
+    assert not good and ("the most that this kind takes" in printed or "one more than steps is right" in printed)

@@ -130,7 +130,10 @@ def load_classifier(
         raise UserError(f"{path} holds no classifier: no head.weight among {len(state)} keys")
     options |= {key: value for key, value in changes.items() if value is not None}
     with torch.device("meta"):  # a config cannot ask for more memory than its weights have
-        sketch = build(options, str(path))
+        try:
+            sketch = build(options, str(path))
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
         shapes = {key: tensor.to("meta") for key, tensor in state.items()}
         load_strict(sketch, fit_released(shapes, sketch), str(path))
     model = LITv2(**options)
