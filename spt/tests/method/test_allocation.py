@@ -103,6 +103,23 @@ def test_costs_of_vit_b(kind: str, expected: tuple[int, int, int]) -> None:
     assert rule.threshold(square) == {"lora": 1228.8, "adapter": 1306.4}[kind]
 
 
+@pytest.mark.parametrize("search", ["exact", "official"])
+def test_an_adapters_biases_are_counted_with_or_without_vectors(search: str) -> None:
+    """Specification, section 3: 2 r O + r + O whatever `structured_vector` says; LoRA never had a bias."""
+    square = torch.Size([768, 768])
+    assert {Rule("adapter", structured_vector=on).cost(square) for on in (True, False)} == {13_064}
+    assert {Rule("lora", structured_vector=on).cost(square) for on in (True, False)} == {12_288}
+    rule = Rule("adapter", 2, structured_vector=False, fixed=32)
+    if search == "exact":
+        selection = exact_selection(tiny_values(), rule, 2000)
+    else:
+        selection = official_selections(tiny_values(), rule, unit=2604, budgets=(0.8,))[0.8][1]
+    outputs = [selection.shapes[name][0] for name in selection.modules]
+    assert outputs and not selection.vectors
+    modules = sum(2 * 2 * out + 2 + out for out in outputs)
+    assert selection.structured_count == modules and selection.counted == modules + selection.sparse_count + 32
+
+
 def test_counts_of_all_released_selections() -> None:
     """266 files: structured parameters are modules times cost plus whole vectors of 768 or 3072."""
     table = json.loads(files("spt").joinpath("published/released_selections.json").read_text())
@@ -112,7 +129,7 @@ def test_counts_of_all_released_selections() -> None:
         for budgets in tasks.values():
             for entry in budgets.values():
                 modules = sum(
-                    module_cost(kind, shape, 8, True)
+                    module_cost(kind, shape, 8)
                     for row in entry["matrices"]
                     for flag, shape in zip(row, shapes, strict=True)
                     if flag == "1"

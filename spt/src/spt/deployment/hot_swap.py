@@ -1,9 +1,9 @@
 """Many tuned tasks on one backbone in memory: switching by exact save and restore (specification, faster and better).
 
-The backbone stays a plain timm model. Activating a delta writes its entries, vectors, class token, head and folded LoRA
-products into the weights, after the old bits were put aside; leaving it puts them back. Nothing is ever subtracted, so
-after any number of switches the backbone is bit for bit itself. Matrices that a LoRA was folded into are kept a second
-time. Adapters, which do not fold, run as forward hooks.
+The backbone stays a plain timm model. Activating a delta writes its entries, vectors, class token, head, statistics
+and folded LoRA products into the weights, after the old bits were put aside; leaving it puts them back. Nothing is ever
+subtracted, so after any number of switches the backbone is bit for bit itself. Matrices that a LoRA was folded into are
+kept a second time. Adapters, which do not fold, run as forward hooks.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from paperkit.errors import UserError
 from spt.method.candidates import Candidate, find_candidates
 from spt.method.sensitivity import model_identity
 from spt.method.structured import StructuredModule
-from spt.models.delta import Delta, head_buffers
+from spt.models.delta import Delta, kept_buffers
 
 
 class HotSwap:
@@ -86,7 +86,7 @@ class HotSwap:
 
     def _apply(self, delta: Delta) -> None:
         own: dict[str, Any] = dict(self.model.named_parameters())
-        buffers = head_buffers(self.model, delta.head)
+        buffers = kept_buffers(self.model)
         if not self._candidates:
             self._candidates = {item.name: item for item in find_candidates(self.model, delta.head, delta.fixed)}
         for name, value in delta.tensors.items():

@@ -26,7 +26,7 @@ class Rule:
         rank: r of every module.
         alpha: a matrix needs K / alpha marks for a module of K parameters. 10 as released; 1 is budget-neutral.
         beta: a vector needs 1 / beta of its entries marked to be trained whole.
-        structured_vector: train vectors whole at all; also gives adapters their biases.
+        structured_vector: train vectors whole at all; also gives adapters their biases (counted with or without).
         structured_only: what stays below its threshold gets nothing and costs nothing.
         fixed: parameters that are trained and counted whatever the budget (768: the class token of ViT-B).
     """
@@ -51,7 +51,7 @@ class Rule:
         """Parameters of the module (matrix) or of the whole vector."""
         if len(shape) == 1:
             return shape[0]
-        return module_cost(self.structured_type, shape, self.rank, self.structured_vector)
+        return module_cost(self.structured_type, shape, self.rank)
 
     def threshold(self, shape: torch.Size) -> float:
         """Marks from which a parameter is tuned structurally (infinite: never)."""

@@ -119,6 +119,8 @@ class _FrozenLinear(torch.autograd.Function):
         if low is None:
             with torch.no_grad(), _weight_with(weight, places, values):
                 y = F.linear(x, weight, bias)
+            if y._is_view():  # of rows of tokens; autograd would refuse a caller that adds to it in place (SwinV2)
+                y = torch.ops.aten._unsafe_view(y, y.shape)
         else:
             # The product needs a copy in the lower precision anyway, so the entries go into that, and it is kept for
             # the backward pass, as autocast does.

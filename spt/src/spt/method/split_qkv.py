@@ -41,8 +41,8 @@ class SplitQKV(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The fused weight without any tuning; some models of timm read its device or type."""
-        return torch.cat([part.weight for part in self.parts])
+        """The fused weight, tuning included: BEiT and its kin multiply by it themselves, others read its type."""
+        return torch.cat([part.read_weight() if isinstance(part, TunedLinear) else part.weight for part in self.parts])
 
     def _apply(self, *arguments: Any, **named: Any) -> "SplitQKV":
         """Moving or converting gives every weight a memory of its own; afterwards they are joined again."""

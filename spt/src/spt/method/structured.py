@@ -91,12 +91,13 @@ class StructuredModule(nn.Module):
         return self.up.weight @ self.down.weight
 
 
-def module_cost(kind: str, shape: torch.Size, rank: int, bias: bool) -> int:
+def module_cost(kind: str, shape: torch.Size, rank: int) -> int:
     """Parameters counted for a module on a matrix [O, I] (paper section 3.3; the released cost function).
 
-    LoRA costs r (I + O). An adapter stands on the output and costs 2 r O, with its two biases r + O more.
+    LoRA costs r (I + O). An adapter stands on the output and costs 2 r O, with its two biases r + O more; these are
+    counted even where an adapter has none (`structured_vector` off), as released.
     """
     out_features, in_features = shape
     if kind == "adapter":
-        return 2 * rank * out_features + (rank + out_features if bias else 0)
+        return 2 * rank * out_features + rank + out_features
     return rank * (in_features + out_features)

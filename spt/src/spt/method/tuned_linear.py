@@ -83,6 +83,20 @@ class TunedLinear(nn.Module):
             return self.bias
         return self.bias.index_add(0, self.sparse_bias_index[0], self.sparse_bias)
 
+    def read_weight(self) -> Tensor:
+        """W with what is linear in the input added, (O, I), for a model that reads the weight and never calls this.
+
+        Gradients flow to entries and LoRA; dropout and drop path, which act on tokens, are not seen there. An adapter
+        is no part of a weight.
+        """
+        weight = self.weight
+        if self.enabled and self.sparse_weight is not None:
+            row, col = self.sparse_weight_index.long()
+            weight = weight.index_put((row, col), self.sparse_weight, accumulate=True)
+        if self.enabled and self.structured is not None and self.structured.kind == "lora":
+            weight = weight + self.structured.up.weight @ self.structured.down.weight
+        return weight
+
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
         """W with chosen entries and a linear module folded in, (O, I): a new tensor (section 3.4)."""

@@ -9,6 +9,7 @@ Keys: `<released key>` for every trained tensor, `<parameter>.sparse_values` and
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ class Delta:
     Attributes:
         modules: released key of a module's tensor -> value.
         entries: parameter name -> (flat int32 index, float32 values).
-        tensors: name -> tuned vectors, class token and head (its running statistics too), whole.
+        tensors: name -> tuned vectors, class token and head, whole; and the running statistics of BatchNorms, of the
+            head always and of the backbone where training moved them.
         rule: type, rank and the rest of the allocation.
         placement: where modules stand and how they are dropped in training.
         head: substring of the classifier's names.
@@ -86,8 +88,14 @@ def take_delta(
     head: str = "head",
     fixed: tuple[str, ...] = ("cls_token",),
     base: dict[str, Any] | None = None,
+    buffers_before: Mapping[str, Tensor] | None = None,
 ) -> Delta:
-    """Copies everything trained out of an SPT model."""
+    """Copies everything out of an SPT model that training changed.
+
+    Args:
+        buffers_before: `kept_buffers` of the backbone before training; those that differ now are in the delta. Without
+            them it holds all.
+    """
     delta = Delta({}, {}, {}, rule, placement, head, fixed, base or {})
     for name, module in model.named_modules():
         if isinstance(module, TunedLinear):
@@ -101,13 +109,20 @@ def take_delta(
             delta.modules[released_key(name)] = parameter.detach().clone()
         elif parameter.requires_grad and not name.endswith((".sparse_weight", ".sparse_bias")):
             delta.tensors[separate_name(name)] = parameter.detach().clone()
-    delta.tensors |= {name: value.detach().clone() for name, value in head_buffers(model, head).items()}
+    for name, value in kept_buffers(model).items():
+        if head in name or buffers_before is None or not torch.equal(value.cpu(), buffers_before[name].cpu()):
+            delta.tensors[name] = value.detach().clone()
     return delta
 
 
-def head_buffers(model: nn.Module, head: str = "head") -> dict[str, Tensor]:
-    """Running statistics of the classifier's BatchNorms: no optimiser trains them, and the head needs them."""
-    return {name: value for name, value in model.named_buffers() if head in name}
+def kept_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a model's state dict but for the places of entries: the running statistics of BatchNorms.
+
+    No optimiser trains them, but every pass in training mode moves them, those of a frozen backbone as well.
+    """
+    kept = model.state_dict(keep_vars=True).keys()
+    own = ((name, value) for name, value in model.named_buffers() if name in kept)
+    return {name: value for name, value in own if not name.endswith(("sparse_weight_index", "sparse_bias_index"))}
 
 
 def selection_of(delta: Delta, model: nn.Module) -> Selection:
@@ -118,7 +133,8 @@ def selection_of(delta: Delta, model: nn.Module) -> Selection:
     """
     candidates = find_candidates(model, delta.head, delta.fixed)
     shapes = candidates.shapes()
-    own = {separate_name(name): value for name, value in model.named_parameters()} | head_buffers(model, delta.head)
+    buffers = kept_buffers(model)
+    own = {separate_name(name): value for name, value in model.named_parameters()} | buffers
     vectors = []
     for name, value in delta.tensors.items():
         if name in shapes:
@@ -130,7 +146,7 @@ def selection_of(delta: Delta, model: nn.Module) -> Selection:
         if (wanted := shapes.get(name, own[name].shape if name in own else None)) != value.shape:
             what = "class counts differ" if delta.head in name else "the delta is of another architecture"
             raise UserError(f"{what}: {name} is {list(value.shape)} in the delta, {list(wanted or [])} in the model")
-    always = [separate_name(name) for name in candidates.always] + list(head_buffers(model, delta.head))
+    always = [separate_name(name) for name in candidates.always] + [name for name in buffers if delta.head in name]
     lost = [name for name in always if name not in delta.tensors]
     if lost:
         raise UserError(f"the delta lacks {', '.join(lost)}; a delta without its head is not complete")
@@ -146,7 +162,7 @@ def put_delta(model: nn.Module, delta: Delta) -> None:
         UserError: naming keys that either side lacks.
     """
     own: dict[str, Tensor] = {released_key(name): parameter for name, parameter in model.named_parameters()}
-    own |= head_buffers(model, delta.head)
+    own |= kept_buffers(model)
     values: dict[str, Tensor] = {**delta.modules, **delta.tensors}
     for name, (_, entries) in delta.entries.items():
         stem, _, leaf = name.rpartition(".")
@@ -226,7 +242,8 @@ def load_delta(folder: str | Path) -> Delta:
 def make_card(delta: Delta) -> str:
     """A model card: what it is, what it holds, how to load it, what it is not."""
     entries = sum(index.numel() for index, _ in delta.entries.values())
-    vectors = sum(1 for name in delta.tensors if delta.head not in name and not any(f in name for f in delta.fixed))
+    others = (delta.head, *delta.fixed, "running_", "num_batches_tracked")
+    vectors = sum(1 for name in delta.tensors if not any(word in name for word in others))
     return (
         "---\nlibrary_name: spt\ntags: [parameter-efficient-fine-tuning, SPT]\n---\n\n# SPT delta\n\n"
         "What was tuned on one task, to be put on its frozen backbone "

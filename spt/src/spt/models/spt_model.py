@@ -7,17 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
 from spt.method.allocation import Rule, Selection
 from spt.method.budget import exact_selection, official_selections
 from spt.method.candidates import find_candidates
+from spt.method.probe import refuse, unreached
 from spt.method.sensitivity import Sensitivities, model_identity
 from spt.method.structured import Init
 from spt.method.tuned_linear import TunedLinear
 from spt.method.tuning import Placement, Spent, apply_selection, count_trained, merge, optimizer_groups, strip
-from spt.models.delta import Delta, load_delta, put_delta, save_delta, selection_of, take_delta
+from spt.models.delta import Delta, kept_buffers, load_delta, put_delta, save_delta, selection_of, take_delta
 
 
 @dataclass
@@ -121,11 +123,21 @@ class SPTModel(nn.Module):
         # Whole tensors that training overwrites in place; kept so that `unload` and `disable_adapter` can give them
         # back.
         self._before = {n: p.detach().clone() for n, p in _overwritten(model, selection, config)}
+        self._buffers_before = {name: value.clone() for name, value in kept_buffers(model).items()}
+        self._probed = False
         self.base = apply_selection(model, selection, self.placement, config.head, config.fixed)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Calls the backbone."""
-        return self.base(*inputs, **named)
+        """Calls the backbone.
+
+        Raises:
+            UserError: in the first training step, if something that is trained would get no gradient.
+        """
+        output = self.base(*inputs, **named)
+        if self.training and not self._probed and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            refuse(self.base, unreached(self.base, output))
+            self._probed = True
+        return output
 
     def spent(self) -> Spent:
         """Parameters really trained, of the head, and of the whole model."""
@@ -148,7 +160,13 @@ class SPTModel(nn.Module):
     def delta(self) -> Delta:
         """Everything trained, copied."""
         return take_delta(
-            self.base, self.selection.rule, self.placement, self.config.head, self.config.fixed, dict(self.identity)
+            self.base,
+            self.selection.rule,
+            self.placement,
+            self.config.head,
+            self.config.fixed,
+            dict(self.identity),
+            self._buffers_before,
         )
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
@@ -215,6 +233,11 @@ class SPTModel(nn.Module):
             now = parameter.detach().clone()
             parameter.data.copy_(kept)
             self._before[name] = now
+        own_buffers = kept_buffers(self.base)
+        for name, kept in self._buffers_before.items():
+            now = own_buffers[name].clone()
+            own_buffers[name].copy_(kept)
+            self._buffers_before[name] = now
 
 
 def _overwritten(model: nn.Module, selection: Selection, config: SPTConfig) -> Iterator[tuple[str, Tensor]]:

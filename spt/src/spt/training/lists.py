@@ -36,7 +36,7 @@ from spt.method.sensitivity import (
 )
 from spt.method.tuning import count_trained
 from spt.models.backbones import create_backbone, load_backbone
-from spt.models.delta import head_buffers, save_delta, take_delta
+from spt.models.delta import kept_buffers, save_delta, take_delta
 from spt.training.list_data import ListData
 from spt.training.methods import HEAD, Tuned, fixed_parameters, prepare_method
 from spt.training.recipe import BackboneOptions, DataOptions, MethodOptions, RecipeOptions
@@ -175,7 +175,8 @@ def build(options: ListOptions, folder: Path | None = None) -> tuple[ListData, T
             fixed=fixed_parameters(model),
         )
 
-    tuned = prepare_in(folder, model, options.method, measure, options.trainer)
+    images = first_images(data.for_sensitivity)
+    tuned = prepare_in(folder, model, options.method, measure, options.trainer, images)
     apply(tuned.model, options.savings)
     return data, tuned, identity
 
@@ -186,15 +187,17 @@ def prepare_in(
     method: MethodOptions,
     measure: Callable[[str], Sensitivities],
     trainer: dict[str, Any],
+    images: Tensor,
 ) -> Tuned:
     """Applies the method; sensitivities that must be measured are measured once in a run folder, by its first process.
 
     Args:
         measure: the pass on a device (`cpu` or `cuda`).
         trainer: options of the Trainer, which say whether a GPU may be used.
+        images: two of the task, to see that all that is counted gets a gradient.
     """
     if method.name != "spt" or method.selection or method.sensitivities:
-        return prepare_method(model, method)
+        return prepare_method(model, method, images=images)
     cuda = torch.cuda.is_available() and trainer.get("accelerator", "auto") != "cpu"
     if folder is None:
         measured = measure("cpu")
@@ -205,7 +208,12 @@ def prepare_in(
             model.to("cpu")
         _wait_for(kept)
         measured = load_sensitivities(kept)
-    return prepare_method(model, method, measured)
+    return prepare_method(model, method, measured, images)
+
+
+def first_images(data: Any, count: int = 2) -> Tensor:
+    """(B, 3, H, W), read in this process and without a random number."""
+    return torch.stack([data[index][0] for index in range(min(count, len(data)))])
 
 
 def _wait_for(file: Path, seconds: float = 3600) -> None:
@@ -312,14 +320,14 @@ def result(options: ListOptions, tuned: Tuned, module: TuningModule, seconds: fl
 def save_tuned(
     folder: Path, tuned: Tuned, options: Any, identity: dict[str, Any], classes: int, task: str, size: int
 ) -> None:
-    """The delta in peft's layout; methods without a selection save their trained tensors and the head's statistics."""
+    """The delta in peft's layout; methods without a selection save their trained tensors and all statistics."""
     if tuned.selection is None:
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Tensor] = {n: p for n, p in tuned.model.named_parameters() if p.requires_grad}
-        save_weights(folder / "trained.safetensors", {**state, **head_buffers(tuned.model)})
+        save_weights(folder / "trained.safetensors", {**state, **kept_buffers(tuned.model)})
         return
     fixed = fixed_parameters(tuned.model)
-    delta = take_delta(tuned.model, tuned.selection.rule, tuned.placement, HEAD, fixed, dict(identity))
+    delta = take_delta(tuned.model, tuned.selection.rule, tuned.placement, HEAD, fixed, dict(identity), tuned.buffers)
     backbone = {"arch": options.backbone.arch, "sizes": options.backbone.sizes, "img_size": size}
     delta.extra = {"backbone": backbone, "classes": classes, "task": task}
     save_delta(folder, delta)

@@ -101,7 +101,8 @@ def build(options: SegmentationOptions, folder: Path | None = None) -> tuple[Sce
             fixed=fixed_parameters(model),
         )
 
-    tuned = lists.prepare_in(folder, model, options.method, measure, options.trainer)
+    images = lists.first_images(data.for_sensitivity)
+    tuned = lists.prepare_in(folder, model, options.method, measure, options.trainer, images)
     apply(tuned.model, options.savings)
     return data, tuned, identity
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from spt.models.delta import head_buffers
+from spt.models.delta import kept_buffers
 from spt.models.setr import IGNORED, SETR, segmentation_loss, sliding_scores
 from spt.training.segmentation_recipe import SceneOptions, SegmentationRecipe
 from spt.training.tuning_module import check_checkpoint
@@ -17,7 +17,7 @@ from spt.training.tuning_module import check_checkpoint
 class SegmentationModule(pl.LightningModule):
     """SGD on what the method trains, the heads ten times as fast; polynomial schedule by step.
 
-    Checkpoints hold the trained tensors and the heads' running statistics: the trunk is on disk already.
+    Checkpoints hold the trained tensors and all running statistics: the rest of the trunk is on disk already.
     """
 
     strict_loading = False  # the frozen trunk is not in the checkpoint; on_load_checkpoint checks the rest
@@ -92,4 +92,4 @@ class SegmentationModule(pl.LightningModule):
     def kept_names(self) -> set[str]:
         """State-dict keys that a checkpoint holds."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return trained | {f"model.{name}" for name in head_buffers(self.model)}
+        return trained | {f"model.{name}" for name in kept_buffers(self.model)}

@@ -13,13 +13,15 @@ from torchmetrics.classification import MulticlassAccuracy
 from paperkit.errors import UserError
 from paperkit.training import optim
 from spt.method.tuning import optimizer_groups
+from spt.models.delta import kept_buffers
 from spt.training.recipe import RecipeOptions
 
 
 class TuningModule(pl.LightningModule):
     """AdamW on what the method trains; the released schedule, constant within an epoch.
 
-    Checkpoints hold the trained tensors only: the backbone is on disk already.
+    Checkpoints hold the trained tensors and the running statistics that training moves: the rest of the backbone is
+    on disk already.
 
     Args:
         model: see `spt.training.methods.prepare_method`.
@@ -79,19 +81,20 @@ class TuningModule(pl.LightningModule):
         if not self.trainer.sanity_checking:
             self.history = [p for p in self.history if p["epoch"] < self.current_epoch] + [point]
 
-    def trained_names(self) -> set[str]:
-        """State-dict keys of what is trained."""
-        return {name for name, p in self.named_parameters() if p.requires_grad}
+    def kept_names(self) -> set[str]:
+        """State-dict keys that a checkpoint holds."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return trained | {f"model.{name}" for name in kept_buffers(self.model)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen backbone out."""
-        trained = self.trained_names()
-        checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in trained}
+        kept = self.kept_names()
+        checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in kept}
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method or selection."""
-        check_checkpoint(self.trained_names(), checkpoint["state_dict"])
+        check_checkpoint(self.kept_names(), checkpoint["state_dict"])
         self.history = list(checkpoint.get("history", []))
 
 

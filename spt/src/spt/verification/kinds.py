@@ -195,9 +195,9 @@ def _param_req(file: ReferenceFile) -> dict[str, Any]:
     rest = int(content["structured_params"]) - vectors
     fits = [
         (kind, rank)
-        for kind, bias in (("lora", False), ("adapter", True), ("adapter", False))
+        for kind in ("lora", "adapter")
         for rank in range(1, 65)
-        if sum(module_cost(kind, shape_of[op], rank, bias) for op in listed) == rest
+        if sum(module_cost(kind, shape_of[op], rank) for op in listed) == rest
     ]
     note = f"{content['unstructured_indexes'].numel()} entries, {len(listed)} modules"
     return {
@@ -216,7 +216,7 @@ def _summary(file: ReferenceFile) -> dict[str, Any]:
         for task, budgets in tasks.items():
             for budget, entry in budgets.items():
                 chosen = [s for row in entry["matrices"] for flag, s in zip(row, shapes, strict=True) if flag == "1"]
-                vectors = entry["structured"] - sum(module_cost(kind, shape, 8, True) for shape in chosen)
+                vectors = entry["structured"] - sum(module_cost(kind, shape, 8) for shape in chosen)
                 fits = vectors % 768 == 0 and 768 <= vectors / max(1, entry["n_tuned_vectors"]) <= 3072
                 total = (entry["unstructured"] + entry["structured"] + 768) / 1e6
                 error = abs(total - entry["params_million"]) if fits else 1.0
