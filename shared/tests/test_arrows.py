@@ -26,7 +26,18 @@ PAPER_ROOMS = (
     "bench",
     "commands",
 )
-KIT_ROOMS = ("errors", "timm_arrival", "files", "results", "data", "training", "verification", "command", "export", "testing")
+KIT_ROOMS = (
+    "errors",
+    "timm_arrival",
+    "files",
+    "results",
+    "data",
+    "training",
+    "verification",
+    "command",
+    "export",
+    "testing",
+)
 OUTSIDE = {"__init__", "cli"}  # name modules of every room; no room imports them
 
 

@@ -109,18 +109,14 @@ def call(folder: Path, *argv: str, **variables: str) -> tuple[int, str, list[str
 
 @pytest.mark.parametrize("argv", [(), ("--help",), ("-h",), ("help",)])
 def test_help_lists_the_verbs_and_imports_nothing(argv: tuple[str, ...], folder: Path) -> None:
-    begin = time.monotonic()
     code, output, errors = call(folder, *argv, *(["--show-heavy"] if argv else []))
-    assert time.monotonic() - begin < 2
     assert (code, errors) == (0, ["heavy:"])
     assert output.startswith("A made command.\n")
     assert "\nwork  does the work that --do names\nown   parses by itself\n" in output
 
 
 def test_a_wrong_verb_is_one_line_and_imports_nothing(folder: Path) -> None:
-    begin = time.monotonic()
     code, output, errors = call(folder, "wrok", "--show-heavy")
-    assert time.monotonic() - begin < 2
     assert (code, output) == (2, "")
     assert errors == ["error: made has no verb 'wrok'; it has: work, own, typo", "heavy:"]
 

@@ -124,3 +124,16 @@ def test_only_temporaries_of_ended_processes_are_removed(tmp_path: Path) -> None
     assert sorted(remove_stale_temporaries(tmp_path)) == sorted(ended)
     assert all(path.exists() for path in kept) and (tmp_path / f"folder.tmp-{pid}").is_dir()
     assert remove_stale_temporaries(tmp_path / "absent") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_waited_for_has_ended(tmp_path: Path) -> None:
+    """A killed seed of a killed run keeps its number until the system's first process takes note of it."""
+    child = subprocess.Popen(["sleep", "60"])
+    left = tmp_path / f"weights.tmp-{child.pid}"
+    left.touch()
+    assert remove_stale_temporaries(tmp_path) == [] and left.exists()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still there
+    assert remove_stale_temporaries(tmp_path) == [left] and not left.exists()
+    child.wait()

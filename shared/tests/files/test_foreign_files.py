@@ -42,10 +42,10 @@ def state(value: float = 1.0, *keys: str) -> dict[str, Tensor]:
 
 def line_of(read: Callable[..., Any], path: Path, **options: Any) -> str:
     """The line with which `path` is refused, in a moment and without much memory."""
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as caught:
         read(path, **options)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kB"
     line = str(caught.value)
     assert str(path) in line and "\n" not in line and len(line) < 400 + 2 * len(str(path))

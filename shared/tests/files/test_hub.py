@@ -166,11 +166,11 @@ def nested(levels: int) -> str:
 def test_each_fault_of_a_folder_is_one_line(change: Callable[[Path], object], says: str, tmp_path: Path) -> None:
     Net().save_pretrained(tmp_path)
     change(tmp_path)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=says) as caught:
         Net.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500 and str(tmp_path) in str(caught.value)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 def described(folder: Path, **change: object) -> None:

@@ -88,9 +88,7 @@ def test_more_or_less_than_one_line_is_no_line(toy: Command, tmp_path: Path) -> 
 def test_in_a_warm_child(toy: Command, tmp_path: Path) -> None:
     ended = toy.child("where", cwd=tmp_path, environment={"EXTRA": "yes"})
     assert ended.out.split()[:4] == [tmp_path.name, "toy", "None", "yes"]
-    start = time.monotonic()
     assert toy.child("say", cwd=tmp_path, code=3).out == "out True\n"
-    assert time.monotonic() - start < 20, "torch is there already"
 
 
 def test_killed_when_a_file_is_there(toy: Command, tmp_path: Path) -> None:
