@@ -24,7 +24,7 @@ from paperkit.results.measure import Ratio, compare
 from paperkit.results.report import COLORS, figure, save_figure, style, table
 
 Rows = list[dict[str, Any]]
-PAIRS = {49: 15, 196: 15, 784: 11, 3136: 7, 12544: 3}
+PAIRS = {49: 9, 196: 9, 784: 7, 3136: 5, 12544: 3}
 """Tokens -> timed pairs of each form."""
 TARGETS = {(forms.SDPA, 784): 2.0, (forms.SDPA, 3136): 10.0, (forms.SDPA, 12544): 40.0,
            (forms.RELEASED, 196): 2.0, (forms.RELEASED, 784): 10.0, (forms.RELEASED, 3136): 10.0,
@@ -42,6 +42,11 @@ def attention(quick: bool, threads: int | None = None) -> Rows:
         for count in counts:
             for tokens, pairs in {196: 3, 784: 3}.items() if quick else PAIRS.items():
                 rows += _attention_at(width, count, tokens, pairs)
+            _print_attention([r for r in rows if (r["width"], r["threads"]) == (width, count)])
+    return rows
+
+
+def _print_attention(rows: Rows) -> None:
     lines = [
         (*(r[k] for k in ("width", "threads", "tokens", "form", "over_eco", "q25", "q75", "ms")), _aim(r)) for r in rows
     ]
@@ -49,7 +54,6 @@ def attention(quick: bool, threads: int | None = None) -> Rows:
     table(lines, columns, "One head, batch 1, float32, from unnormalised qk and v to the output, hashing included")
     for (width, count), at in crossovers(rows).items():
         print(f"crossover with SDPA, width {width}, threads {count}: {at}")
-    return rows
 
 
 def _attention_at(width: int, threads: int, tokens: int, pairs: int) -> Rows:
