@@ -10,6 +10,7 @@ config as JSON (`write_data`), whose types must be names in mmengine's registrie
 """
 
 import argparse
+import contextlib
 import json
 import os
 import zipfile
@@ -140,6 +141,32 @@ class SeedIteration(Hook):
             f"{what} not finite at iteration {runner.iter}; last good checkpoint: {last}; "
             "try a lower rate: --cfg-options optim_wrapper.optimizer.lr=5e-5"
         )
+
+
+class EvaluateMissed(Hook):
+    """Evaluates a resumed run before its next step where it was killed between a checkpoint and its evaluation.
+
+    mmengine evaluates after the steps that it makes, so one that was saved and not evaluated would stay so for good.
+    """
+
+    priority = "VERY_LOW"
+
+    def before_train(self, runner: Any) -> None:
+        done, loop = runner.iter, runner.train_loop
+        due = done > 0 and (done % loop.val_interval == 0 or done == loop.max_iters) and done >= loop.val_begin
+        if due and runner.val_loop is not None and not self._evaluated(Path(runner.work_dir), done):
+            runner.val_loop.run()
+
+    @staticmethod
+    def _evaluated(folder: Path, iteration: int) -> bool:
+        """Whether the run's logs hold an evaluation at that iteration; a step's line has a loss, its own none."""
+        lines = [line for path in folder.glob("*/vis_data/scalars.json") for line in path.read_text().splitlines()]
+        for line in lines:
+            with contextlib.suppress(ValueError):  # the last line of a killed process may be torn
+                values = json.loads(line)
+                if isinstance(values, dict) and values.get("step") == iteration and "loss" not in values:
+                    return True
+        return False
 
 
 @register_backend("whole_files")

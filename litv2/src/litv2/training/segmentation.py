@@ -87,7 +87,7 @@ def run_loop(config: Any, run: RunFolder, resuming: bool) -> Any:
     from mmengine.runner import Runner
 
     from litv2.models.released import read_released
-    from litv2.training.openmmlab import newest_whole, refuse_code
+    from litv2.training.openmmlab import EvaluateMissed, newest_whole, refuse_code
     from paperkit.files.weights import load_strict
 
     config.work_dir = str(run.path)
@@ -98,6 +98,8 @@ def run_loop(config: Any, run: RunFolder, resuming: bool) -> Any:
             refuse_code(str(found))
             config.load_from, config.resume = str(found), True
     runner = Runner.from_cfg(config)
+    if resuming:
+        runner.register_hook(EvaluateMissed())
     if start and not resuming:  # by our own strict loading: mmengine's only warns of keys that do not fit
         load_strict(getattr(runner.model, "module", runner.model), read_released(start), start)
     runner.train()
