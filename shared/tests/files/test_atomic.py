@@ -1,7 +1,6 @@
 """A write keeps what a user made of the place: links, permissions, devices; and each fault of it is one line."""
 
 import os
-import subprocess
 import stat
 import subprocess
 from pathlib import Path
