@@ -114,4 +114,8 @@ def _is_running(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:  # one that was killed and that nobody has waited for yet keeps its number, and writes no more
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # it ended just now, or a system without /proc
+        return True
+    return state not in ("Z", "X")
