@@ -139,7 +139,7 @@ def write_images(folder: Path) -> Path:
     content = yaml.safe_load((CONFIGS / "imagenet" / "litv2_s.yaml").read_text())
     content["network"]["options"] = {**SHRINK, "drop_path_rate": 0.2}
     content["data"].update(root=str(folder / "images"), batch_size=4, num_workers=0, num_classes=2, input_size=64)
-    content["recipe"].update(epochs=2, warmup_epochs=1)
+    content["recipe"].update(epochs=2, warmup_epochs=0, lr=0.1)  # a rate that moves the weights in four steps
     content["trainer"].update(precision="32-true", accelerator="cpu", devices=1, enable_progress_bar=False)
     content["save_every"] = 1
     return write_yaml(folder / "images.yaml", content)

@@ -1,4 +1,6 @@
-"""The image engine through its command: killed and resumed, evaluated, drawn, predicting."""
+"""The image engine through its command: killed and resumed, evaluated, drawn, predicting; and the survey's savings, of
+which some change no result, some do, and some are refused.
+"""
 
 import json
 import re
@@ -10,14 +12,18 @@ import torch
 import yaml
 from made import LITV2, SHRINK, EngineCases, World, full_disk, write_images, write_yaml  # noqa: F401
 from PIL import Image
+from torch import Tensor
 
 from litv2.models.classifier import LITv2
 from litv2.models.images import read_images
 from paperkit.data.images import ImageData
 from paperkit.data.layouts import imagenet_classes
 from paperkit.data.pictures import read_picture
+from paperkit.files.weights import read_checkpoint, read_weights
 from paperkit.results.metrics import Metrics
 from paperkit.testing.made_images import make_image_folder
+from paperkit.training.savings import Savings
+from paperkit.training.switches import apply
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +147,79 @@ def test_home_is_expanded(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     place = "~/runs/litv2/whole/model"
     LITV2.here("eval", "--config", config, f"--ckpt={place}", *words, cwd=tmp_path)
     assert not (tmp_path / "~").exists()
+
+
+def trained(world: World, name: str, *words: str) -> dict[str, Tensor]:
+    """The last weights of another run of the same four steps."""
+    world.train("--name", name, *words)
+    return world.weights(name)
+
+
+def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """But for weights whose gradient is rounding at the start, which AdamW follows: the bias before a BatchNorm, and
+    queries and keys of a softmax that is still flat.
+    """
+    left_out = ("dconv.bias", "l_q", "l_kv", "h_qkv")
+    keys = [key for key in one if one[key].is_floating_point() and not any(part in key for part in left_out)]
+    return max((one[key] - two[key]).abs().max().item() for key in keys)
+
+
+@pytest.fixture(scope="module")
+def plain(world: World) -> dict[str, Tensor]:
+    return world.weights("whole")
+
+
+@pytest.mark.parametrize("name", ["checkpointing", "channels_last"])
+def test_same_weights(name: str, world: World, plain: dict[str, Tensor]) -> None:
+    """Another gradient would move a weight elsewhere by up to the rate, 8e-4, at every step."""
+    assert difference(plain, trained(world, name, f"--savings.{name}", "true")) < 2e-4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--savings.sam_rho", "0.05"], ["--recipe.optimizer", "lamb"], ["--data.size_schedule", "{0: 32, 1: 64}"],
+     ["--savings.keep_hardest", "0.5", "--mixing.mixup", "0", "--mixing.cutmix", "0"], ["--ema.decay", "0.5"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_another_training_that_ends(words: list[str], world: World, plain: dict[str, Tensor]) -> None:
+    weights = trained(world, words[0].strip("-"), *words)
+    assert all(value.isfinite().all() for value in weights.values())
+    assert 1e-6 < difference(plain, weights) < 1
+
+
+def test_the_average_is_what_is_kept(world: World, plain: dict[str, Tensor]) -> None:
+    """Nearer to the start than the last weights are, and the checkpoint holds both."""
+    trained(world, "average", "--ema.decay", "0.5")
+    run = world.run("average")
+    kept = read_weights(run / "model" / "model.safetensors")["head.weight"]
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert torch.equal(checkpoint["state_dict"]["network.head.weight"], kept)
+    assert torch.equal(LITv2.from_pretrained(run / "model").head.weight, kept)
+    assert not torch.allclose(kept, plain["head.weight"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--savings.patch_drop", "0.25"], "patch_drop 0.25 is not for this method: windows, pooling and merging"),
+        (["--savings.keep_hardest", "0.5"], "keep_hardest 0.5 and mixup or CutMix"),
+        (["--savings.sam_rho", "0.05", "--trainer.accumulate_grad_batches", "2"], "sam_rho 0.05 and accumulate"),
+        (["--trainer.precision", "16-mixed"], "precision 16-mixed and a CPU"),
+        (["--data.size_schedule", "{0: 16, 1: 64}"], "the smallest is 32 x 32"),
+        (["--recipe.optimizer", "speed"], "optimizer 'speed' is unknown to timm"),
+        (["--network.name", "litv1_s", "--data.size_schedule", "{0: 32, 1: 64}"], "does not go together with"),
+    ],
+)
+def test_refused(words: list[str], message: str, world: World) -> None:
+    assert message in LITV2.refused("train", "--config", "images.yaml", "--root", "refused", *words, cwd=world.folder)
+    assert not (world.folder / "refused").exists(), "nothing is left behind"
+
+
+def test_eager_attention_is_the_same_network() -> None:
+    model = LITv2(**{**SHRINK, "local_ws": (0, 0, 3, 2)}, num_classes=2).double().eval()
+    image = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    fused = model(image)
+    apply(model, Savings(attention="eager"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # nothing may call it any more
+        torch.testing.assert_close(model(image), fused)
