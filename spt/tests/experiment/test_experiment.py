@@ -70,4 +70,4 @@ def test_kill_and_resume_give_the_same_run(moment: str, digits: Path, tmp_path: 
     assert not (run / "finished").exists()
     assert (run / "backbone.safetensors").exists() == (moment == "tuning")
     spt.child("train", "--resume", cwd=tmp_path)
-    check_same_runs(digits, run, ignore=["*.tmp-*"])  # of a killed seed that nobody has waited for yet
+    check_same_runs(digits, run)

@@ -4,17 +4,23 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from made import small_lists, spt
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paperkit.files.weights import read_checkpoint
 from paperkit.results.metrics import Metrics
+from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
 from spt.training.image_lists import VTAB
+from spt.training.lists import ReleasedEvaluation
+from spt.training.recipe import RecipeOptions
 from spt.training.sweep import group_means, published
 
 
@@ -37,20 +43,50 @@ def test_run_folder_and_evaluation(lists: Path) -> None:
     assert not any(name.endswith("mlp.fc1.weight") for name in checkpoint["state_dict"])  # no frozen backbone inside
 
 
-@pytest.mark.parametrize("moment", ["measuring", "first epoch", "second epoch"])
-def test_kill_and_resume_give_the_same_run(moment: str, lists: Path, tmp_path: Path) -> None:
-    """Killed before anything is kept, after the sensitivities, and after the first checkpoint."""
+STEP, EVALUATION = "TuningModule.training_step", "TuningModule.on_validation_epoch_end"
+
+
+@pytest.mark.parametrize(
+    ("moment", "call", "number", "sent"),
+    [
+        ("measuring", "spt.training.lists:measure_sensitivities", 1, SIGKILL),
+        ("in the first epoch", f"spt.training.tuning_module:{STEP}", 2, SIGKILL),
+        ("in the first epoch's last step", f"spt.training.tuning_module:{STEP}", 4, SIGTERM),
+        ("before an evaluation is saved", f"spt.training.tuning_module:{EVALUATION}", 2, SIGKILL),
+        ("inside the second epoch", f"spt.training.tuning_module:{STEP}", 6, SIGTERM),
+        ("in the very last step", f"spt.training.tuning_module:{STEP}", 12, SIGTERM),
+    ],
+)
+def test_ended_and_resumed_gives_the_same_run(
+    moment: str, call: str, number: int, sent: int, lists: Path, tmp_path: Path
+) -> None:
+    """Three epochs of four steps, each evaluated: everything beside the weights is the uninterrupted run's as well."""
     run = tmp_path / "runs" / "spt" / moment
-    signs = {
-        "measuring": "config.yaml",
-        "first epoch": "sensitivities.safetensors",
-        "second epoch": "checkpoints/last.ckpt",
-    }
-    spt.start("train", "--name", moment, *small_lists(lists), cwd=tmp_path).kill_when(run / signs[moment])
-    assert not (run / "finished").exists()
-    named = {"measuring": [run], "first epoch": [moment], "second epoch": []}[moment]  # folder, name, the newest
+    code = 128 + sent if sent == SIGTERM else -sent
+    ended = spt.child(
+        "train", "--name", moment, *small_lists(lists), cwd=tmp_path, patch=at_call(call, number, sent), code=code
+    )
+    assert not (run / "finished").exists() and (sent == SIGKILL or "resume with: spt train --resume" in ended.line)
+    named = {"measuring": [run], "in the first epoch": [moment]}.get(moment, [])  # folder, name, the newest
     spt.child("train", "--resume", *named, cwd=tmp_path)
     check_same_runs(lists / "runs" / "spt" / "one", run)
+
+
+def test_a_run_that_goes_on_inside_an_epoch_evaluates_as_released() -> None:
+    """Every ten epochs and in each of the last ten: told at the start too, where no epoch begins."""
+    recipe, trainer = RecipeOptions(epochs=40), SimpleNamespace(current_epoch=0, check_val_every_n_epoch=1)
+    every = ReleasedEvaluation(recipe)
+    for epoch in range(40):
+        for tell in (every.on_train_start, every.on_train_epoch_start):
+            trainer.current_epoch, trainer.check_val_every_n_epoch = epoch, 7
+            tell(trainer, None)  # type: ignore[arg-type]
+            due = epoch + 1 in (10, 20, 30) or epoch >= 30
+            assert ((epoch + 1) % trainer.check_val_every_n_epoch == 0) == due
+
+
+def test_losses_are_logged_every_five_steps(lists: Path) -> None:
+    events = EventAccumulator(str(lists / "runs" / "spt" / "one" / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("train_loss")] == [4, 9]
 
 
 def test_options_beside_resume_go_over_the_saved_ones(lists: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from paperkit.command.cli import make_parser
 from paperkit.errors import UserError
+from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
 from spt.deployment.hot_swap import HotSwap
 from spt.method.sensitivity import measure_sensitivities
@@ -178,10 +180,13 @@ def test_delta_holds_the_heads_with_their_statistics(scenes: Path) -> None:
         selection_of(delta, tiny_setr())
 
 
-def test_kill_and_resume_give_the_same_run(scenes: Path) -> None:
-    run = scenes / "runs" / "spt" / "cut"
-    child = spt.start("train", "--name", "cut", *small_scenes(scenes), cwd=scenes)
-    child.kill_when(run / "checkpoints" / "last.ckpt")
+@pytest.mark.parametrize(("sent", "step"), [(SIGKILL, 5), (SIGTERM, 60)], ids=["killed", "told in the last step"])
+def test_ended_and_resumed_gives_the_same_run(sent: int, step: int, scenes: Path) -> None:
+    run = scenes / "runs" / "spt" / f"cut-{step}"
+    patch = at_call("spt.training.segmentation_module:SegmentationModule.training_step", step, sent)
+    code = 128 + sent if sent == SIGTERM else -sent
+    spt.child("train", "--name", run.name, *small_scenes(scenes), cwd=scenes, patch=patch, code=code)
+    assert not (run / "finished").exists()
     spt.child("train", "--resume", run, cwd=scenes)
     check_same_runs(scenes / "runs" / "spt" / "one", run)
 

@@ -125,6 +125,7 @@ def step_trainer(options: SegmentationOptions, folder: Path, images: int, **more
         save_every=options.recipe.save_every,
         max_steps=options.recipe.steps,
         max_epochs=-1,
+        log_every_n_steps=lists.LOG_EVERY,
         check_val_every_n_epoch=max(1, options.recipe.eval_every // steps),
     )
 
