@@ -97,6 +97,8 @@ def run_loop(config: Any, run: RunFolder, resuming: bool) -> Any:
         if found:
             refuse_code(str(found))
             config.load_from, config.resume = str(found), True
+    if config.get("visualizer"):  # mmengine has one of each name a process: a second run would log into the first's
+        config.visualizer["name"] = f"visualizer of {run.path.absolute()}"
     runner = Runner.from_cfg(config)
     if resuming:
         runner.register_hook(EvaluateMissed())
