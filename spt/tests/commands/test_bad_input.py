@@ -62,6 +62,9 @@ def test_help_needs_no_heavy_import(tmp_path: Path) -> None:
         ({"method.budget": "99999999"}, "larger than the model"),
         ({"backbone.file": "nowhere.npz"}, "no pretrained file at nowhere.npz"),
         ({"backbone.arch": "vit_moon"}, "no architecture 'vit_moon'"),
+        ({"backbone.sizes": '{"in_chans": 1}'}, "in_chans 1 does not fit"),
+        ({"backbone.sizes": '{"moon": 1}'}, "timm cannot build vit_tiny_patch16_224"),
+        ({"backbone.sizes": '{"depth": "two"}'}, "timm cannot build vit_tiny_patch16_224"),
         ({"method.selection": "SELECTION"}, "of another architecture"),
         ({"recipe.lr": "1e38"}, "not finite"),
     ],
@@ -95,7 +98,7 @@ def test_a_vtab_folder_that_lacks_something(lists: Path, tmp_path: Path) -> None
         (lambda: (task / "test.txt").unlink(), "lacks the split file test.txt"),
         (lambda: (task / "images" / "test" / "000002.jpg").unlink(), "1 of 6 images"),
         (lambda: (task / "test.txt").write_text("images/test/000000.jpg 11\n"), "class counts differ"),
-        (lambda: (task / "images" / "train800" / "000000.jpg").write_bytes(b"half a picture"), "cannot be read"),
+        (lambda: (task / "images" / "train800" / "000000.jpg").write_bytes(b"half a picture"), "cannot read image"),
     )
     for number, (damage, line) in enumerate(damages):
         make_vtab(tmp_path / "vtab", "svhn")

@@ -36,7 +36,7 @@ def test_predict_serve_and_export_agree(lists: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     answers = [json.loads(line) for line in served.stdout.splitlines()]
     assert [answer.get("top", [[None]])[0][0] for answer in answers[:2]] == [top, top]
-    assert "no delta named missing" in answers[2]["error"] and "cannot be read" in answers[3]["error"]
+    assert "no delta named missing" in answers[2]["error"] and "no image at nowhere.jpg" in answers[3]["error"]
 
     batch = torch.cat([x, x.flip(-1), -x])
     with torch.no_grad():

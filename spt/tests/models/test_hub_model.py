@@ -70,6 +70,10 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         ({"arch": "vit_moon"}, "no architecture 'vit_moon'"),
         ({"modules": ["blocks.9.attn.q.weight"]}, "another architecture"),
         ({"colour": "red"}, "does not describe"),
+        ({"sizes": {**VIT[1], "depth": 1_000_000}}, "far larger model than model.safetensors"),
+        ({"sizes": {**VIT[1], "embed_dim": 1_000_000}}, "far larger model than model.safetensors"),
+        ({"sizes": {**VIT[1], "in_chans": 1}}, "in_chans 1 does not fit"),
+        ({"sizes": {**VIT[1], "moon": 1}}, "timm cannot build vit_tiny_patch16_224"),
     ):
         config.write_text(json.dumps({**described, **change}))
         with pytest.raises(UserError, match=words):

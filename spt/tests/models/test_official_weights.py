@@ -2,19 +2,22 @@
 damaged."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from made import tiny_swin, tiny_vit
+from made import same_bits, tiny_swin, tiny_vit
 from torch import Tensor
 
 from paperkit.errors import UserError
-from paperkit.files.weights import read_weights
+from paperkit.files.weights import read_weights, save_weights
 from spt.method.split_qkv import split_state
 from spt.models.backbones import load_backbone, read_backbone, resize_positions, state_to_npz
 from spt.models.conversion import aside_path, convert_file
+from spt.training.lists import load_backbone_of
+from spt.training.recipe import BackboneOptions
 
 
 def write_npz(path: Path, prefix: str = "opt/target/") -> dict[str, np.ndarray]:
@@ -97,6 +100,80 @@ def test_another_grid_is_resized_bicubically(tmp_path: Path) -> None:
     load_backbone(model, tmp_path / "a.npz")
     expected = resize_positions(tiny_vit(1, classes=21).pos_embed, (6, 6))
     torch.testing.assert_close(model.pos_embed, expected)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_another_grid_is_resized_in_every_format(suffix: str, tmp_path: Path) -> None:
+    """With the class token's place or, as in timm's `no_embed_class`, without one."""
+    for options in ({}, {"no_embed_class": True}):
+        source = tiny_vit(1, **options)
+        path = tmp_path / f"a.{suffix}"
+        save = save_weights if suffix == "safetensors" else lambda path, state: torch.save({"model": state}, path)
+        save(path, source.state_dict())
+        model = tiny_vit(img_size=24, **options)
+        assert load_backbone(model, path) == []
+        expected = resize_positions(source.pos_embed, (6, 6), prefix=0 if options else 1)
+        torch.testing.assert_close(model.pos_embed, expected)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_off(prefix: str, tmp_path: Path) -> None:
+    state = tiny_vit(1).state_dict()
+    torch.save({"model": {prefix + name: value for name, value in state.items()}}, tmp_path / "a.pth")
+    model = tiny_vit()
+    assert load_backbone(model, tmp_path / "a.pth") == [] and same_bits(model, state)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_name_file_and_key(suffix: str, value: float, tmp_path: Path) -> None:
+    model = tiny_vit(1)
+    with torch.no_grad():
+        model.blocks[1].mlp.fc1.weight[3, 4] = value
+    path, state = tmp_path / f"a.{suffix}", model.state_dict()
+    if suffix == "npz":
+        np.savez(path, **state_to_npz(state, 4))
+    elif suffix == "pth":
+        torch.save({"model": state}, path)
+    else:
+        save_weights(path, state)
+    with pytest.raises(UserError, match=rf"a\.{suffix}.*(blocks\.1\.mlp\.fc1\.weight|Dense_0/kernel)"):
+        load_backbone(tiny_vit(), path)
+
+
+def test_one_of_several_sets_of_weights_is_chosen(tmp_path: Path) -> None:
+    """The advice is the option of the command that reads the file."""
+    path = tmp_path / "a.pth"
+    states = {name: tiny_vit(seed).state_dict() for name, seed in (("student", 1), ("teacher", 2))}
+    torch.save(states, path)
+    model = tiny_vit()
+    with pytest.raises(UserError, match=r"holds 2 state dicts: student .*, teacher .*; choose one with --part student"):
+        load_backbone(model, path)
+    load_backbone(model, path, part="teacher")
+    assert same_bits(model, states["teacher"])
+    options = BackboneOptions(file=str(path))
+    with pytest.raises(UserError, match=r"choose one with --backbone\.part student"):
+        load_backbone_of(model, options)
+    load_backbone_of(model, replace(options, part="student"))
+    assert same_bits(model, states["student"])
+
+
+class Runs:
+    """Pickled by a name that no safe reader takes."""
+
+
+def test_trust_is_advised_by_the_commands_own_option(tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}, "run": Runs()}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"add --trust-pickle$"):
+        load_backbone(tiny_vit(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"add --backbone\.trust_pickle true$"):
+        load_backbone_of(tiny_vit(), BackboneOptions(file=str(tmp_path / "a.pth")))
+
+
+def test_arrays_that_would_swell_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", cls=np.zeros(30_000_000, np.float32))
+    with pytest.raises(UserError, match=r"a\.npz cannot be read as npz: it would expand from"):
+        load_backbone(tiny_vit(), tmp_path / "a.npz")
 
 
 def test_misfits_name_the_keys(tmp_path: Path) -> None:

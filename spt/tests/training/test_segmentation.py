@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
+import numpy as np
 import pytest
 import torch
 from made import SCENE_SIZES, make_ade20k, same_bits, small_scenes, spt, tiny_setr
@@ -197,7 +198,16 @@ def test_damaged_folders_are_one_line(scenes: Path, tmp_path: Path) -> None:
     image, label = image.with_suffix(".jpg"), label.with_suffix(".png")
     damages = (
         (lambda: label.unlink(), "1 of 6 annotations of training"),
-        (lambda: image.write_bytes(b"half"), "cannot be read"),
+        (lambda: image.write_bytes(b"half"), "cannot read image"),
+        (lambda: label.write_bytes(b"half"), "cannot read image"),
+        (lambda: Image.new("RGB", (52, 40), (2, 60, 3)).save(label), "is in colour"),
+        (lambda: Image.new("RGBA", (52, 40), (2, 60, 3, 255)).save(label), "is in colour"),
+        (
+            lambda: (
+                Image.new("F", (52, 40), 1).save(label.with_suffix(".tiff")) or label.with_suffix(".tiff").rename(label)
+            ),
+            "fractions",
+        ),
         (
             lambda: Image.new("L", (52, 40), 9).save(label),
             "class counts differ",
@@ -213,6 +223,37 @@ def test_damaged_folders_are_one_line(scenes: Path, tmp_path: Path) -> None:
         damage()
         options = small_scenes(scenes, **{"data.root": str(root)})
         assert words in spt.refused("train", "--name", str(number), *options, cwd=tmp_path)
+
+
+def test_annotations_as_tools_write_them(tmp_path: Path) -> None:
+    """Grey, a palette, grey as RGB and 16 bits are the same numbers; 0 and 255 stand for nothing."""
+    make_ade20k(tmp_path)
+    options = SceneOptions(root=str(tmp_path), classes=5, size=48, short_side=32)
+    path = scene_pairs(tmp_path, "training")[1][1]
+    grey = Image.open(path).copy()
+    expected = Scenes(scene_pairs(tmp_path, "training"), options, "whole")[1][1]
+    palette = grey.copy()
+    palette.putpalette([7 * (i % 30) for i in range(768)])
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16))
+    nothing = grey.point(lambda label: label or 255)
+    for other in (palette, grey.convert("RGB"), wide, nothing):
+        other.save(path)
+        assert torch.equal(Scenes(scene_pairs(tmp_path, "training"), options, "whole")[1][1], expected)
+
+
+def test_images_of_every_spelling_are_found(tmp_path: Path) -> None:
+    """`.jpeg` and `.JPG` among `.jpg`; what macOS leaves beside them is none."""
+    make_ade20k(tmp_path)
+    images = tmp_path / "images" / "training"
+    (images / "ADE_00000001.jpg").rename(images / "ADE_00000001.jpeg")
+    (images / "ADE_00000002.jpg").rename(images / "ADE_00000002.JPG")
+    (images / "._ADE_00000003.jpg").write_bytes(b"macOS")
+    (images / "Thumbs.db").write_bytes(b"Windows")
+    pairs = scene_pairs(tmp_path, "training")
+    assert len(pairs) == 6 and {image.stem for image, _ in pairs} == {label.stem for _, label in pairs}
+    (images / "ADE_00000000.jpeg").write_bytes((images / "ADE_00000000.jpg").read_bytes())
+    with pytest.raises(UserError, match="ADE_00000000 twice"):
+        scene_pairs(tmp_path, "training")
 
 
 def test_recipe_has_a_floor() -> None:

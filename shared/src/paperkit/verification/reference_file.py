@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paperkit.errors import UserError
 from paperkit.files.bounded import parse_json, read_json
-from paperkit.files.weights import read_checkpoint, read_safetensors
+from paperkit.files.weights import Allowed, read_checkpoint, read_safetensors
 
 
 class _Named(dict[str, Any]):
@@ -76,8 +76,11 @@ class ReferenceFile:
         return max((t.abs().max().item() for t in self.part(prefix).values() if t.numel()), default=0.0)
 
     @classmethod
-    def read(cls, path: str | Path, kinds: Iterable[str]) -> "ReferenceFile":
+    def read(cls, path: str | Path, kinds: Iterable[str], allow: Iterable[Allowed] = ()) -> "ReferenceFile":
         """Reads a `.safetensors`, `.json` or `.pth` file.
+
+        Args:
+            allow: classes that a `.pth` file may hold, see `paperkit.files.weights.read_checkpoint`.
 
         Raises:
             UserError: unreadable or truncated file, broken or missing metadata, a kind that is not in `kinds`.
@@ -92,7 +95,7 @@ class ReferenceFile:
             raise UserError(f"unknown kind: the name begins with none of {', '.join(sorted(kinds))}")
         with _without_path(path):
             if path.suffix == ".pth":
-                return cls(path, kind, _Named({}, "option "), content=read_checkpoint(path, advice=None))
+                return cls(path, kind, _Named({}, "option "), content=read_checkpoint(path, allow=allow, advice=None))
             content = read_json(path, "reference file")
         return cls(path, kind, _object(content, "content"), content=content)
 

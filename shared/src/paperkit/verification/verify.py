@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paperkit.errors import UserError, one_line
+from paperkit.files.weights import Allowed
 from paperkit.verification.bounds import MOST_PARAMETERS, at_most, check_sizes
 from paperkit.verification.reference_file import ReferenceFile
 
@@ -59,6 +60,7 @@ class Kind:
         limits: largest whole numbers among the options, by dotted path, where `bounds.check_sizes`'s own is too small
             or leaves too much work.
         parameters: tensors that the work may build beyond those of the file; more where names alone stand for networks.
+        allow: classes that a `.pth` file may hold, see `paperkit.files.weights.read_checkpoint`.
     """
 
     compute: Callable[[ReferenceFile], Mapping[str, Any]]
@@ -69,6 +71,7 @@ class Kind:
     config_tolerance: float = 0.0
     limits: Mapping[str, int] = field(default_factory=dict)
     parameters: int = MOST_PARAMETERS
+    allow: tuple[Allowed, ...] = ()
 
     def tolerance_of(self, file: ReferenceFile, key: str) -> Tolerance:
         """The tolerance of one float tensor."""
@@ -129,7 +132,7 @@ def _verify(path: Path, kinds: Mapping[str, Kind], rtol: float | None) -> tuple[
     outcomes: list[bool] = []
     wanted: list[str] = []
     try:
-        file = ReferenceFile.read(path, kinds)
+        file = ReferenceFile.read(path, kinds, [allowed for kind in kinds.values() for allowed in kind.allow])
         kind = kinds[file.kind]
         wanted = [name for name in file.tensors if name.startswith(("out.", "grad."))]
         print(f"{path} ({file.kind}{': ' if file.describes else ''}{file.describes})", flush=True)

@@ -15,6 +15,7 @@ def add_arguments(parser: Any) -> None:
         "--to", type=Literal["timm", "npz", "mae", "moco", "swin"], default="timm", help="layout to write"
     )
     parser.add_argument("--sizes", type=dict | None, default=None, help="further arguments of timm's constructor")
+    parser.add_argument("--part", type=str | None, default=None, help="which of several sets of weights in the file")
     parser.add_argument("--trust-pickle", action="store_true", help="read a file that wants to run code")
 
 
@@ -24,7 +25,6 @@ def run(arguments: Any) -> None:
     from spt.models.conversion import convert_file
 
     model = create_backbone(arguments.arch, 1, **(arguments.sizes or {}))
-    for line in convert_file(
-        arguments.source, arguments.target, model, arguments.to, trust_pickle=arguments.trust_pickle
-    ):
+    given = {"trust_pickle": arguments.trust_pickle, "part": arguments.part}
+    for line in convert_file(arguments.source, arguments.target, model, arguments.to, **given):
         print(line)

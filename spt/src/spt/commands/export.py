@@ -35,7 +35,7 @@ def run(arguments: Any) -> None:
     name = (folder.parent if folder.name == "delta" else folder).resolve().name
     target = Path(arguments.root) / "spt" / "export" / f"{name}-{arguments.to}{SUFFIXES[arguments.to]}"
     target = Path(arguments.output or target)
-    tuned = open_task(folder, arguments.file, arguments.arch, arguments.trust_pickle)
+    tuned = open_task(folder, arguments.file, arguments.arch, arguments.trust_pickle, arguments.part)
     note = ""
     if arguments.to == "peft":
         from spt.deployment.peft_export import export_to_peft

@@ -17,7 +17,7 @@ def run(arguments: Any) -> None:
     from spt.deployment.task_model import delta_folder, image_size, open_task, read_image, top_classes
 
     folder = delta_folder(arguments.ckpt, arguments.root)
-    tuned = open_task(folder, arguments.file, arguments.arch, arguments.trust_pickle)
+    tuned = open_task(folder, arguments.file, arguments.arch, arguments.trust_pickle, arguments.part)
     size = image_size(tuned.base)
     for path in arguments.images:
         top = top_classes(tuned, read_image(path, size), arguments.top)

@@ -32,7 +32,8 @@ def run(arguments: Any) -> None:
     if not deltas:
         raise UserError("serve needs at least one delta: --deltas.NAME DIR")
     name, delta = next(iter(deltas.items()))
-    model = bare_backbone(delta, folders[name], arguments.file, arguments.arch, arguments.trust_pickle)
+    given = arguments.file, arguments.arch, arguments.trust_pickle, arguments.part
+    model = bare_backbone(delta, folders[name], *given)
     swap = HotSwap(model)
     for name, delta in deltas.items():
         swap.add(name, delta)

@@ -16,4 +16,5 @@ def add_backbone_arguments(parser: Any) -> None:
     parser.add_argument(
         "--arch", type=str | None, default=None, help="timm architecture (default: what the delta names)"
     )
+    parser.add_argument("--part", type=str | None, default=None, help="which of several sets of weights in that file")
     parser.add_argument("--trust-pickle", action="store_true", help="read a file that wants to run code")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from paperkit.data.pictures import read_picture
 from paperkit.errors import UserError
 from paperkit.files.runs import resolve_run
 from spt.models.backbones import create_backbone, load_backbone
@@ -51,13 +51,19 @@ def described_backbone(extra: dict[str, Any], folder: str | Path, arch: str | No
 
 
 def bare_backbone(
-    delta: Delta, folder: str | Path, file: str | None, arch: str | None, trust_pickle: bool = False
+    delta: Delta,
+    folder: str | Path,
+    file: str | None,
+    arch: str | None,
+    trust_pickle: bool = False,
+    part: str | None = None,
 ) -> nn.Module:
     """The plain backbone that a delta says it belongs to, with a head of the delta's class count.
 
     Args:
         file: pretrained file of the backbone.
         arch: timm architecture, for deltas that do not name theirs.
+        part: which of several sets of weights in that file.
 
     Raises:
         UserError: see `described_backbone`; or when the file does not fit.
@@ -69,18 +75,24 @@ def bare_backbone(
     model = create_backbone(arch, bias.numel(), **sizes)
     if file is None:
         raise UserError("name the backbone's pretrained file with --file")
-    load_backbone(model, file, None, trust_pickle)
+    load_backbone(model, file, None, trust_pickle, part=part)
     return model
 
 
-def open_task(folder: str | Path, file: str | None, arch: str | None = None, trust_pickle: bool = False) -> SPTModel:
+def open_task(
+    folder: str | Path,
+    file: str | None,
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    part: str | None = None,
+) -> SPTModel:
     """The tuned model of a delta folder.
 
     Raises:
         UserError: see `bare_backbone` and `spt.SPTModel.from_pretrained`.
     """
     delta = load_delta(folder)
-    return SPTModel.from_pretrained(bare_backbone(delta, folder, file, arch, trust_pickle), folder).eval()
+    return SPTModel.from_pretrained(bare_backbone(delta, folder, file, arch, trust_pickle, part), folder).eval()
 
 
 def read_image(path: str | Path, size: int = 224, transform: str = "direct") -> Tensor:
@@ -89,11 +101,7 @@ def read_image(path: str | Path, size: int = 224, transform: str = "direct") -> 
     Raises:
         UserError: for a file that is no image.
     """
-    try:
-        with Image.open(path) as image:
-            return make_transform(transform, False, size)(image.convert("RGB"))[None]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+    return make_transform(transform, False, size)(read_picture(path))[None]
 
 
 def image_size(model: Any) -> int:

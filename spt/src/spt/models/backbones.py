@@ -16,13 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperkit.errors import UserError
-from paperkit.files.weights import load_strict, read_checkpoint, read_weights
+from paperkit.errors import UserError, one_line
+from paperkit.files.arrays import read_npz
+from paperkit.files.parts import find_state, without_prefixes
+from paperkit.files.weights import check_finite, load_strict, read_checkpoint
 from spt.method.candidates import find_candidates
 from spt.method.sensitivity import reset_head
 from spt.method.split_qkv import fuse_state, split_state
 
 Format = Literal["npz", "mae", "moco", "swin", "convnext", "timm"]
+ADVICE = {"part": "--part", "trust-pickle": "--trust-pickle"}
+PREFIX = "opt/target/"  # of the names in some of Google's files
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,18 @@ def create_backbone(arch: str, num_classes: int, drop_path: float = 0.1, **sizes
     """A timm model with a fresh random head (truncated normal of std 0.02), never downloaded.
 
     Raises:
-        UserError: for an architecture that timm does not know.
+        UserError: for an architecture that timm does not know, sizes that it does not take, images that are not RGB.
     """
     if arch not in timm.list_models(arch):
         raise UserError(f"timm has no architecture {arch!r}; see timm.list_models()")
-    model = timm.create_model(arch, pretrained=False, num_classes=num_classes, drop_path_rate=drop_path, **sizes)
+    if sizes.get("in_chans", 3) != 3:
+        raise UserError(f"in_chans {sizes['in_chans']} does not fit: pictures are read as RGB, with 3 channels")
+    try:
+        model = timm.create_model(arch, pretrained=False, num_classes=num_classes, drop_path_rate=drop_path, **sizes)
+    except UserError:  # of a reader that bounds what a file may ask for
+        raise
+    except Exception as error:  # whatever a constructor makes of strange sizes
+        raise UserError(f"timm cannot build {arch} with {sizes}: {one_line(str(error))[:200]}") from error
     reset_head(model)
     return model
 
@@ -76,12 +87,19 @@ def vit_shapes(arch: str = "vit_base_patch16_224") -> dict[str, torch.Size]:
 
 
 def load_backbone(
-    model: nn.Module, path: str | Path, format: Format | None = None, trust_pickle: bool = False
+    model: nn.Module,
+    path: str | Path,
+    format: Format | None = None,
+    trust_pickle: bool = False,
+    *,
+    part: str | None = None,
+    advice: Mapping[str, str] = ADVICE,
 ) -> list[str]:
     """Loads a released or own file strictly into a plain timm model; a head of another class count is left random.
 
     Args:
         format: layout; by default npz by suffix, otherwise told from the keys.
+        part, advice: as in `read_backbone`.
 
     Returns:
         Names of the parameters of `model` that the file does not hold (the head's, or none).
@@ -89,7 +107,7 @@ def load_backbone(
     Raises:
         UserError: for a file that is missing, unreadable or does not fit, naming the keys.
     """
-    state, _ = read_backbone(path, model, format, trust_pickle)
+    state, _ = read_backbone(path, model, format, trust_pickle, part=part, advice=advice)
     own = model.state_dict()
     head = [name for name in own if "head" in name]
     usable = {name: value for name, value in state.items() if "head" not in name}
@@ -104,32 +122,40 @@ def load_backbone(
 
 
 def read_backbone(
-    path: str | Path, model: nn.Module, format: Format | None = None, trust_pickle: bool = False
+    path: str | Path,
+    model: nn.Module,
+    format: Format | None = None,
+    trust_pickle: bool = False,
+    *,
+    part: str | None = None,
+    advice: Mapping[str, str] = ADVICE,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """State in timm's (fused) keys, and what else the file holds (MoCo's linear-probe head, Swin's regenerated buffers,
     MAE's decoder, Google's pre-logits) under its own keys.
 
+    A position table of another grid than the model's is resized, whatever the format.
+
+    Args:
+        part: which of several state dicts in the file (`teacher`), see `paperkit.files.weights.read_weights`.
+        advice: how the caller's user writes the options `part` and `trust-pickle`, for messages.
+
     Raises:
-        UserError: missing or unreadable file.
+        UserError: missing or unreadable file, no or several state dicts, weights that are no numbers.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"no pretrained file at {path}; put {known_file(path.name)} there")
     if format == "npz" or (format is None and path.suffix == ".npz"):
-        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-        arrays = read_npz(path)
-        state = npz_to_state(arrays, grid)
+        arrays, _ = read_google(path)
+        state = npz_to_state(arrays, getattr(getattr(model, "patch_embed", None), "grid_size", None))
         left = {name: torch.from_numpy(arrays[name]) for name in arrays if name not in npz_names(state)}
         return fuse_state(state), left
+    content = read_checkpoint(path, trust_pickle, advice=advice["trust-pickle"])
+    state = without_prefixes(find_state(content, path, part, advice["part"]), path)
+    check_finite(state, path)
+    state = with_positions_for(model, state)
     if path.suffix == ".safetensors":
-        return read_weights(path), {}
-    content = read_checkpoint(path, trust_pickle=trust_pickle)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict")
-    inner = content.get("model", content.get("state_dict", content))
-    if not isinstance(inner, Mapping):
-        raise UserError(f"{path} holds no state dict under model or state_dict")
-    state = {str(name).removeprefix("module."): value for name, value in inner.items() if isinstance(value, Tensor)}
+        return state, {}
     if format == "moco" or (format is None and "state_dict" in content):
         return _apart(state, ("head.",))
     if any(name.startswith("layers.") for name in state):
@@ -143,6 +169,16 @@ def read_backbone(
         return _filtered(convnext_filter, state, model, path), {}
     backbone, left = _apart(state, ("decoder", "mask_token"))
     return fuse_state(backbone), left
+
+
+def with_positions_for(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with its position table `pos_embed` resized to the model's grid, where that is another one."""
+    table, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if table is None or not isinstance(own, Tensor) or grid is None or table.ndim != 3 or table.shape == own.shape:
+        return state
+    prefix = own.shape[1] - grid[0] * grid[1]  # the class token's places, where they have some
+    return {**state, "pos_embed": resize_positions(table, grid, prefix)} if prefix >= 0 else state
 
 
 def _filtered(
@@ -184,17 +220,15 @@ def timm_to_swin(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> 
 # --- Google's npz ------------------------------------------------------------------------------------------------
 
 
-def read_npz(path: str | Path) -> dict[str, numpy.ndarray]:
-    """Arrays of an npz file without `opt/target/`; nothing pickled is ever read.
+def read_google(path: str | Path) -> tuple[dict[str, numpy.ndarray], str]:
+    """Arrays of a file of Google's without the prefix of their names, and that prefix (`opt/target/`, or nothing).
 
     Raises:
-        UserError: unreadable or truncated file.
+        UserError: see `paperkit.files.arrays.read_npz`.
     """
-    try:
-        with numpy.load(path, allow_pickle=False) as file:
-            return {name.removeprefix("opt/target/"): file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib, numpy and OSError each have their own
-        raise UserError(f"{path} cannot be read as npz: {error}") from error
+    arrays = read_npz(path)
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
+    return {name.removeprefix(prefix): value for name, value in arrays.items()}, prefix
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], prefix: int = 1) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from paperkit.errors import UserError
 from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_report, read_metadata, read_weights, save_checkpoint, save_weights
-from spt.models.backbones import Format, read_backbone, read_npz, state_to_npz, timm_to_swin
+from spt.models.backbones import Format, read_backbone, read_google, state_to_npz, timm_to_swin
 
 Target = Literal["timm", "npz", "mae", "moco", "swin"]
 
@@ -27,22 +27,24 @@ def convert_file(
     to: Target,
     format: Format | None = None,
     trust_pickle: bool = False,
+    part: str | None = None,
 ) -> list[str]:
     """Converts; returns lines that say what was done.
 
     Args:
         model: plain timm model of the file's architecture, which the weights must fit (its head excepted).
+        part: which of several state dicts in the file.
 
     Raises:
         UserError: for a file that cannot be read or does not fit, naming the keys.
     """
     source, target = Path(source), Path(target)
     if to == "timm":
-        state, aside = read_backbone(source, model, format, trust_pickle)
+        state, aside = read_backbone(source, model, format, trust_pickle, part=part)
         check_fit(model, state, str(source))
         if target.suffix != ".safetensors":
             raise UserError(f"{target}: the project's own weights are .safetensors")
-        prefix = "opt/target/" if source.suffix == ".npz" and _has_prefix(source) else ""
+        prefix = read_google(source)[1] if source.suffix == ".npz" else ""
         save_weights(target, state, {"source_prefix": prefix})
         lines = [f"{target}: {len(state)} tensors in timm's keys"]
         if aside:
@@ -87,9 +89,3 @@ def check_fit(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     report = load_report(model, {**body, **own})
     if not report.fits:
         raise UserError(f"{source} does not fit {type(model).__name__}: {report.message()}")
-
-
-def _has_prefix(path: Path) -> bool:
-    read_npz(path)  # one-line error for a broken file
-    with numpy.load(path, allow_pickle=False) as file:
-        return any(name.startswith("opt/target/") for name in file.files)

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperkit.errors import UserError
+from paperkit.errors import UserError, one_line
 
 IGNORED = 255  # label of pixels outside every class
 AUXILIARY_WEIGHT = 0.4  # of each auxiliary head's loss
@@ -106,9 +106,17 @@ def create_setr(arch: str, classes: int, size: int, drop_path: float = 0.0, **si
     """
     if arch not in SIZES:
         raise UserError(f"SETR stands on {', '.join(SIZES)}, not on {arch!r}")
-    if "taps" in sizes:
-        sizes["taps"] = tuple(sizes["taps"])
-    return SETR(classes, img_size=size, drop_path_rate=drop_path, **{**SIZES[arch], **sizes})
+    if sizes.get("in_chans", 3) != 3:
+        raise UserError(f"in_chans {sizes['in_chans']} does not fit: pictures are read as RGB, with 3 channels")
+    try:
+        chosen: dict[str, Any] = {**SIZES[arch], **sizes}
+        if "taps" in chosen:
+            chosen["taps"] = tuple(chosen["taps"])
+        return SETR(classes, img_size=size, drop_path_rate=drop_path, **chosen)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor makes of strange sizes
+        raise UserError(f"no SETR can be built on {arch} with {sizes}: {one_line(str(error))[:200]}") from error
 
 
 def segmentation_loss(scores: list[Tensor], labels: Tensor) -> Tensor:

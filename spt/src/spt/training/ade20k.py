@@ -8,12 +8,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from paperkit.data.pictures import load_picture, read_picture
 from paperkit.data.resumable import ResumableData, SeededDataset, seeded_loader
 from paperkit.errors import UserError
 from spt.models.setr import IGNORED
@@ -23,6 +23,8 @@ from spt.training.segmentation_recipe import SceneOptions
 RATIOS = (0.5, 2.0)  # of the training scale
 LARGEST_SHARE = 0.75  # a crop in which one class fills more is drawn again, ten times at most
 SPLITS = ("training", "validation")
+SUFFIXES = (".jpg", ".jpeg", ".png")
+NOTHING = 255  # stands for no class in many tools' annotations, beside 0
 
 
 def scene_pairs(root: str | Path, split: str) -> list[tuple[Path, Path]]:
@@ -35,14 +37,32 @@ def scene_pairs(root: str | Path, split: str) -> list[tuple[Path, Path]]:
     for folder, suffix in ((images, "jpg"), (labels, "png")):
         if not folder.is_dir():
             raise UserError(f"no ADE20K at {root}: {folder} is missing; it should hold *.{suffix} files")
-    found = sorted(images.glob("*.jpg"))
+    visible = (path for path in images.iterdir() if not path.name.startswith("."))  # `._x.jpg` of macOS is no image
+    found = sorted(path for path in visible if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UserError(f"{images} holds no *.jpg image")
+        raise UserError(f"{images} holds no image ({', '.join(SUFFIXES)})")
+    stems = [path.stem for path in found]
+    if twice := [stem for stem in stems if stems.count(stem) > 1] if len(set(stems)) < len(stems) else []:
+        raise UserError(f"{images} holds {twice[0]} twice, under two suffixes, and there is one annotation for both")
     pairs = [(path, labels / f"{path.stem}.png") for path in found]
     lacking = [label for _, label in pairs if not label.is_file()]
     if lacking:
         raise UserError(f"{len(lacking)} of {len(pairs)} annotations of {split} are missing, the first is {lacking[0]}")
     return pairs
+
+
+def read_labels(path: Path) -> Tensor:
+    """(H, W) int64 of an annotation with one number a pixel: grey, or a palette's own numbers.
+
+    Raises:
+        UserError: for a picture in colour, of which nobody knows the classes.
+    """
+    bands = TF.pil_to_tensor(load_picture(path))
+    if bands.is_floating_point():
+        raise UserError(f"{path} holds fractions; an annotation has one whole number a pixel")
+    if bands.shape[0] >= 3 and not bool((bands[0] == bands[1]).all() and (bands[0] == bands[2]).all()):
+        raise UserError(f"{path} is in colour; an annotation has one number a pixel: 1, 2, ... for classes, 0 for none")
+    return bands[0].long()
 
 
 class Scenes(Dataset):
@@ -83,15 +103,13 @@ class Scenes(Dataset):
         return self._padded(normal, 0.0), self._padded(labels, IGNORED)
 
     def _read(self, image_path: Path, label_path: Path) -> tuple[Tensor, Tensor]:
-        try:
-            with Image.open(image_path) as image, Image.open(label_path) as label:
-                pixels, raw = TF.pil_to_tensor(image.convert("RGB")), TF.pil_to_tensor(label)[0].long()
-        except OSError as error:
-            raise UserError(f"{image_path} or its annotation {label_path} cannot be read: {error}") from error
+        pixels, raw = TF.pil_to_tensor(read_picture(image_path)), read_labels(label_path)
         if pixels.shape[-2:] != raw.shape:
             raise UserError(
                 f"{label_path} is of another size ({list(raw.shape)}) than its image {list(pixels.shape[-2:])}"
             )
+        if self.options.classes < NOTHING:
+            raw[raw == NOTHING] = 0
         if int(raw.max()) > self.options.classes:
             raise UserError(
                 f"class counts differ: {label_path} has label {int(raw.max())}, classes are 1 to {self.options.classes}"

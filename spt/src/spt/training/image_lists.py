@@ -1,16 +1,18 @@
 """The paper's data sets as lists of (image, label): VTAB-1k, FGVC, few-shot and domain-generalisation lists."""
 
+import codecs
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
+from paperkit.data.pictures import read_picture
 from paperkit.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,16 +71,11 @@ class ListDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path = self.images.paths[index]
-        try:
-            with Image.open(path) as image:
-                return self.transform(image.convert("RGB")), self.images.labels[index]
-        except OSError as error:
-            raise UserError(f"the image {path} cannot be read: {error}") from error
+        return self.transform(read_picture(self.images.paths[index])), self.images.labels[index]
 
 
 def read_list(file: Path, images: Path, classes: int, name: str) -> ImageList:
-    """A list file of `path label` lines, split at the last space; paths are relative to `images`.
+    """A list file of `path label` lines, split at the last space, tab or comma; paths are relative to `images`.
 
     Raises:
         UserError: for a missing file, a broken line, a label outside the classes, or a missing image.
@@ -89,12 +86,13 @@ def read_list(file: Path, images: Path, classes: int, name: str) -> ImageList:
         )
         raise UserError(f"{name}: no list at {file} (there: {beside})")
     paths, labels = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdigit():
+        found = re.fullmatch(r"(.*?)[ \t,;]+([0-9]{1,9})", line.strip(" \t\r"))
+        if not found or not (path := re.sub(r'^"(.*)"$', r"\1", found[1])):
             raise UserError(f"{file}, line {number}: {line.strip()[:60]!r} is not 'path label'")
+        label = found[2]
         if int(label) >= classes:
             raise UserError(
                 f"class counts differ: {file}, line {number} has label {label}, {name} has {classes} classes"
@@ -102,6 +100,20 @@ def read_list(file: Path, images: Path, classes: int, name: str) -> ImageList:
         paths.append(images / path)
         labels.append(int(label))
     return _checked(ImageList(paths, labels, classes), str(file))
+
+
+def read_text(file: Path) -> str:
+    """The text of a list, UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    raw = file.read_bytes()
+    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text in {encoding}: {error.reason} at byte {error.start}") from error
 
 
 def _checked(images: ImageList, source: str) -> ImageList:
@@ -148,7 +160,7 @@ def fgvc_split(root: str | Path, key: str, split: str) -> ImageList:
             f"{key}: no list at {file}; the folder should hold train.json, val.json, test.json and the images"
         )
     try:
-        entries = {str(path): int(label) for path, label in json.loads(file.read_text(encoding="utf-8")).items()}
+        entries = {str(path): int(label) for path, label in json.loads(read_text(file)).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a JSON object of path: class ({error})") from error
     ids = sorted(set(entries.values()))

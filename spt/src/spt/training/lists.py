@@ -164,7 +164,7 @@ def build(options: ListOptions, folder: Path | None = None) -> tuple[ListData, T
         sizes["img_size"] = options.data.size
     model = create_backbone(options.backbone.arch, data.classes, options.backbone.drop_path, **sizes)
     if options.backbone.file:
-        load_backbone(model, options.backbone.file, options.backbone.format, options.backbone.trust_pickle)
+        load_backbone_of(model, options.backbone)
         seed_generators(options.recipe.seed)
         reset_head(model)
     identity = model_identity(model, HEAD)
@@ -184,6 +184,12 @@ def build(options: ListOptions, folder: Path | None = None) -> tuple[ListData, T
     tuned = prepare_in(folder, model, options.method, measure, options.trainer, images)
     apply(tuned.model, options.savings)
     return data, tuned, identity
+
+
+def load_backbone_of(model: nn.Module, backbone: BackboneOptions) -> None:
+    """Loads the file that the options name; messages name the options as they stand here."""
+    trusted, how = backbone.trust_pickle, {"part": "--backbone.part", "trust-pickle": "--backbone.trust_pickle true"}
+    load_backbone(model, str(backbone.file), backbone.format, trusted, part=backbone.part, advice=how)
 
 
 def prepare_in(

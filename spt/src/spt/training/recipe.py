@@ -1,5 +1,6 @@
 """Options of a run on real data: data, backbone, method and recipe. The defaults are the released VTAB-1k run."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,10 @@ class DataOptions:
     size: int = 224
     workers: int = 4
 
+    def __post_init__(self) -> None:
+        self.root = os.path.expanduser(self.root)
+        self.domains = self.domains and os.path.expanduser(self.domains)
+
 
 @dataclass
 class BackboneOptions:
@@ -45,6 +50,7 @@ class BackboneOptions:
             random, which is only for trying things out.
         format: layout of the file; told from its keys when None.
         drop_path: rises linearly to this over the blocks.
+        part: which of several sets of weights in the file (`teacher`).
         trust_pickle: read a file that wants to run code.
         sizes: further arguments of timm's constructor (`{"depth": 2}`), for small trials.
     """
@@ -53,8 +59,12 @@ class BackboneOptions:
     file: str | None = None
     format: Literal["npz", "mae", "moco", "swin", "convnext", "timm"] | None = None
     drop_path: float = 0.1
+    part: str | None = None
     trust_pickle: bool = False
     sizes: dict | None = None
+
+    def __post_init__(self) -> None:
+        self.file = self.file and os.path.expanduser(self.file)
 
 
 @dataclass
@@ -89,6 +99,10 @@ class MethodOptions:
     heads: int = 1
     selection: str | None = None
     sensitivities: str | None = None
+
+    def __post_init__(self) -> None:
+        self.selection = self.selection and os.path.expanduser(self.selection)
+        self.sensitivities = self.sensitivities and os.path.expanduser(self.sensitivities)
 
 
 @dataclass

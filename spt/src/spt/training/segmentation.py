@@ -18,7 +18,6 @@ from paperkit.training.switches import apply
 from paperkit.training.trainer import fit, make_trainer, trainer_options
 from spt.method.sensitivity import Sensitivities, measure_sensitivities, model_identity
 from spt.method.tuning import count_trained
-from spt.models.backbones import load_backbone
 from spt.models.setr import SETR, create_setr, segmentation_loss
 from spt.training import lists
 from spt.training.ade20k import SceneData
@@ -86,7 +85,7 @@ def build(options: SegmentationOptions, folder: Path | None = None) -> tuple[Sce
         options.backbone.arch, options.data.classes, options.data.size, options.backbone.drop_path, **sizes
     )
     if options.backbone.file:
-        load_backbone(model, options.backbone.file, options.backbone.format, options.backbone.trust_pickle)
+        lists.load_backbone_of(model, options.backbone)
     identity = model_identity(model, HEAD)
 
     def measure(device: str) -> Sensitivities:

@@ -1,5 +1,6 @@
 """Options of the ADE20K experiment; what the paper's table does not say is the public SETR-PUP recipe."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ class SceneOptions:
     Attributes:
         kind: the layout; `ade20k`.
         root: folder with `images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`.
-        classes: K; labels in the files are 1 to K, 0 is ignored.
+        classes: K; labels in the files are 1 to K, 0 is ignored, and so is 255 where K is less.
         size: pixels of a training crop and of an evaluation window.
         short_side, long_side: an image is scaled until it fits both.
         stride: of the evaluation windows.
@@ -32,6 +33,9 @@ class SceneOptions:
     scales: list[float] = field(default_factory=lambda: [1.0])
     flip: bool = False
     workers: int = 4
+
+    def __post_init__(self) -> None:
+        self.root = os.path.expanduser(self.root)
 
 
 @dataclass
