@@ -28,7 +28,7 @@ PAPER_ROOMS = (
 )
 KIT_ROOMS = (
     "errors",
-    "timm_arrival",
+    "doors",
     "files",
     "results",
     "data",

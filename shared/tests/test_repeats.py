@@ -55,18 +55,11 @@ def test_blank_comment_and_import_lines_neither_count_nor_part(tmp_path: Path) -
     assert found(tmp_path, a=[*imports, "a = 1"], b=[*imports, "b = 1"]) == []
 
 
-def test_docstrings_and_signatures_count(tmp_path: Path) -> None:
-    function = [
-        "def f(",
-        "    a,",
-        "    b,",
-        "):",
-        '    """One.',
-        "    Two.",
-        '    Three."""',
-        *("    " + x for x in BLOCK),
-    ]
-    assert found(tmp_path, a=function[:10], b=[*function[:10], "    y = 1"]) == [["a:1-10", "b:1-10"]]
+def test_docstrings_count_and_signatures_do_not(tmp_path: Path) -> None:
+    text = ['    """One.', *(f"    Line {i}." for i in range(6)), '    Last."""', "    return 1"]
+    assert found(tmp_path, a=["def f():", *text], b=["def g():", *text[:-1], "    return 2"])
+    signature = ["def f(", *(f"    a{i}: int = {i}," for i in range(9)), ") -> None:", "    print(a1)"]
+    assert found(tmp_path / "s", a=signature, b=[*signature[:-1], "    print(a2)"]) == []
 
 
 def test_a_long_run_is_one_finding(tmp_path: Path) -> None:

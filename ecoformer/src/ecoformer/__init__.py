@@ -13,7 +13,7 @@ first used, and timm's registry is filled when timm is there or arrives, so that
 import importlib
 from typing import Any
 
-from paperkit.timm_arrival import when_timm_arrives
+from paperkit.doors.timm_arrival import when_timm_arrives
 
 _HOMES = {
     "EcoFormerAttention": "method.attention",

@@ -10,7 +10,7 @@ filled when timm is there or arrives, so that the command line answers at once.
 import importlib
 from typing import Any
 
-from paperkit.timm_arrival import when_timm_arrives
+from paperkit.doors.timm_arrival import when_timm_arrives
 
 _HOMES = {
     "HiLo": "method.hilo",

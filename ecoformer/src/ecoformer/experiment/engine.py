@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.experiment.settings import DIGIT_TRAIN, ExperimentConfig
-from paperkit.command.engines import refuse_changes, settings_of
+from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
 from paperkit.errors import UserError
 
 
@@ -25,9 +25,7 @@ def check(options: Any, run: Any) -> None:
     refuse_changes(options, run, free=("processes",))
     config = settings_of(options, ExperimentConfig)
     counted = ("seeds", "digit_epochs", "majority_steps", "majority_test", "batch_size", "fit_images", "fit_iterations")
-    for name in (*counted, "test_images"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} {getattr(config, name)} is below 1")
+    refuse_below_one(config, (*counted, "test_images"))
     if not 0 <= config.majority_seeds <= config.seeds:
         raise UserError(f"majority_seeds {config.majority_seeds} is not from 0 to the number of seeds, {config.seeds}")
     if config.batch_size > DIGIT_TRAIN:

@@ -15,6 +15,8 @@ from ecoformer.method.hash_fit import FitOptions
 from ecoformer.method.performer import PerformerAttention
 from ecoformer.method.shared_qk import SharedQKAttention
 from ecoformer.method.softmax_attention import MSA, SRA
+from paperkit.doors.classifier_head import replace_head
+from paperkit.doors.stage_indices import stage_indices
 from paperkit.errors import UserError
 
 SMALLEST_IMAGE = 32
@@ -214,14 +216,7 @@ class PyramidClassifier(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes` classes; 0 for none."""
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        place = next(self.parameters()).device
-        self.head = nn.Linear(self.num_features, num_classes).to(place) if num_classes else nn.Identity()
-        self.head.apply(init_weights)
-        config = getattr(self, "_hub_mixin_config", None)
-        if isinstance(config, dict):  # what save_pretrained writes
-            config.update(num_classes=num_classes, global_pool=self.global_pool)
+        replace_head(self, num_classes, global_pool, init_weights)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass."""
@@ -236,19 +231,3 @@ class PyramidClassifier(nn.Module):
         stage = self.prefix_of_stage
         fine = [(rf"^{stage}\.(\d+)", None), (r"^(?:patch_embeds?|pos_block)\.?(\d+)", (0,)), (r"^norm", (99999,))]
         return dict(stem=r"^patch_embed(?:1|s\.0)\b", blocks=rf"^{stage}" if coarse else fine)
-
-
-def stage_indices(stages: int, indices: int | list[int] | None) -> list[int]:
-    """timm's rule: all for None, the last n for a number, else those listed (negative: from the end).
-
-    Raises:
-        UserError: a stage that is not there.
-    """
-    if indices is None:
-        return list(range(stages))
-    listed = list(range(stages - indices, stages)) if isinstance(indices, int) else list(indices)
-    if not listed or not all(-stages <= i < stages for i in listed):
-        raise UserError(
-            f"indices {indices} do not name stages of {stages}; they are 0 to {stages - 1}, or negative from the end"
-        )
-    return [i % stages for i in listed]

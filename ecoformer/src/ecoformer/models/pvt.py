@@ -54,7 +54,7 @@ class ConvMlp(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: in training a sample's branch is left out with a probability, and scaled up otherwise.
 
-    Of our own: importing timm from here would ask for this module before it is whole (`paperkit.timm_arrival`).
+    Of our own: importing timm from here would ask for this module before it is whole (`paperkit.doors.timm_arrival`).
     """
 
     def __init__(self, rate: float) -> None:

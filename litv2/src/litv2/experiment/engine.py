@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from litv2.experiment.settings import ExperimentConfig
-from paperkit.command.engines import refuse_changes, settings_of
+from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
 from paperkit.errors import UserError
 
 COSTS = "costs.json"
@@ -28,9 +28,7 @@ def check(options: Any, run: Any) -> None:
     """
     refuse_changes(options, run, free=("processes",))
     config = settings_of(options, ExperimentConfig)
-    for name in ("seeds", "marker_steps", "digit_steps", "batch_size", "marker_test"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} {getattr(config, name)} is below 1")
+    refuse_below_one(config, ("seeds", "marker_steps", "digit_steps", "batch_size", "marker_test"))
     for alpha in config.alphas:
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha {alpha} is outside [0, 1]; it is the share of heads in the Lo-Fi group")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from litv2.method.costs import official_macs
 from litv2.models.pyramid import Pyramid, init_weights
+from paperkit.doors.classifier_head import replace_head
+from paperkit.doors.stage_indices import stage_indices
 from paperkit.errors import UserError
 from paperkit.files.hub import SavedInFolder
 
@@ -118,12 +120,7 @@ class LITv2(Pyramid, SavedInFolder, **IN_FOLDER):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes` classes; 0 for none."""
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.apply(init_weights)
-        if isinstance(self._hub_mixin_config, dict):  # what save_pretrained writes
-            self._hub_mixin_config.update(num_classes=num_classes, global_pool=self.global_pool)
+        replace_head(self, num_classes, global_pool, init_weights)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's layer groups for layer-wise learning rates."""
@@ -159,18 +156,3 @@ class LITv2(Pyramid, SavedInFolder, **IN_FOLDER):
             in_chans=self.in_chans,
             litv1=any(a is not None and not hasattr(a, "l_heads") for a in attention),
         )
-
-
-def stage_indices(stages: int, indices: int | list[int] | None) -> list[int]:
-    """timm's rule for which stages are meant: all for None, the last n for a number, else those listed (negative: from
-    the end).
-
-    Raises:
-        UserError: a stage that is not there.
-    """
-    if indices is None:
-        return list(range(stages))
-    listed = list(range(stages - indices, stages)) if isinstance(indices, int) else list(indices)
-    if not listed or not all(-stages <= i < stages for i in listed):
-        raise UserError(f"indices {indices} do not name stages of {stages}")
-    return [i % stages for i in listed]

@@ -198,6 +198,17 @@ def refuse_changes(options: Any, run: RunFolder | None, free: Sequence[str] = ()
             raise UserError(f"a run keeps its settings: {name} was {was}, is {asked}")
 
 
+def refuse_below_one(config: Any, names: Sequence[str]) -> None:
+    """For settings that count something.
+
+    Raises:
+        UserError: naming the first that is below 1.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} {getattr(config, name)} is below 1")
+
+
 def settings_of(options: Any, kind: type[Settings]) -> Settings:
     """The dataclass whose fields were declared as options by `parser.add_class_arguments(kind)`."""
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind) if field.init})  # type: ignore[arg-type]

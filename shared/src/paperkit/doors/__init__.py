@@ -1,0 +1,1 @@
+"""What papers need to enter other libraries' registries and contracts."""
