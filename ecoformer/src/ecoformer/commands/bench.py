@@ -24,9 +24,10 @@ def run(arguments: Any) -> int:
 
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"threads {arguments.threads} is below 1")
-    found = {part: race.PARTS[part](arguments.quick, arguments.threads) for part in arguments.parts}
-    output = Path(arguments.output)
-    write_bench(output / "bench.json", "ecoformer", **found)
+    found, output = {}, Path(arguments.output)
+    for part in arguments.parts:
+        found[part] = race.PARTS[part](arguments.quick, arguments.threads)
+        write_bench(output / "bench.json", "ecoformer", **found)  # after each part: a later one may fail
     race.draw(found, output / "bench.png")
     print(f"{output / 'bench.json'}, {output / 'bench.png'}")
     return 0
