@@ -216,7 +216,8 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
         if not result.stairs:
             result.stairs = staircase(setting.values, Rule("lora", 1, fixed=0), 4 * config.budget)
             result.concentration = concentration(setting.values)
-        if seed == config.first_seed:  # a side result, and dear: heads are measured many times
+        # A side result of the allocation, and dear: heads are measured many times.
+        if seed == config.first_seed and "SPT-LoRA" in config.arm_list:
             result.overlap.update(overlaps_of_task(task, setting, data, config))
     names = list(marks)
     for i, first in enumerate(names):
