@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from made import batches, tiny_vit, tuned
+from made import CLASSES, batches, tiny_vit, tuned
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from paperkit.errors import UserError
+from spt import SPTConfig, get_spt_model, measure_sensitivities
 from spt.deployment.peft_export import export_to_peft, load_from_peft
+from spt.method.sensitivity import reset_head
 
 
 def test_peft_loads_the_export_with_the_same_outputs(tmp_path: Path) -> None:
@@ -35,3 +38,19 @@ def test_missing_keys_of_a_peft_file_are_refused(tmp_path: Path) -> None:
     save_file({n: v for n, v in state.items() if n != head}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"lacks .*head"):
         load_from_peft(tiny_vit(), tmp_path)
+
+
+def test_a_model_that_would_pass_over_the_adapter_is_refused(tmp_path: Path) -> None:
+    """BEiT multiplies by the weight of `qkv` itself, where peft's LoRA would never be asked."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = timm.create_model("beit_base_patch16_224", num_classes=CLASSES, **sizes)
+    reset_head(model)
+    values = measure_sensitivities(model, batches())
+    made = get_spt_model(model, SPTConfig(budget=2000, r=2, drop=0, drop_path=0), values)
+    for name, parameter in made.named_parameters():
+        if "structured" in name:
+            torch.nn.init.normal_(parameter)
+    with pytest.raises(UserError, match="Beit reads the weights of tuned layers itself"):
+        export_to_peft(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

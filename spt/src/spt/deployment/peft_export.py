@@ -84,7 +84,8 @@ def export_to_peft(tuned: SPTModel, folder: str | Path) -> nn.Module:
     """Writes `base.safetensors` (plain timm keys) and peft's adapter files, head included; returns the peft model.
 
     Raises:
-        UserError: when there is no LoRA module, or a module that peft's LoRA cannot hold.
+        UserError: when there is no LoRA module, or a module that peft's LoRA cannot hold; when the model reads the
+            weight of such a layer itself and would pass over what peft puts there.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -93,8 +94,7 @@ def export_to_peft(tuned: SPTModel, folder: str | Path) -> nn.Module:
     if not parts:
         raise UserError("the selection has no LoRA module, so there is nothing to export to peft; merge it instead")
     base = base_without_modules(tuned.base)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / BASE, base.state_dict())
+    state = base.state_dict()
     ranks = {part.name: part.down.shape[0] for part in parts}
     config = LoraConfig(
         r=tuned.selection.rule.rank,
@@ -113,8 +113,28 @@ def export_to_peft(tuned: SPTModel, folder: str | Path) -> nn.Module:
             layer: Any = modules[part.name]
             layer.lora_A["default"].weight.copy_(part.down)
             layer.lora_B["default"].weight.copy_(part.up)
+    _check_same(tuned, model.eval())
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / BASE, state)
     model.save_pretrained(str(folder))
-    return model.eval()
+    return model
+
+
+@torch.no_grad()
+def _check_same(tuned: SPTModel, exported: nn.Module) -> None:
+    """Logits of an image of noise agree, where the model says what size an image has."""
+    patches, mode = getattr(tuned.base, "patch_embed", None), tuned.training
+    if not hasattr(patches, "img_size"):
+        return
+    weight = patches.proj.weight  # type: ignore[union-attr]
+    noise = torch.randn(1, 3, *patches.img_size, generator=torch.Generator().manual_seed(0)).to(weight)  # type: ignore
+    expected, found = tuned.eval()(noise), exported(noise)
+    tuned.train(mode)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise UserError(
+            f"{type(tuned.base).__name__} reads the weights of tuned layers itself and would pass over peft's LoRA "
+            f"there (logits differ by {float((found - expected).abs().max()):.2g}); merge the delta instead"
+        )
 
 
 def load_from_peft(model: nn.Module, folder: str | Path) -> nn.Module:
