@@ -233,11 +233,11 @@ def draw_bench(sections: dict[str, Any], path: Path) -> Path | None:
             if name == "step":
                 ratios = sections["step"]["float32_medium"]
                 sides = {LORA_QKV: 1.0, **{ratio.name: ratio.median for ratio in ratios[1:]}}
-                axes.set_xlabel(f"time of a step, {LORA_QKV} = 1 (dotted: target for SPT)")
+                axes.set_xlabel(f"time, {LORA_QKV} = 1\n(dotted: target for SPT)")
             else:
                 base = sections["memory"][LORA_QKV]["process"]
                 sides = {arm: entry["process"] / base for arm, entry in sections["memory"].items()}
-                axes.set_xlabel(f"peak memory of the process, {LORA_QKV} = 1 (dotted: target for SPT)")
+                axes.set_xlabel(f"peak of the process, {LORA_QKV} = 1\n(dotted: target for SPT)")
             axes.barh(list(sides), list(sides.values()), color=COLORS[0 if name == "step" else 2])
             axes.axvline(1.15 if name == "step" else 1.25, color="black", linewidth=1, linestyle=":")
             axes.set_title(f"{name.capitalize()} of ViT-B/16, batch {bench_arms.BATCH}")
