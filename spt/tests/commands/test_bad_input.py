@@ -13,7 +13,11 @@ from made import make_vtab, small_lists, spt
         (["train", "--arms", "[moon]"], 1, "no arm 'moon'"),
         (["train", "--steps", "0"], 1, "steps 0 must be at least 1"),
         (["train", "--lr", "-1"], 1, "learning rates must be positive"),
-        (["train", "--budget", "0", "--steps", "1", "--pretrain_steps", "1"], 1, "budget 0 is smaller than one entry"),
+        (
+            ["train", "--budget", "0", "--steps", "1", "--pretrain_steps", "1", "--seeds", "1"],
+            1,
+            "budget 0 is smaller than one entry",
+        ),
         (["train", "--seeds", "many"], 2, "seeds"),
         (["train", "--resume"], 1, "no unfinished run"),
         (["eval"], 1, "no finished run"),
