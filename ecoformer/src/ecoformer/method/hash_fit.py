@@ -156,20 +156,27 @@ class _Residual:
         kept = values != 0
         rows, columns, values = rows[kept], columns[kept], values[kept]
         # Symmetrised: y^T S y = y^T (S + S^T) y / 2, and the gradient takes S + S^T itself.
-        places, total = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])]), len(first.flatten())
-        both = torch.sparse_coo_tensor(places, torch.cat([values, values]), (total, total), check_invariants=False)
+        places = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])])
+        total = first.numel()
+        both = torch.sparse_coo_tensor(
+            places, bits * torch.cat([values, values]), (total, total), check_invariants=False
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls compressed rows a beta
             self.symmetric = both.coalesce().to_sparse_csr()
-        self.kept: list[Tensor] = []
+        self.codes: Tensor | None = None
+        """Kept codes (B, H, N, r)."""
+
+    def keep(self, y: Tensor) -> None:
+        """Subtracts y y^T of a code (B, H, N)."""
+        self.codes = y[..., None] if self.codes is None else torch.cat([self.codes, y[..., None]], -1)
 
     def symmetric_product(self, y: Tensor) -> Tensor:
         """(R + R^T) y for y (B, H, N), or (B, H, N, m) column by column."""
         columns = y if y.dim() == 4 else y[..., None]
-        product = self.bits * (self.symmetric @ columns.reshape(-1, columns.shape[-1])).view(columns.shape)
-        if self.kept:
-            codes = torch.stack(self.kept, -1)  # (B, H, N, r)
-            product = product - 2 * (codes @ (codes.mT @ columns))
+        product = (self.symmetric @ columns.reshape(-1, columns.shape[-1])).view(columns.shape)
+        if self.codes is not None:
+            product = product - self.codes @ (self.codes.mT @ (2 * columns))
         return product if y.dim() == 4 else product[..., 0]
 
 
@@ -196,13 +203,14 @@ def fit_projection(
         """-y^T R y / (N b) of each head, mean over the samples: (H,)."""
         return (-(y * product).sum(-1) / 2 / (counts * bits)).mean(0)
 
-    def soft(a: Tensor) -> tuple[Tensor, Tensor]:
-        """The surrogate's loss () and its gradient (H, m)."""
+    scale = -0.5 / (counts[..., None] * (bits * batch * heads))
+
+    def soft(a: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
+        """The surrogate's loss () where it is wanted, and its gradient (H, m)."""
         y = torch.tanh((kernel @ a[..., None]).squeeze(-1) / 2)
         product = residual.symmetric_product(y)
-        scale = counts[..., None] * (bits * batch * heads)
-        inner = -product * (1 - y * y) / 2 / scale
-        return losses(y, product).mean(), (kernel.mT @ inner[..., None]).squeeze(-1).sum(0)
+        inner = torch.addcmul(product, product * y, y, value=-1) * scale  # (1 - y^2) of the product
+        return losses(y, product).mean() if wanted else None, (kernel.mT @ inner[..., None]).squeeze(-1).sum(0)
 
     def hard(a: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (0 becomes -1, other than in the forward pass) and their loss: () or, for each head, (H,)."""
@@ -229,21 +237,22 @@ def fit_projection(
         (codes_old, before), (codes_new, after) = hard(old), hard(new)
         better = after < before
         A[:, r] = torch.where(better[..., None] if options.per_head else better, new, old)
-        residual.kept.append(torch.where(better[:, None] if options.per_head else better, codes_new, codes_old))
+        residual.keep(torch.where(better[:, None] if options.per_head else better, codes_new, codes_old))
         for name, value in zip(record, (before, after, first, last, better), strict=True):
             record[name].append(value)
-    return A, torch.stack(residual.kept, -1), {name: torch.stack(values) for name, values in record.items()}
+    assert residual.codes is not None
+    return A, residual.codes, {name: torch.stack(values) for name, values in record.items()}
 
 
 def _refine(
-    a: Tensor, soft: Callable[[Tensor], tuple[Tensor, Tensor]], options: FitOptions
+    a: Tensor, soft: Callable[[Tensor, bool], tuple[Tensor | None, Tensor]], options: FitOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(refined vector, surrogate loss before the first step, before the last)."""
     a, first, last = a.clone(), None, None
     moments = (torch.zeros_like(a), torch.zeros_like(a))
     for step in range(1, options.iterations + 1):
-        last, gradient = soft(a)
-        first = last if first is None else first
+        loss, gradient = soft(a, step in (1, options.iterations))
+        first, last = (loss if first is None else first), loss
         if options.method == "adam":
             moments[0].mul_(0.9).add_(gradient, alpha=0.1)
             moments[1].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
