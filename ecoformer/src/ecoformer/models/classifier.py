@@ -3,6 +3,7 @@
 Shapes: B batch, N = h w tokens of a stage, D its width, H x W image, K classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ class PatchEmbed(nn.Module):
         return self.norm(x.flatten(2).mT), (x.shape[2], x.shape[3])
 
 
-class PyramidClassifier(nn.Module):
+class PyramidClassifier(nn.Module, ABC):
     """Stages of tokens, mean over the last stage's, a linear classifier; timm's model contract.
 
     A subclass sets `embed_dims`, builds its stages and gives `each_stage` and `final_norm`; then it calls `finish`.
@@ -144,9 +145,9 @@ class PyramidClassifier(nn.Module):
         self.apply(init_weights)
         name_layers(self)
 
+    @abstractmethod
     def each_stage(self, image: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Tokens (B, N, D) and grid of each stage, one after the other."""
-        raise NotImplementedError
 
     def final_norm(self, x: Tensor) -> Tensor:
         """What lies between the last stage and pooling."""
