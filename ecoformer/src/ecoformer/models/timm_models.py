@@ -53,7 +53,7 @@ def create(name: str, pretrained: bool, **kwargs: Any) -> PyramidClassifier:
             )
         overlay["state_dict"] = read_released(path)
     indices = options.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(  # type: ignore[return-value]  # or timm's wrapper around it
+    return build_model_with_cfg(
         PVTv2 if name.startswith("pvt") else Twins, name, pretrained, pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=fit_released, feature_cfg=dict(out_indices=indices, feature_cls="getter"), **options,
     )  # fmt: skip
