@@ -23,6 +23,8 @@ from ecoformer.method.softmax_attention import check_heads, join_heads, split_he
 from paperkit.errors import UserError
 
 BACKENDS = ("auto", "explicit", "sdpa", "linear")
+KERNEL_DEVICES = ("cuda",)
+"""Kinds of devices on which inference goes through the Triton kernels."""
 
 
 class BinaryAttention(nn.Module):
@@ -81,6 +83,24 @@ class BinaryAttention(nn.Module):
             return explicit_attention(codes, codes, v, self.bias, self.bias_mode, mask, causal, self.power)
         form = causal_attention if causal else linear_attention
         return form(codes, codes, v, self.bias, self.bias_mode, mask)
+
+    def by_kernels(self, qk: Tensor, v: Tensor) -> Tensor | None:
+        """Unnormalised vectors and values, (B, H, N, C) each, to (B, H, N, C) by the Triton kernels of inference.
+
+        None where they do not serve, and the plain form is to be taken: off CUDA or without Triton, with gradients,
+        under a compiler, with a backend other than "linear" for so many tokens, or beyond the kernels' sizes.
+        """
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if qk.device.type not in KERNEL_DEVICES or traced or self.chosen(qk.shape[2]) != "linear":
+            return None
+        try:
+            from ecoformer.method import fused_attention_triton as kernels
+        except ImportError:  # no Triton for this system
+            return None
+        ksh = self.ksh
+        if not kernels.fits(qk, v, ksh.A, self.bias):
+            return None
+        return kernels.launch(qk, v, ksh.anchor, ksh.mvec, ksh.A, self.bias, self.bias_mode)[0]
 
 
 class EcoFormerAttention(nn.Module):
@@ -150,10 +170,14 @@ class EcoFormerAttention(nn.Module):
         if other.get("attn_mask") is not None or other.get("is_causal"):
             raise UserError("an N x N attention mask has no linear form; pass mask=(B, N), or build with causal=True")
         qk, v = (split_heads(layer(x), self.num_heads) for layer in (self.to_qk, self.to_v))
-        u = normalise(qk)
-        if not self.ksh.is_fitted:
-            self._fit(u, mask, perm)
-        return self.proj_drop(self.proj(join_heads(self.fast_attention(u, v, mask, self.causal)).to(x.dtype)))
+        plain = mask is not None or self.causal or not self.ksh.is_fitted
+        out = None if plain else self.fast_attention.by_kernels(qk, v)
+        if out is None:
+            u = normalise(qk)
+            if not self.ksh.is_fitted:
+                self._fit(u, mask, perm)
+            out = self.fast_attention(u, v, mask, self.causal)
+        return self.proj_drop(self.proj(join_heads(out).to(x.dtype)))
 
     @torch.compiler.disable
     def _fit(self, u: Tensor, mask: Tensor | None, perm: Tensor | None) -> None:

@@ -79,8 +79,10 @@ class FusedAttention(nn.Module):
         """(B, N, D) -> (B, N, D); the grid `size` plays no role here."""
         qk, v = (split_heads(layer(x), self.num_heads) for layer in (self.to_qk, self.to_v))
         binary = self.fast_attention
-        ksh = binary.ksh
-        return self.proj(join_heads(self.form(qk, v, ksh.anchor, ksh.mvec, ksh.A, binary.bias, binary.bias_mode)))
+        ksh, out = binary.ksh, binary.by_kernels(qk, v)
+        if out is None:
+            out = self.form(qk, v, ksh.anchor, ksh.mvec, ksh.A, binary.bias, binary.bias_mode)
+        return self.proj(join_heads(out))
 
 
 def fuse(model: nn.Module, compiled: bool = True) -> nn.Module:
