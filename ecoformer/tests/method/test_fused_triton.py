@@ -158,7 +158,7 @@ def test_odd_lengths_of_a_code_train(bits: int) -> None:
     assert gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
 
 
-@pytest.mark.parametrize("bits", [0, -3])
+@pytest.mark.parametrize("bits", [0, -3, 2.5])
 def test_no_length_of_a_code_is_refused_in_one_line(bits: int) -> None:
     with pytest.raises(UserError, match=rf"^a hash of {bits} bits .*1 at least$"):
         KernelHash(2, 8, bits, 5)

@@ -185,6 +185,14 @@ def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_a_stage_killed_before_its_clean_up_is_cleaned_up(tmp_path: Path) -> None:
+    """Between the weights, which make it done, and the removal of its checkpoint."""
+    stage(tmp_path, "function")
+    (tmp_path / "last.ckpt").write_bytes(b"of the last steps")
+    stage(tmp_path, "function")
+    assert not (tmp_path / "last.ckpt").exists()
+
+
 def test_the_loop_alone_tells_of_steps_and_keeps_no_file(tmp_path: Path) -> None:
     model, optimizer, schedule = parts("function")
     told: list[int] = []

@@ -124,8 +124,10 @@ class KernelHash(nn.Module):
 
     def __init__(self, heads: int, head_dim: int, nbits: int = 16, supports: int = 25, trainable: bool = False) -> None:
         super().__init__()
-        if nbits < 1 or supports < 1:
-            raise UserError(f"a hash of {nbits} bits over {supports} supports cannot be: both are 1 at least")
+        if any(not isinstance(count, int) or count < 1 for count in (nbits, supports)):
+            raise UserError(
+                f"a hash of {nbits} bits over {supports} supports cannot be: both are whole numbers, 1 at least"
+            )
         self.heads, self.head_dim, self.nbits, self.supports = heads, head_dim, nbits, supports
         start = torch.randn(heads, nbits, supports)
         if trainable:

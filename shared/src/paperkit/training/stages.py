@@ -145,6 +145,7 @@ def train_stage(
     done, last = folder / "weights.safetensors", folder / "last.ckpt"
     if done.exists():
         load_strict(model, read_weights(done, advice=None), str(done))
+        last.unlink(missing_ok=True)  # of a run that was killed between the two
         advance(steps)
         return
     losses = train_steps(
