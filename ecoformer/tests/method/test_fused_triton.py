@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_odd_lengths_of_a_code_train(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [0, -3, 2.5])
-def test_no_length_of_a_code_is_refused_in_one_line(bits: int) -> None:
+def test_no_length_of_a_code_is_refused_in_one_line(bits: Any) -> None:
     with pytest.raises(UserError, match=rf"^a hash of {bits} bits .*1 at least$"):
         KernelHash(2, 8, bits, 5)
     with pytest.raises(UserError, match=rf"^hash.nbits {bits} is no length of a code; .*$"):

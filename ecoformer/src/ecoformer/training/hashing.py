@@ -50,7 +50,7 @@ class HashConfig:
         Raises:
             UserError: fewer than one bit, or fewer supports than labels in a row.
         """
-        if self.nbits < 1:
+        if not isinstance(self.nbits, int) or self.nbits < 1:
             raise UserError(f"hash.nbits {self.nbits} is no length of a code; 16 as released, odd ones work too")
         if self.supports < self.topk:
             raise UserError(
