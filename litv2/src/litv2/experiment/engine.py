@@ -40,7 +40,7 @@ def train(run: Any, options: Any, resuming: bool) -> None:
     """Parts B and C seed by seed, side by side; then part A on a quiet machine."""
     from litv2.experiment.single_layer import part_a
     from paperkit.command.seeds import run_seeds
-    from paperkit.files.runs import write_atomic
+    from paperkit.files.atomic import write_atomic
 
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     print(f"{config.seeds} seeds of {config.total_steps:,} steps", flush=True)

@@ -30,7 +30,7 @@ from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from litv2.training.label_maps import image_pairs, with_own_readers
 from paperkit.data.resumable import generators_kept, seed_generators
 from paperkit.errors import UserError
-from paperkit.files.runs import write_atomic
+from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import read_checkpoint
 
 LAYOUT = "images/{training,validation}/*.jpg and annotations/{training,validation}/*.png"

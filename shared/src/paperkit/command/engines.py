@@ -148,7 +148,7 @@ def figures(paper: str, engines: Mapping[str, Engine], argv: list[str], prog: st
     """`<paper> figures RUN`."""
     seen = _peek(argv)
     first = argv[0] if argv and not argv[0].startswith("-") else None
-    run = None if _asks_for_help(argv) else _found(first, seen.root, paper)[0]
+    run = None if _asks_for_help(argv) else _found(first, seen.root, paper)
     name = _choose(engines, seen, run)
     module = importlib.import_module(engines[name].module)
     if not hasattr(module, "figures"):
@@ -279,17 +279,17 @@ def _evaluated(paper: str, seen: argparse.Namespace) -> RunFolder | None:
     """The run of `--ckpt`; with an engine or a config named and no `--ckpt`, none: the engine says what it needs."""
     if seen.ckpt is None and (seen.engine or seen.config):
         return None
-    return _found(seen.ckpt, seen.root, paper)[0]
+    return _found(seen.ckpt, seen.root, paper)
 
 
-def _found(place: str | None, root: str, paper: str) -> tuple[RunFolder | None, Path | None]:
-    """As `resolve_run`; a folder of weights (one of `save_pretrained`) is found as a file is."""
+def _found(place: str | None, root: str, paper: str) -> RunFolder | None:
+    """The run that a place lies in, or the newest; None for weights outside of runs, folders of weights among them."""
     if place is None or not Path(place).is_dir() or (Path(place) / "started").is_file():
-        return resolve_run(place, root, paper)
+        return resolve_run(place, root, paper)[0]
     around = [folder for folder in list(Path(place).absolute().parents)[:2] if (folder / "started").is_file()]
     if not around and not (Path(place) / "config.json").is_file():
-        return resolve_run(place, root, paper)  # which says that it is no run folder
-    return (RunFolder(around[0]) if around else None), Path(place)
+        return resolve_run(place, root, paper)[0]  # which says that it is no run folder
+    return RunFolder(around[0]) if around else None
 
 
 def _choose(engines: Mapping[str, Engine], seen: argparse.Namespace, run: RunFolder | None) -> str:
