@@ -13,7 +13,7 @@ import pytest
 from paperkit.errors import Interrupted, UserError
 from paperkit.files import atomic as atomic_files
 from paperkit.files.atomic import remove_stale_temporaries, write_atomic
-from paperkit.files.runs import RUN_VARIABLE, RunFolder, plain, process_rank, resolve_run
+from paperkit.files.runs import RUN_VARIABLE, RunFolder, plain, process_rank, resolve_run, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +239,16 @@ def test_ranks_share_the_folder_of_rank_0(tmp_path: Path, monkeypatch: pytest.Mo
     assert RunFolder.create(tmp_path, "spt", "named").path == tmp_path / "spt" / "named"
     with pytest.raises(UserError, match=r"needs a name"):
         RunFolder.create(tmp_path, "spt")
+
+
+def test_weights_of_a_run_or_what_is_named(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "spt", "x")
+    with pytest.raises(UserError, match=r"x has no model/ folder: the run is not finished$"):
+        weights_of(run, None)
+    (run.path / "model").mkdir()
+    for named in (None, str(run.path)):
+        assert weights_of(run, named) == run.path / "model"
+    assert weights_of(run, str(run.path / "best")) == run.path / "best"
+    assert weights_of(None, "some.pth") == Path("some.pth")
+    with pytest.raises(UserError, match="no weights: name a run"):
+        weights_of(None, None)

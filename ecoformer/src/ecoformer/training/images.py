@@ -37,7 +37,7 @@ from paperkit.data.sizes import check_sizes
 from paperkit.errors import UserError, one_line
 from paperkit.files.hub import WEIGHTS
 from paperkit.files.keys import first_few
-from paperkit.files.runs import RunFolder, process_rank
+from paperkit.files.runs import RunFolder, process_rank, weights_of
 from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup
 from paperkit.training.optim import (
     OptimConfig,
@@ -436,21 +436,6 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     extra = {"energy": {name: book.as_dict() for name, book in books.items()}}
     seconds = time.monotonic() - start
     record(Path(options.output), "last", found, options.training_seed, seconds, energies(books), extra)
-
-
-def weights_of(run: RunFolder | None, named: str | None) -> Path:
-    """Of a run its last weights, or what is named.
-
-    Raises:
-        UserError: an unfinished run, or nothing named.
-    """
-    if named is not None and (run is None or Path(named).absolute() != run.path.absolute()):
-        return Path(named)
-    if run is None:
-        raise UserError("no weights: name a run, a folder of save_pretrained or a released file with --ckpt")
-    if not (run.path / "model").is_dir():
-        raise UserError(f"{run.path} has no model/ yet: finish it with ecoformer train --resume {run.path}")
-    return run.path / "model"
 
 
 def add_figure_arguments(parser: Any) -> None:

@@ -30,7 +30,7 @@ from paperkit.data.layouts import imagenet_classes
 from paperkit.data.sizes import check_sizes
 from paperkit.errors import UserError
 from paperkit.files.atomic import write_atomic
-from paperkit.files.runs import RunFolder, process_rank
+from paperkit.files.runs import RunFolder, process_rank, weights_of
 from paperkit.files.weights import load_report, load_strict
 from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup
 from paperkit.training.optim import check_name, lightning_dict, step_schedule
@@ -259,21 +259,6 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     found = accuracy(model, options.data, device(options.device))
     title = str(options.ckpt if run is None else run.path)
     report(Path(options.output), "last", title, found, options.training_seed, time.monotonic() - start)
-
-
-def weights_of(run: RunFolder | None, named: str | None) -> Path:
-    """A folder of save_pretrained or a weights file: of a run its last ones, or what is named.
-
-    Raises:
-        UserError: an unfinished run, or nothing named.
-    """
-    if named is not None and (run is None or Path(named).absolute() != run.path.absolute()):
-        return Path(named)
-    if run is None:
-        raise UserError("no weights: name a released file or a folder of save_pretrained with --ckpt")
-    if not (run.path / "model").is_dir():
-        raise UserError(f"{run.path} has no model/ folder: the run is not finished")
-    return run.path / "model"
 
 
 def add_figure_arguments(parser: Any) -> None:

@@ -196,6 +196,24 @@ def resolve_run(
     return None, path
 
 
+def weights_of(run: RunFolder | None, named: str | None) -> Path:
+    """The weights that an evaluation takes: what is named, or the last ones of a run, its folder `model/`.
+
+    Args:
+        run: the run that `named` is, or lies in; None outside of runs.
+
+    Raises:
+        UserError: an unfinished run, or nothing named.
+    """
+    if named is not None and (run is None or Path(named).absolute() != run.path.absolute()):
+        return Path(named)
+    if run is None:
+        raise UserError("no weights: name a run, a folder of save_pretrained or a released file with --ckpt")
+    if not (run.path / "model").is_dir():
+        raise UserError(f"{run.path} has no model/ folder: the run is not finished")
+    return run.path / "model"
+
+
 def plain(value: Any) -> Any:
     """``value`` in the types that YAML, JSON and a safe checkpoint reader all know.
 
