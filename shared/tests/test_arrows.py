@@ -35,6 +35,7 @@ KIT_ROOMS = (
     "training",
     "verification",
     "command",
+    "native",
     "export",
     "testing",
 )
