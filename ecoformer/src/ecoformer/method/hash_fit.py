@@ -10,7 +10,7 @@ Shapes: B batch, H heads, N tokens, C head width, m supports, b bits, k labels o
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,43 +143,96 @@ def _kmeans(tokens: Tensor, centres: Tensor, rounds: int = 10) -> Tensor:
 
 
 class _Residual:
-    """R = b S - sum_q y_q y_q^T of the kept codes, as products alone. All samples and heads are one sparse matrix."""
+    """R + R^T with R = b S - sum_q y_q y_q^T of the kept codes, as products alone; head by head, sample by sample.
+
+    All G = H B of them, heads first, are one sparse matrix. Symmetrised: y^T S y = y^T (S + S^T) y / 2, and the
+    gradient takes S + S^T itself.
+    """
 
     def __init__(self, labels: PairLabels, bits: int) -> None:
-        self.bits = bits
-        batch, heads, tokens, width = labels.columns.shape
-        self.shape = (batch, heads, tokens)
-        rows = torch.arange(batch * heads * tokens, device=labels.columns.device)
-        first = rows.view(self.shape).div(tokens, rounding_mode="floor") * tokens
-        columns, values = (labels.columns + first[..., None]).flatten(), labels.values.flatten()
-        rows = rows.repeat_interleave(width)
+        columns, values = (t.transpose(0, 1).flatten(0, 1) for t in labels)  # (G, N, 2k)
+        groups, tokens, width = columns.shape
+        rows = torch.arange(groups * tokens, device=columns.device)
+        columns = columns + rows.view(groups, tokens, 1).div(tokens, rounding_mode="floor") * tokens
+        rows, columns, values = rows.repeat_interleave(width), columns.flatten(), values.flatten()
         kept = values != 0
         rows, columns, values = rows[kept], columns[kept], values[kept]
-        # Symmetrised: y^T S y = y^T (S + S^T) y / 2, and the gradient takes S + S^T itself.
-        places = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])])
-        total = first.numel()
+        places, total = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])]), groups * tokens
         both = torch.sparse_coo_tensor(
             places, bits * torch.cat([values, values]), (total, total), check_invariants=False
-        )
+        ).coalesce()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls compressed rows a beta
-            self.symmetric = both.coalesce().to_sparse_csr()
-        self.codes: Tensor | None = None
-        """Kept codes (B, H, N, r)."""
+            wide = both.to_sparse_csr()
+            # The products of MKL take indices of 32 bits, and copies of others at every call.
+            kind = torch.int32 if wide.values().numel() < 2**31 else torch.int64
+            crow, column = wide.crow_indices().to(kind), wide.col_indices().to(kind)
+            self.symmetric = torch.sparse_csr_tensor(crow, column, wide.values(), wide.shape, check_invariants=False)
+        self.room = values.new_empty(groups, bits, tokens)
+        self.codes = self.room[:, :0]
+        """Kept codes (G, r, N)."""
 
     def keep(self, y: Tensor) -> None:
-        """Subtracts y y^T of a code (B, H, N)."""
-        self.codes = y[..., None] if self.codes is None else torch.cat([self.codes, y[..., None]], -1)
+        """Subtracts y y^T of a code (G, N)."""
+        count = self.codes.shape[1]
+        self.room[:, count] = y
+        self.codes = self.room[:, : count + 1]
 
-    def symmetric_product(self, y: Tensor) -> Tensor:
-        """(R + R^T) y for y (B, H, N), or (B, H, N, m) column by column."""
-        columns = y if y.dim() == 4 else y[..., None]
-        product = (self.symmetric @ columns.reshape(-1, columns.shape[-1])).view(columns.shape)
-        if self.codes is not None:
-            product = product - self.codes @ (self.codes.mT @ (2 * columns))
-        return product if y.dim() == 4 else product[..., 0]
+    def product(self, y: Tensor, out: Tensor) -> Tensor:
+        """(R + R^T) y, column by column, for contiguous y (G, N, columns); written to `out` of the same shape."""
+        torch.mm(self.symmetric, y.view(-1, y.shape[-1]), out=out.view(-1, y.shape[-1]))
+        return out.baddbmm_(self.codes.mT, torch.bmm(self.codes, y), alpha=-2)
 
 
+class _Surrogate:
+    """The surrogate of one bit, y = tanh(K a / 2), on tensors that are made once: a step is a dozen small operations.
+
+    Args:
+        kernel: centred, (B, H, N, m), padding 0. residual: R. counts: tokens of a sample, () or (B,). bits: b.
+    """
+
+    def __init__(self, kernel: Tensor, residual: _Residual, counts: Tensor, bits: int) -> None:
+        batch, heads, tokens, supports = kernel.shape
+        self.residual, self.counts, self.bits = residual, counts, bits
+        self.half = (kernel / 2).transpose(0, 1).reshape(heads, batch * tokens, supports)
+        self.scale = -1.0 / (counts[..., None] * (bits * batch * heads))  # 1/2 is in `half`, and R + R^T is twice R
+        self.y, self.product_, self.work = (kernel.new_empty(heads, batch, tokens) for _ in range(3))
+        self.gradient_ = kernel.new_empty(heads, supports, 1)
+        # The same numbers in the shapes of the products, made once.
+        self.projections, self.inner = (t.view(heads, batch * tokens, 1) for t in (self.y, self.work))
+        self.columns = [t.view(heads * batch, tokens, 1) for t in (self.y, self.product_)]
+
+    def _projected(self, a: Tensor) -> Tensor:
+        """K a / 2 of a (H, m) into `y`."""
+        torch.bmm(self.half, a[..., None], out=self.projections)
+        return self.y
+
+    def _residual_product(self) -> Tensor:
+        """(R + R^T) y of `y` into `product_`."""
+        self.residual.product(*self.columns)
+        return self.product_
+
+    def losses(self) -> Tensor:
+        """-y^T R y / (N b) of each head, mean over the samples, of what was computed last: (H,)."""
+        return (-(self.y * self.product_).sum(-1) / 2 / (self.counts * self.bits)).mean(1)
+
+    def gradient(self, a: Tensor) -> Tensor:
+        """dL/da (H, m), the same tensor at every call; the caller may write to it."""
+        y = self._projected(a).tanh_()
+        product = self._residual_product()
+        torch.addcmul(product, product, torch.mul(y, y, out=self.work), value=-1, out=self.work)  # (1 - y^2) of it
+        self.work.mul_(self.scale)
+        return torch.bmm(self.half.mT, self.inner, out=self.gradient_)[..., 0]
+
+    def hard(self, a: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes (H, B, N), where 0 becomes -1, other than in the forward pass, and their losses (H,)."""
+        y = torch.where(self._projected(a) > 0, 1.0, -1.0).to(self.y.dtype)
+        self.y.copy_(y if real is None else y * real)
+        self._residual_product()
+        return self.y.clone(), self.losses()
+
+
+@torch.no_grad()
 def fit_projection(
     kernel: Tensor, labels: PairLabels, A: Tensor, options: FitOptions, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -191,85 +244,68 @@ def fit_projection(
     Raises:
         UserError: the projection became NaN; with the bit.
     """
-    heads, bits, _ = A.shape
-    batch, tokens = kernel.shape[0], kernel.shape[2]
-    A, real = A.clone(), None if mask is None else mask[:, None].to(kernel.dtype)  # (B, 1, N)
-    counts = kernel.new_tensor(float(tokens)) if real is None else real.sum(-1).clamp_min(1)  # () or (B, 1)
+    (heads, bits, _), (batch, _, tokens, _) = A.shape, kernel.shape
+    A, real = A.clone(), None if mask is None else mask.to(kernel.dtype)  # (B, N)
+    counts = kernel.new_tensor(float(tokens)) if real is None else real.sum(-1).clamp_min(1)
     if real is not None:
-        kernel = kernel * real[..., None]
+        kernel = kernel * real[:, None, :, None]
     residual = _Residual(PairLabels(labels.columns, labels.values.to(kernel.dtype)), bits)
-
-    def losses(y: Tensor, product: Tensor) -> Tensor:
-        """-y^T R y / (N b) of each head, mean over the samples: (H,)."""
-        return (-(y * product).sum(-1) / 2 / (counts * bits)).mean(0)
-
-    scale = -0.5 / (counts[..., None] * (bits * batch * heads))
-
-    def soft(a: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
-        """The surrogate's loss () where it is wanted, and its gradient (H, m)."""
-        y = torch.tanh((kernel @ a[..., None]).squeeze(-1) / 2)
-        product = residual.symmetric_product(y)
-        inner = torch.addcmul(product, product * y, y, value=-1) * scale  # (1 - y^2) of the product
-        return losses(y, product).mean() if wanted else None, (kernel.mT @ inner[..., None]).squeeze(-1).sum(0)
-
-    def hard(a: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (0 becomes -1, other than in the forward pass) and their loss: () or, for each head, (H,)."""
-        y = torch.where((kernel @ a[..., None]).squeeze(-1) > 0, 1.0, -1.0).to(kernel.dtype)
-        y = y if real is None else y * real
-        loss = losses(y, residual.symmetric_product(y))
-        return y, loss if options.per_head else loss.mean()
-
+    surrogate = _Surrogate(kernel, residual, counts, bits)
     record: dict[str, list[Tensor]] = {
         name: [] for name in ("loss_before", "loss_after", "surrogate_first", "surrogate_last", "accepted")
     }
     for r in range(bits):
         old = A[:, r]
         if options.init == "spectral":
-            old = _spectral_start(kernel, residual, tokens)
+            old = _spectral_start(kernel, residual)
         if options.method == "random":
             new, first, last = old, kernel.new_zeros(()), kernel.new_zeros(())
         else:
-            new, first, last = _refine(old, soft, options)
+            new, first, last = _refine(old, surrogate, options)
         if not bool(torch.isfinite(new).all()):
             raise UserError(
                 f"the hash fit became NaN at bit {r + 1} of {bits}; a lower lr than {options.step:g} may do"
             )
-        (codes_old, before), (codes_new, after) = hard(old), hard(new)
+        (codes_old, before), (codes_new, after) = surrogate.hard(old, real), surrogate.hard(new, real)
+        if not options.per_head:
+            before, after = before.mean(), after.mean()
         better = after < before
-        A[:, r] = torch.where(better[..., None] if options.per_head else better, new, old)
-        residual.keep(torch.where(better[:, None] if options.per_head else better, codes_new, codes_old))
+        A[:, r] = torch.where(better[..., None], new, old)
+        residual.keep(torch.where(better[..., None, None], codes_new, codes_old).flatten(0, 1))
         for name, value in zip(record, (before, after, first, last, better), strict=True):
             record[name].append(value)
-    assert residual.codes is not None
-    return A, residual.codes, {name: torch.stack(values) for name, values in record.items()}
+    codes = residual.codes.unflatten(0, (heads, batch)).permute(1, 0, 3, 2)
+    return A, codes, {name: torch.stack(values) for name, values in record.items()}
 
 
-def _refine(
-    a: Tensor, soft: Callable[[Tensor, bool], tuple[Tensor | None, Tensor]], options: FitOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def _refine(a: Tensor, surrogate: _Surrogate, options: FitOptions) -> tuple[Tensor, Tensor, Tensor]:
     """(refined vector, surrogate loss before the first step, before the last)."""
-    a, first, last = a.clone(), None, None
+    a, losses = a.clone(), []
     moments = (torch.zeros_like(a), torch.zeros_like(a))
     for step in range(1, options.iterations + 1):
-        loss, gradient = soft(a, step in (1, options.iterations))
-        first, last = (loss if first is None else first), loss
+        gradient = surrogate.gradient(a)
+        if step in (1, options.iterations):
+            losses.append(surrogate.losses().mean())
         if options.method == "adam":
             moments[0].mul_(0.9).add_(gradient, alpha=0.1)
             moments[1].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             size = (moments[1] / (1 - 0.999**step)).sqrt_().add_(1e-12)
-            a = a - options.step * moments[0] / (1 - 0.9**step) / size
+            a.addcdiv_(moments[0], size, value=-options.step / (1 - 0.9**step))
             continue
         moments[0].mul_(options.momentum).add_(gradient)
-        a = a - options.step * (gradient + options.momentum * moments[0] if options.nesterov else moments[0])
-    assert first is not None and last is not None
-    return a, first, last
+        way = gradient.add_(moments[0], alpha=options.momentum) if options.nesterov else moments[0]
+        a.add_(way, alpha=-options.step)
+    return a, losses[0], losses[-1]
 
 
-def _spectral_start(kernel: Tensor, residual: _Residual, tokens: int) -> Tensor:
+def _spectral_start(kernel: Tensor, residual: _Residual) -> Tensor:
     """Top generalised eigenvector of K^T R K against K^T K, head by head, with a^T K^T K a = N: (H, m)."""
+    batch, heads, tokens, supports = kernel.shape
     gram = (kernel.mT @ kernel).mean(0)
-    gram = gram + 1e-6 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    wanted = (kernel.mT @ residual.symmetric_product(kernel) / 2).mean(0)
+    gram = gram + 1e-6 * torch.eye(supports, dtype=gram.dtype, device=gram.device)
+    columns = kernel.transpose(0, 1).reshape(-1, tokens, supports)
+    wanted = columns.mT @ residual.product(columns, torch.empty_like(columns)) / 2
+    wanted = wanted.unflatten(0, (heads, batch)).mean(1)
     values, vectors = torch.linalg.eigh(gram)
     whitener = vectors / values.clamp_min(1e-12).sqrt()[..., None, :]
     top = torch.linalg.eigh(whitener.mT @ (wanted + wanted.mT) / 2 @ whitener).eigenvectors[..., -1:]
