@@ -180,18 +180,17 @@ class EcoFormerAttention(nn.Module):
         return self.proj_drop(self.proj(join_heads(out).to(x.dtype)))
 
     @torch.compiler.disable
+    @torch.no_grad()  # activation checkpointing must keep the same tensors when it computes a fitting block again
     def _fit(self, u: Tensor, mask: Tensor | None, perm: Tensor | None) -> None:
         where = f"the hash of {self.name or 'an EcoFormer layer'}"
         if not (self.training or self.fit_in_eval):
             raise UserError(
                 f"{where} was never fitted; fit it with fit_hashes(model, inputs), or load a fitted checkpoint"
             )
-        if not bool(torch.isfinite(u).all()):
-            raise UserError(f"{where} cannot be fitted: its query-key vectors are NaN or infinite")
         try:
             fit_layer(self.ksh, u, self.fit_options, mask, perm)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{where}: {error}", everywhere=error.everywhere) from None
         self.fit_in_eval = False
 
 

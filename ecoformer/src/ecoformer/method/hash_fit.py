@@ -383,18 +383,31 @@ def fit_layer(
     mask: Tensor | None = None,
     perm: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Fit:
+) -> Fit | None:
     """Fits a hash on normalised tokens (B, H, N, C) and leaves the result in it.
 
-    With several processes the first one fits, on its own batch, and the others take its result.
+    With several processes the first one fits, on its own batch, and the others take its result, or its failure; they
+    return None.
 
     Raises:
-        UserError: as `fit_hash`.
+        UserError: as `fit_hash`, or tokens that are NaN or infinite; in every process.
     """
-    fit = fit_hash(u, layer.A, options, mask=mask, perm=perm, generator=generator)
-    A, mvec, anchor = fit.A, fit.mvec, fit.anchor
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in (A := A.contiguous(), mvec := mvec.contiguous(), anchor := anchor.contiguous()):
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    fit, told = None, [""]
+    if not several or torch.distributed.get_rank() == 0:
+        try:
+            if not bool(torch.isfinite(u).all()):
+                raise UserError("it cannot be fitted: its query-key vectors are NaN or infinite")
+            fit = fit_hash(u, layer.A, options, mask=mask, perm=perm, generator=generator)
+            layer.set_fit(fit.A, fit.mvec, fit.anchor)
+        except UserError as error:
+            told = [str(error)]
+    if several:
+        torch.distributed.broadcast_object_list(told, 0, device=u.device)
+    if told[0]:
+        raise UserError(told[0], everywhere=True)
+    if several:
+        for tensor in (layer.A.data, layer.mvec, layer.anchor):
             torch.distributed.broadcast(tensor, 0)
-    layer.set_fit(A, mvec, anchor)
+        layer.mark_fitted(True)
     return fit
