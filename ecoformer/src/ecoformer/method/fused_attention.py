@@ -1,8 +1,9 @@
 """EcoFormer's attention in one piece for inference: from unnormalised query-key vectors and values to the output.
 
 The same numbers as `KernelHash` and `linear_attention`, written so that a compiler needs few passes over the tokens:
-normalised vectors are never stored (|u|^2 is 1, and u . a = (qk . a) / |qk|), and sums and counts ride along. Meant for
-`torch.compile`; without a compiler it runs as it stands.
+normalised vectors are never stored (|u|^2 is 1, and u . a = (qk . a) / |qk|), and sums and counts ride along. A fused
+layer takes the kernels of `fused_attention_triton` on CUDA and of `fused_attention_native` on a CPU where they serve,
+else this under `torch.compile`; without a compiler it runs as it stands.
 
 Shapes: B batch, H heads, N tokens, C head width, m supports, b bits.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.method.attention import EcoFormerAttention
+from ecoformer.method.fused_attention_native import native_attention
 from ecoformer.method.kernel_hash import TINY
 from ecoformer.method.softmax_attention import join_heads, split_heads
 from paperkit.errors import UserError
@@ -29,6 +31,8 @@ def fused_attention(
 ) -> Tensor:
     """Query-key vectors and values (B, H, N, C) to (B, H, N, C), in float32; hashing included.
 
+    A NaN or an infinity in a head of qk makes that head's output NaN.
+
     Args:
         anchor, mvec, A: of a fitted `KernelHash`. bias: c. mode: "released" or "global".
     """
@@ -40,7 +44,8 @@ def fused_attention(
     sigma = sq_dist.mean((-1, -2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     codes = torch.sign((torch.exp(sq_dist * (-0.5 / sigma)) - mvec) @ A.mT)
     context = codes.mT @ v  # (B, H, b, C)
-    denominator = codes @ codes.sum(-2)[..., None] + qk.shape[-2] * bias
+    everyone = qk.shape[-2] * bias + 0 * sigma  # sigma is NaN where a token is, and the sign of a NaN would be 0
+    denominator = codes @ codes.sum(-2)[..., None] + everyone
     own = v if mode == "released" else v.sum(-2, keepdim=True)
     return ((codes @ context + bias * own) / denominator).to(kind)
 
@@ -59,11 +64,17 @@ def compiled_attention() -> Form:
     return compiled
 
 
+def by_compiler(*arguments: Any) -> Tensor:
+    """`fused_attention`, compiled when it is first called for, and as it stands under a compiler or an exporter."""
+    form = fused_attention if torch.compiler.is_compiling() else compiled_attention()
+    return form(*arguments)
+
+
 class FusedAttention(nn.Module):
     """A fitted `EcoFormerAttention` for inference, no masks, not causal. The same weights, keys and results.
 
     Args:
-        layer: whose modules it shares. form: `fused_attention`, or that compiled.
+        layer: whose modules it shares. form: `fused_attention` or `by_compiler`, where no kernel serves.
     """
 
     def __init__(self, layer: EcoFormerAttention, form: Form) -> None:
@@ -80,8 +91,11 @@ class FusedAttention(nn.Module):
         qk, v = (split_heads(layer(x), self.num_heads) for layer in (self.to_qk, self.to_v))
         binary = self.fast_attention
         ksh, out = binary.ksh, binary.by_kernels(qk, v)
+        arguments = qk, v, ksh.anchor, ksh.mvec, ksh.A, binary.bias, binary.bias_mode
         if out is None:
-            out = self.form(qk, v, ksh.anchor, ksh.mvec, ksh.A, binary.bias, binary.bias_mode)
+            out = native_attention(*arguments)
+        if out is None:
+            out = self.form(*arguments)
         return self.proj(join_heads(out))
 
 
@@ -92,10 +106,13 @@ def fuse(model: nn.Module, compiled: bool = True) -> nn.Module:
         UserError: a layer that is not fitted or has no fused form; with its name.
     """
     model = copy.deepcopy(model).eval()
-    form = compiled_attention() if compiled else fused_attention
+    form = by_compiler if compiled else fused_attention
     for name, module in list(model.named_modules()):
         if isinstance(module, EcoFormerAttention):
             module.name = module.name or name
+            fused = FusedAttention(module, form)
+            if not name:  # the model is such a layer
+                return fused
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, FusedAttention(module, form))
+            setattr(model.get_submodule(parent), child, fused)
     return model
