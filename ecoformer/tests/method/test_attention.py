@@ -16,6 +16,7 @@ from ecoformer.method.linear_attention import (
     sdpa_attention,
 )
 from ecoformer.method.performer import favor_attention, orthogonal_features
+from ecoformer.method.softmax_attention import chosen, softmax_attention
 from ecoformer.models.pvt import PVTv2
 from paperkit.errors import UserError
 
@@ -149,14 +150,34 @@ def test_backends() -> None:
     ]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs[0], outputs[2], rtol=1e-4, atol=1e-5)
-    attention = layer().fast_attention
-    assert (attention.chosen(4), attention.chosen(49)) == ("explicit", "linear")
+    for attention in (layer().fast_attention, layer(bias_mode="global").fast_attention):
+        assert (attention.chosen(4), attention.chosen(49)) == ("explicit", "linear")
     with pytest.raises(UserError, match="backend 'sdpa' needs bias_mode 'global'"):
         layer(backend="sdpa")
     with pytest.raises(UserError, match="power 2 needs bias_mode 'global'"):
         layer(power=2)
     with pytest.raises(UserError, match="N x N attention mask has no linear form"):
         layer()(x, attn_mask=torch.ones(24, 24))
+
+
+def test_softmax_takes_explicit_for_small_maps_and_sdpa_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = torch.randn(1, 2, 49, 8), torch.randn(1, 2, 784, 8)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.no_grad():
+            assert (chosen(few, few), chosen(many, few), chosen(many, many)) == ("explicit", "sdpa", "sdpa")
+            fused = torch.nn.functional.scaled_dot_product_attention(few, few, few)
+            monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # explicit does not call it
+            torch.testing.assert_close(softmax_attention(few, few, few), fused)
+        assert chosen(few, few) == "sdpa"  # with gradients the map would be kept
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            assert chosen(few, few) == "sdpa"
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(UserError, match="backend 'linear' of a softmax attention is none of auto, explicit, sdpa"):
+        softmax_attention(few, few, few, backend="linear")
 
 
 def test_autocast_keeps_every_code() -> None:

@@ -34,8 +34,11 @@ class BinaryAttention(nn.Module):
         heads, head_dim: H and C. nbits: b. supports: m.
         bias_mode: "released" (a token's own value, as the authors' weights need) or "global" (the consistent form).
         bias: "plus_one" (b + 1), "pow2" (the next power of two), or a number above b.
-        backend: "linear", "explicit" (the N x N map), "sdpa" (fused, global bias only), or "auto": linear, and explicit
-            for so few tokens that the map is smaller than the state.
+        backend: "linear", "explicit" (the N x N map), "sdpa" (torch's fused attention over the map's logarithm, global
+            bias only), or "auto": explicit for so few tokens that the map takes fewer multiply-adds than the state (24
+            tokens with 16 bits, which is where their times meet as measured), linear from there on. It never takes
+            "sdpa", which makes the map as well and was slower than linear at every size; softmax layers are where SDPA
+            is chosen by size (`ecoformer.method.softmax_attention.chosen`).
         power: exponent of the similarity; other than 1 needs the global bias and makes the N x N map.
         trainable: see `KernelHash`.
     """
