@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made_runs import CONFIGS, CPU, SHRINK, merged, options_of, write_yaml
-from made_sequences import make_task
+from made import CONFIGS, CPU, SHRINK, make_task, merged, options_of, write_yaml
 
 from ecoformer.method.attention import eco_layers, start_epoch
 from ecoformer.models.architectures import build as build_by_name

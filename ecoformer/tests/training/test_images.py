@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from made_runs import (
+from made import (
     CONFIGS,
     CPU,
-    ECOFORMER,
     SHRINK,
     SMALL_HASH,
     by_hand,
+    ecoformer,
     largest_difference,
     merged,
     placed,
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run that nobody interrupted."""
-    ECOFORMER.here("train", "--config", "recipe.yaml", "--name", "whole", cwd=folder)
+    ecoformer.here("train", "--config", "recipe.yaml", "--name", "whole", cwd=folder)
     return folder / "runs" / "ecoformer" / "whole"
 
 
@@ -69,11 +69,11 @@ def test_killed_and_resumed_gives_the_same_run(folder: Path, whole: Path) -> Non
     """Killed at the beginning of the fourth step, in the middle of the second epoch, whose fit was made before."""
     words = ["train", "--config", "recipe.yaml", "--name", "cut"]
     step = "ecoformer.training.images:ImageTraining.training_step"
-    ECOFORMER.child(*words, cwd=folder, patch=at_call(step, 4), code=-9)
+    ecoformer.child(*words, cwd=folder, patch=at_call(step, 4), code=-9)
     cut = folder / "runs" / "ecoformer" / "cut"
     assert not (cut / "finished").exists()
     torch.rand(7)  # another random state than the killed process had
-    ECOFORMER.here("train", "--resume", "cut", cwd=folder)
+    ecoformer.here("train", "--resume", "cut", cwd=folder)
     check_same_runs(whole, cut)
 
 
@@ -87,7 +87,7 @@ def test_the_flag_of_the_fit_is_in_the_checkpoint(whole: Path) -> None:
 
 def test_each_epoch_of_the_schedule_fits_again(folder: Path, whole: Path) -> None:
     once = ["--name", "once", "--tuning.refit_every", "null"]
-    ECOFORMER.here("train", "--config", "recipe.yaml", *once, cwd=folder)
+    ecoformer.here("train", "--config", "recipe.yaml", *once, cwd=folder)
     one, two = (read_weights(folder / "runs/ecoformer" / run / "model/model.safetensors") for run in ("once", "whole"))
     key = "block1.0.attn.fast_attention.ksh.anchor"
     assert not torch.equal(one[key], two[key])
@@ -96,7 +96,7 @@ def test_each_epoch_of_the_schedule_fits_again(folder: Path, whole: Path) -> Non
 def test_recomputed_activations_change_nothing(folder: Path, whole: Path) -> None:
     """Also in eval mode, where the network's own switch rests."""
     words = ["--name", "recomputed", "--savings.checkpointing", "true"]
-    ECOFORMER.here("train", "--config", "recipe.yaml", *words, cwd=folder)
+    ecoformer.here("train", "--config", "recipe.yaml", *words, cwd=folder)
     one, two = (
         read_weights(folder / "runs/ecoformer" / run / "model/model.safetensors") for run in ("whole", "recomputed")
     )
@@ -104,9 +104,9 @@ def test_recomputed_activations_change_nothing(folder: Path, whole: Path) -> Non
 
 
 def test_evaluation_puts_energy_beside_accuracy(folder: Path, whole: Path) -> None:
-    out = ECOFORMER.here("eval", "--ckpt", whole, cwd=folder).out
+    out = ecoformer.here("eval", "--ckpt", whole, cwd=folder).out
     assert "test/acc1" in out and "energy with full attention" in out and "energy unmodified" in out
-    ECOFORMER.here("eval", "--config", "recipe.yaml", "--ckpt", whole / "model", "--output", "alone", cwd=folder)
+    ecoformer.here("eval", "--config", "recipe.yaml", "--ckpt", whole / "model", "--output", "alone", cwd=folder)
     run, alone = (Metrics.read(path / "metrics.json") for path in (whole, folder / "alone"))
     for metric in ("test/acc1", "energy", "energy with full attention", "energy unmodified"):
         assert run.row("last", metric).values == alone.row("last", metric).values
@@ -116,7 +116,7 @@ def test_evaluation_puts_energy_beside_accuracy(folder: Path, whole: Path) -> No
 
 
 def test_figure_of_a_run(folder: Path, whole: Path) -> None:
-    assert "energy.png" in ECOFORMER.here("figures", whole, "--output", "drawn", cwd=folder).out
+    assert "energy.png" in ecoformer.here("figures", whole, "--output", "drawn", cwd=folder).out
     assert [path.name for path in (folder / "drawn").iterdir()] == ["energy.png"]
 
 
@@ -136,7 +136,7 @@ def test_two_processes_fit_on_the_first_ones_batch_and_train_as_by_hand(folder: 
         "--config": "recipe.yaml", "--name": "two", "--data.batch_size": "2", "--tuning.mixup": "0",
         "--tuning.cutmix": "0", "--trainer.devices": "2", "--trainer.strategy": "ddp",
     }  # fmt: skip
-    ECOFORMER.process("train", *(word for pair in words.items() for word in pair), cwd=folder)
+    ecoformer.process("train", *(word for pair in words.items() for word in pair), cwd=folder)
     trained = read_weights(folder / "runs" / "ecoformer" / "two" / "model" / "model.safetensors")
     together, alone = (by_hand_images(folder, ranks) for ranks in ((0, 1), (0, 0)))
     assert largest_difference(trained, together) < 1e-5 and largest_difference(trained, alone) > 1e-3
@@ -162,7 +162,7 @@ def by_hand_images(folder: Path, ranks: tuple[int, int]) -> dict[str, Tensor]:
 
 def test_a_nan_names_its_layer(folder: Path) -> None:
     words = ["--name", "nan", "--optim.lr", "1e30", "--optim.warmup_epochs", "0"]
-    line = ECOFORMER.refused("train", "--config", "recipe.yaml", *words, cwd=folder)
+    line = ecoformer.refused("train", "--config", "recipe.yaml", *words, cwd=folder)
     assert "is not finite at step 1" in line and "last good checkpoint: " in line
     assert "; the first layer without finite outputs is patch_embed1." in line
 
@@ -195,13 +195,13 @@ def test_refused_in_one_line(words: str, folder: Path) -> None:
         build("pvt_v2_b0_ecoformer", **SHRINK, num_classes=2, nbits=8, supports=12).save_pretrained(folder / "eight")
     split = words.replace("{0:32,1:64}", "{0:_32,1:_64}").split()
     split = [word.replace("_32", " 32").replace("_64", " 64") if word.startswith("{") else word for word in split]
-    line = ECOFORMER.refused("train", "--config", "recipe.yaml", *split, cwd=folder)
+    line = ecoformer.refused("train", "--config", "recipe.yaml", *split, cwd=folder)
     assert REFUSALS[words] in line
 
 
 def test_odd_codes_train(folder: Path) -> None:
     words = ["--name", "odd", "--hash.nbits", "7", "--trainer.max_epochs", "1", "--optim.warmup_epochs", "0"]
-    ECOFORMER.here("train", "--config", "recipe.yaml", *words, cwd=folder)
+    ecoformer.here("train", "--config", "recipe.yaml", *words, cwd=folder)
     state = read_weights(folder / "runs/ecoformer/odd/model/model.safetensors")
     assert state["block1.0.attn.fast_attention.ksh.A"].shape == (1, 7, 12)
 
@@ -211,14 +211,14 @@ def test_half_copied_data_are_one_line(folder: Path, tmp_path: Path) -> None:
     for picture in (root / "train").rglob("*_1.JPEG"):
         picture.write_bytes(picture.read_bytes()[:300])
     words = ["--data.root", str(root), "--data.batch_size", "2", "--data.repeats", "1"]
-    assert "_1.JPEG" in ECOFORMER.refused("train", "--config", "recipe.yaml", *words, cwd=folder)
+    assert "_1.JPEG" in ecoformer.refused("train", "--config", "recipe.yaml", *words, cwd=folder)
 
 
 def test_an_unfitted_hash_is_refused_at_eval_or_fitted_on_request(folder: Path) -> None:
     build("pvt_v2_b0_ecoformer", **SHRINK, num_classes=2, supports=12, fit={"topk": 4}).save_pretrained(folder / "bare")
     words = ["eval", "--config", "recipe.yaml", "--ckpt", "bare", "--output", "fitted"]
-    assert "3 hashes were never fitted (block1.0.attn" in ECOFORMER.refused(*words, cwd=folder)
-    ECOFORMER.here(*words, "--fit-hash", "4", cwd=folder)
+    assert "3 hashes were never fitted (block1.0.attn" in ecoformer.refused(*words, cwd=folder)
+    ecoformer.here(*words, "--fit-hash", "4", cwd=folder)
     assert Metrics.read(folder / "fitted" / "metrics.json").row("last", "test/acc1").values
 
 
@@ -226,5 +226,5 @@ def test_bits_that_differ_from_the_config_are_one_line(folder: Path) -> None:
     build("pvt_v2_b0_ecoformer", **SHRINK, num_classes=2, supports=12).save_pretrained(folder / "sixteen")
     path = folder / "sixteen" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "nbits": 8}))
-    line = ECOFORMER.refused("eval", "--config", "recipe.yaml", "--ckpt", "sixteen", cwd=folder)
+    line = ecoformer.refused("eval", "--config", "recipe.yaml", "--ckpt", "sixteen", cwd=folder)
     assert "has 16 bits over 12 supports, the network 8" in line

@@ -1,5 +1,7 @@
 """The arena's tasks: their data as they come, and short runs through the command: killed, on two processes, refused."""
 
+import copy
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,29 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from made_runs import CONFIGS, CPU, ECOFORMER, by_hand, largest_difference, merged, options_of, placed, write_yaml
-from made_sequences import make_listops, make_pairs, make_pathfinder, make_task, make_texts
+from made import (
+    CONFIGS,
+    CPU,
+    by_hand,
+    ecoformer,
+    largest_difference,
+    make_listops,
+    make_pairs,
+    make_pathfinder,
+    make_task,
+    make_texts,
+    merged,
+    options_of,
+    placed,
+    write_yaml,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ecoformer.method.attention import fit_hashes
 from ecoformer.training import lra
 from ecoformer.training.encoder import Encoder
+from ecoformer.training.hashing import fit_ahead
 from ecoformer.training.listops import SHORT, encode, examples
 from ecoformer.training.pathfinder import pathfinder_images, setting
 from ecoformer.training.sequences import SequenceData
@@ -24,6 +41,7 @@ from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
 from paperkit.testing.made_images import make_cifar
 from paperkit.testing.runs import check_same_runs
+from paperkit.training.savings import Savings
 
 pytestmark = pytest.mark.xdist_group("lra")
 TREES: dict[str, Any] = {"max_depth": 5, "max_args": 5, "min_tokens": 10, "max_tokens": 64, "max_length": 64}
@@ -38,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["network"].update(layers=1, dim=16, inner=16, mlp=32, dropout=0.1)
     content["hash"].update(supports=12, topk=4, iterations=5, fit="adam")
     content["recipe"].update(steps=12, warmup_steps=2, refit_steps=[6], lr=0.02)
-    content["trainer"].update(CPU)
+    content["trainer"] = dict(CPU)
     content["save_every"] = 1
     write_yaml(folder / "short.yaml", content)
     return folder
@@ -47,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """A run that nobody interrupted."""
-    ECOFORMER.here("train", "--config", "short.yaml", "--name", "whole", cwd=folder)
+    ecoformer.here("train", "--config", "short.yaml", "--name", "whole", cwd=folder)
     return folder / "runs" / "ecoformer" / "whole"
 
 
@@ -55,12 +73,73 @@ def test_killed_and_resumed_gives_the_same_run(folder: Path, whole: Path) -> Non
     """Killed just before the step that fits again, within the second epoch."""
     step = "ecoformer.training.lra:SequenceTraining.training_step"
     words = ["train", "--config", "short.yaml", "--name", "cut"]
-    ECOFORMER.child(*words, cwd=folder, patch=at_call(step, 7), code=-9)
+    ecoformer.child(*words, cwd=folder, patch=at_call(step, 7), code=-9)
     cut = folder / "runs" / "ecoformer" / "cut"
     assert not (cut / "finished").exists()
     torch.rand(7)  # another random state than the killed process had
-    ECOFORMER.here("train", "--resume", "cut", cwd=folder)
+    ecoformer.here("train", "--resume", "cut", cwd=folder)
     check_same_runs(whole, cut)
+
+
+SAVINGS = {
+    "--savings.checkpointing": "true", "--savings.keep_hardest": "0.5", "--ema.decay": "0.5", "--ema.start_step": "2",
+    "--recipe.refit_steps": "[]", "--recipe.steps": "8",
+}  # fmt: skip
+
+
+def test_with_savings_killed_and_resumed_gives_the_same_run(folder: Path) -> None:
+    """Recomputed activations, the hardest half of a batch and averaged weights; killed within the second epoch."""
+    words = [word for pair in SAVINGS.items() for word in pair]
+    ecoformer.here("train", "--config", "short.yaml", *words, "--name", "saving", cwd=folder)
+    words += ["--name", "saving_cut"]
+    step = "ecoformer.training.lra:SequenceTraining.training_step"
+    ecoformer.child("train", "--config", "short.yaml", *words, cwd=folder, patch=at_call(step, 6), code=-9)
+    torch.rand(7)
+    ecoformer.here("train", "--resume", "saving_cut", cwd=folder)
+    check_same_runs(folder / "runs/ecoformer/saving", folder / "runs/ecoformer/saving_cut")
+
+
+def test_sharpness_aware_steps_are_others(folder: Path, whole: Path) -> None:
+    words = ["--savings.sam_rho", "0.05", "--recipe.steps", "4", "--name"]
+    ecoformer.here("train", "--config", "short.yaml", *words, "sharp", cwd=folder)
+    words[1] = "0"
+    ecoformer.here("train", "--config", "short.yaml", *words, "plain", cwd=folder)
+    one, two = (read_weights(folder / "runs/ecoformer" / run / "model/model.safetensors") for run in ("sharp", "plain"))
+    assert 1e-6 < largest_difference(one, two) < 1
+
+
+def test_best_is_of_the_highest_validation(folder: Path, whole: Path) -> None:
+    with (whole / "csv" / "metrics.csv").open(newline="") as file:
+        found = [float(row["val/acc1"]) for row in csv.DictReader(file) if row["val/acc1"]]
+    assert len(found) == 3
+    words = ["eval", "--ckpt", str(whole / "best"), "--split", "val", "--output", "best", "--config", "short.yaml"]
+    ecoformer.here(*words, cwd=folder)
+    best = Metrics.read(folder / "best" / "metrics.json").row("ecoformer", "val/acc1").mean
+    assert best == pytest.approx(100 * max(found))
+
+
+def test_figures_of_a_run(folder: Path, whole: Path) -> None:
+    drawn = ecoformer.here("figures", whole, "--sample", "3", "--output", "drawn", cwd=folder).out
+    assert all(f"{name}.png" in drawn for name in ("curves", "energy_by_length", "attention_maps"))
+    assert all(path.stat().st_size > 5000 for path in (folder / "drawn").iterdir())
+    assert "--sample 48 is none of the 48 test samples" in ecoformer.refused(
+        "figures", whole, "--sample", "48", cwd=folder
+    )
+
+
+def test_recomputed_blocks_give_the_same_gradients() -> None:
+    """With dropout, and from the batch that fits on."""
+    torch.manual_seed(0)
+    hash_ = {"nbits": 8, "supports": 6, "fit": {"topk": 3, "iterations": 3}}
+    plain = Encoder(20, 5, 40, layers=2, heads=2, dim=16, inner=16, mlp=16, dropout=0.3, hash_=hash_)
+    again, tokens = copy.deepcopy(plain), torch.randint(1, 20, (3, 24))
+    again.set_grad_checkpointing()
+    for model in (plain, again):
+        torch.manual_seed(1)
+        fit_ahead(model, tokens, Savings(checkpointing=True))
+        model(tokens).square().sum().backward()
+    for one, two in zip(plain.parameters(), again.parameters(), strict=True):
+        assert one.grad is not None and torch.equal(one.grad, two.grad)
 
 
 def test_metrics_hold_the_majority_rate_beside_the_accuracy(folder: Path, whole: Path) -> None:
@@ -69,7 +148,7 @@ def test_metrics_hold_the_majority_rate_beside_the_accuracy(folder: Path, whole:
     labels = data.split("test").labels
     assert len(labels) == 48
     assert metrics.row("ecoformer", "test/majority").mean == pytest.approx(100 * np.bincount(labels).max() / 48)
-    ECOFORMER.here("eval", "--ckpt", whole, "--output", "again", cwd=folder)
+    ecoformer.here("eval", "--ckpt", whole, "--output", "again", cwd=folder)
     again = Metrics.read(folder / "again" / "metrics.json")
     for metric in ("test/acc1", "test/majority", "attention energy", "softmax energy"):
         assert again.row("ecoformer", metric).values == metrics.row("ecoformer", metric).values
@@ -78,7 +157,7 @@ def test_metrics_hold_the_majority_rate_beside_the_accuracy(folder: Path, whole:
 
 def test_the_fit_of_a_later_step_is_made(folder: Path, whole: Path) -> None:
     words = ["--name", "once", "--recipe.refit_steps", "[]"]
-    ECOFORMER.here("train", "--config", "short.yaml", *words, cwd=folder)
+    ecoformer.here("train", "--config", "short.yaml", *words, cwd=folder)
     key = "blocks.0.attn.fast_attention.ksh.anchor"
     one, two = (read_weights(folder / "runs/ecoformer" / run / "model/model.safetensors") for run in ("once", "whole"))
     assert not torch.equal(one[key], two[key])
@@ -89,7 +168,7 @@ def test_two_processes_train_as_by_hand(folder: Path, whole: Path) -> None:
         "--config": "short.yaml", "--name": "two", "--data.batch_size": "8", "--trainer.devices": "2",
         "--trainer.strategy": "ddp", "--network.dropout": "0", "--recipe.steps": "4", "--recipe.refit_steps": "[]",
     }  # fmt: skip
-    ECOFORMER.process("train", *(word for pair in words.items() for word in pair), cwd=folder)
+    ecoformer.process("train", *(word for pair in words.items() for word in pair), cwd=folder)
     trained = read_weights(folder / "runs" / "ecoformer" / "two" / "model" / "model.safetensors")
     together, alone = (by_hand_sequences(folder, ranks) for ranks in ((0, 1), (0, 0)))
     assert largest_difference(trained, together) < 1e-5 and largest_difference(trained, alone) > 1e-3
@@ -300,13 +379,18 @@ REFUSALS = {
     "--recipe.optimizer adamx": "unknown to timm",
     "--data.max_depth 0": "no ListOps tree has depth 0",
     "--data.batch_size 100": "64 training images do not fill one batch of 100",
+    "--ema.decay 0.9": "ema.decay 0.9 and recipe.refit_steps [6]: the mean of two fits of a hash is no hash",
+    "--savings.compile true": "compile is not for EcoFormer's training",
+    "--savings.patch_drop 0.5": "an encoder of sequences is no plain ViT",
+    "--savings.channels_last true": "a sequence has no feature maps",
+    "--savings.attention eager": "each layer chooses its own way",
     "--recipe.lr 1e30 --recipe.warmup_steps 0": "; the first layer without finite outputs is blocks.0.",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", REFUSALS)
 def test_refused_in_one_line(words: str, folder: Path, whole: Path) -> None:
-    assert REFUSALS[words] in ECOFORMER.refused("train", "--config", "short.yaml", *words.split(), cwd=folder)
+    assert REFUSALS[words] in ecoformer.refused("train", "--config", "short.yaml", *words.split(), cwd=folder)
 
 
 def test_an_unfitted_hash_is_refused_at_eval_or_fitted_on_request(folder: Path, whole: Path) -> None:
@@ -314,6 +398,6 @@ def test_an_unfitted_hash_is_refused_at_eval_or_fitted_on_request(folder: Path, 
     made.data.root = folder / "cache"
     lra.build_encoder(made.network, made.hash, made.data).save_pretrained(folder / "bare")
     words = ["eval", "--config", "short.yaml", "--ckpt", "bare", "--output", "fitted"]
-    assert "1 hashes were never fitted (blocks.0.attn)" in ECOFORMER.refused(*words, cwd=folder)
-    ECOFORMER.here(*words, "--fit-hash", cwd=folder)
+    assert "1 hashes were never fitted (blocks.0.attn)" in ecoformer.refused(*words, cwd=folder)
+    ecoformer.here(*words, "--fit-hash", cwd=folder)
     assert Metrics.read(folder / "fitted" / "metrics.json").row("ecoformer", "test/acc1").values

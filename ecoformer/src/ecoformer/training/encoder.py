@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ecoformer.method.attention import EcoFormerAttention, name_layers
 from ecoformer.method.hash_fit import FitOptions
@@ -129,6 +130,7 @@ class Encoder(nn.Module, SavedInFolder, library_name="ecoformer", license="apach
         if min(layers, heads, dim, inner, mlp) < 1:
             raise UserError(f"layers {layers}, heads {heads}, widths {dim}, {inner}, {mlp}: each is 1 at least")
         self.attention, self.max_length, self.pooling, self.pair = attention, max_length, pooling, pair
+        self.grad_checkpointing = False
         self.embed = nn.Embedding(vocabulary, dim)
         length = max_length + (pooling == "cls")
         if pooling == "cls":
@@ -166,6 +168,10 @@ class Encoder(nn.Module, SavedInFolder, library_name="ecoformer", license="apach
             x = F.relu(layer(x))
         return self.head[-1](x)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass."""
+        self.grad_checkpointing = enable
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """(B, N) -> (B, D)."""
         mask = tokens > 0
@@ -175,7 +181,8 @@ class Encoder(nn.Module, SavedInFolder, library_name="ecoformer", license="apach
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
         x = self.drop(x + self.positions[: x.shape[1]])
         for block in self.blocks:
-            x = block(x, mask)
+            again = self.grad_checkpointing and self.training
+            x = checkpoint(block, x, mask, use_reentrant=False) if again else block(x, mask)
         x = self.norm(x)
         if self.pooling == "cls":
             return x[:, 0]

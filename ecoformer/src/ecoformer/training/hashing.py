@@ -1,9 +1,14 @@
-"""Options of the hash and of its fit, as both engines on real data take them."""
+"""The hash and its fit, as both engines on real data take them: options, and what a training step owes to a fit."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
+from ecoformer.method.attention import eco_layers
 from paperkit.errors import UserError
+from paperkit.training.savings import EMA, Savings
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,31 @@ class HashConfig:
                 f"{where} has {tokens} tokens and the hash {self.supports} supports: take hash.supports {tokens} at "
                 "most, a larger input, or hash.supports_from batch"
             )
+
+
+def check_switches(savings: Savings, ema: EMA, refits: str = "") -> None:
+    """Refuse savings that a network with hashes cannot take.
+
+    Args:
+        refits: the option that asks for more than one fit, with its value; empty for one fit.
+
+    Raises:
+        UserError: naming both sides.
+    """
+    if ema.decay is not None and refits:
+        raise UserError(f"ema.decay {ema.decay} and {refits}: the mean of two fits of a hash is no hash")
+    if savings.compile:
+        raise UserError(
+            "compile is not for EcoFormer's training: the hash is fitted within the forward pass; compile the trained "
+            "network, or train another attention"
+        )
+
+
+@torch.no_grad()
+def fit_ahead(network: nn.Module, inputs: Tensor, savings: Savings) -> None:
+    """Fits the hashes that wait for it by a pass of its own, where activations are computed again.
+
+    A fit draws its supports. A block that fits, and is then computed again without a fit, would draw another dropout.
+    """
+    if savings.checkpointing and any(not layer.ksh.is_fitted for _, layer in eco_layers(network)):
+        network(inputs)

@@ -28,9 +28,9 @@ from ecoformer.models.conversion import load_classifier, start_from
 from ecoformer.models.pvt import PVTv2
 from ecoformer.models.released import fit_released, from_timm, read_released
 from ecoformer.models.twins import Twins
-from ecoformer.training.hashing import HashConfig
+from ecoformer.training.hashing import HashConfig, check_switches, fit_ahead
 from ecoformer.training.nan_layer import naming_its_layer
-from ecoformer.training.results import record, told
+from ecoformer.training.results import record, save_last_and_best, told
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
 from paperkit.data.sizes import check_sizes
@@ -50,14 +50,7 @@ from paperkit.training.optim import (
 from paperkit.training.savings import EMA, Savings
 from paperkit.training.savings import check as check_savings
 from paperkit.training.switches import apply, callbacks, hardest, sharpened
-from paperkit.training.trainer import (
-    add_trainer_options,
-    best_state,
-    fit,
-    last_evaluation,
-    make_trainer,
-    trainer_options,
-)
+from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
 
 TIMM_NAMES = {"alt_gvt_small": "twins_svt_small", "alt_gvt_base": "twins_svt_base", "alt_gvt_large": "twins_svt_large"}
 RECIPE = {"optim.lr": 5e-5, "optim.lr_per_512": True, "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-7,
@@ -216,9 +209,7 @@ class ImageTraining(pl.LightningModule):
         images, labels = hardest(self.network, self.losses, *batch, self.savings)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
-        if self.savings.checkpointing and any(not layer.ksh.is_fitted for _, layer in eco_layers(self.network)):
-            with torch.no_grad():  # a block that fits its hash does something else when it is recomputed
-                self.network(images)
+        fit_ahead(self.network, images, self.savings)
         loss = classification_loss(self.network(images), labels, self.tuning.smoothing)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -312,15 +303,8 @@ def check_fit(options: Any, epochs: int) -> None:
     every = options.tuning.refit_every
     if every is not None and every < 1:
         raise UserError(f"tuning.refit_every {every} is no number of epochs; 1 at least, or none for one fit")
-    if options.ema.decay is not None and every is not None and every < epochs:
-        raise UserError(
-            f"ema.decay {options.ema.decay} and tuning.refit_every {every}: the mean of two fits of a hash is no hash"
-        )
-    if options.savings.compile:
-        raise UserError(
-            "compile is not for EcoFormer's training: the hash is fitted within the forward pass; compile the trained "
-            "network, or train attention msa"
-        )
+    several = every is not None and every < epochs
+    check_switches(options.savings, options.ema, f"tuning.refit_every {every}" if several else "")
 
 
 def train(run: RunFolder, options: Any, resuming: bool) -> ImageTraining:
@@ -360,18 +344,12 @@ def train(run: RunFolder, options: Any, resuming: bool) -> ImageTraining:
 def finish(run: RunFolder, training: ImageTraining, options: Any, seconds: float) -> None:
     """Write model/, best/ and metrics.json, with the energy of one image beside the accuracy."""
     network, data = training.network.cpu(), options.data
-    network.save_pretrained(run.path / "model")
+    save_last_and_best(network, run.path)
     found = last_accuracy(training)
     books = ledgers(network, data.input_size)
     extra = {"optim": asdict(training.optim), "tuning": asdict(training.tuning), "hash": asdict(options.hash),
              "lengths": training.lengths, "energy": {name: book.as_dict() for name, book in books.items()}}  # fmt: skip
     record(run.path, "last", found, options.training_seed, seconds, energies(books), extra)
-    best = best_state(run.path)
-    if best is not None:
-        last = {key: value.clone() for key, value in network.state_dict().items()}
-        network.load_state_dict(best)
-        network.save_pretrained(run.path / "best")
-        network.load_state_dict(last)
     print(f"{run.path}: model/ (last), best/ (highest validation accuracy); evaluate: ecoformer eval --ckpt {run.path}")
 
 

@@ -1,36 +1,52 @@
 """Train a small encoder on a task of the Long Range Arena: full softmax, Performer, EcoFormer and others as arms.
 
 Options: --data.* the task and its data, --network.* the encoder and its attention, --hash.* the codes and their fit,
---recipe.* optimiser, schedule and length, --trainer.* Lightning's Trainer.
+--recipe.* optimiser, schedule and length, --savings.* and --ema.* the survey's savings, --trainer.* the Trainer.
 
-The accuracy on the test split stands in metrics.json beside the rate of the commonest class: these tasks are skewed.
+A run leaves `model/` (last weights) and `best/` (highest validation accuracy). The accuracy of the last on the test
+split stands in metrics.json beside the rate of the commonest class: these tasks are skewed.
 """
 
+import csv
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from ecoformer.method.attention import ask_for_fit, eco_layers, fit_hashes
+from ecoformer.figures.sequences import draw_attention_maps, draw_curves, draw_energy_by_length
+from ecoformer.method.attention import ask_for_fit, eco_layers, fit_hashes, start_epoch
 from ecoformer.method.energy import Ledger, ledger
 from ecoformer.training.encoder import Arm, Encoder
-from ecoformer.training.hashing import HashConfig
+from ecoformer.training.hashing import HashConfig, check_switches, fit_ahead
 from ecoformer.training.nan_layer import naming_its_layer
-from ecoformer.training.results import record, told
-from ecoformer.training.sequences import SequenceData
+from ecoformer.training.results import record, save_last_and_best, told
+from ecoformer.training.sequences import Batches, SequenceData
 from paperkit.command.engines import device
+from paperkit.data.resumable import Draw
 from paperkit.errors import UserError
-from paperkit.files.runs import RunFolder, process_rank
+from paperkit.files.runs import RunFolder, process_rank, weights_of
+from paperkit.results.metrics import Metrics
+from paperkit.results.report import save_figure
 from paperkit.training.optim import OptimConfig, build
+from paperkit.training.savings import EMA, Savings
+from paperkit.training.savings import check as check_savings
+from paperkit.training.switches import apply, callbacks, hardest, sharpened
 from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
+
+REFUSED = {
+    "patch_drop": "an encoder of sequences is no plain ViT",
+    "channels_last": "a sequence has no feature maps",
+    "attention": "each layer chooses its own way; hash.backend sets that of the EcoFormer layers",
+}
 
 
 @dataclass
@@ -115,9 +131,16 @@ def build_encoder(config: EncoderConfig, hash_: HashConfig, data: SequenceData) 
 class SequenceTraining(pl.LightningModule):
     """One step: cross entropy of the classes; the first batch fits the hashes, and those of `refit_steps` again."""
 
-    def __init__(self, network: Encoder, recipe: SequenceRecipe, steps_per_epoch: int, classes: int) -> None:
+    def __init__(
+        self,
+        network: Encoder,
+        recipe: SequenceRecipe,
+        steps_per_epoch: int,
+        classes: int,
+        savings: Savings | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self.recipe = network, recipe
+        self.network, self.recipe, self.savings = network, recipe, savings or Savings()
         self.total = recipe.steps or recipe.epochs * steps_per_epoch  # type: ignore[operator]
         self.warmup = recipe.warmup_steps or round((recipe.warmup_epochs or 0) * steps_per_epoch)
         self.accuracy = accuracy_of(classes, "val/")
@@ -131,12 +154,19 @@ class SequenceTraining(pl.LightningModule):
         """Asks for a fit before the first of the batches that one optimiser step accumulates."""
         if self.global_step in self.recipe.refit_steps and batch_idx % self.trainer.accumulate_grad_batches == 0:
             ask_for_fit(self.network)
+        start_epoch(self.network, self.current_epoch)  # lets a fit happen in the pass of `hardest`, in eval mode
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         self.last = batch[0]
-        loss = F.cross_entropy(self.network(batch[0]), batch[1])
+        tokens, labels = hardest(self.network, self.losses, *batch, self.savings)
+        fit_ahead(self.network, tokens, self.savings)
+        loss = F.cross_entropy(self.network(tokens), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each sample (B,), by which `keep_hardest` ranks them."""
+        return F.cross_entropy(self.network(tokens), labels, reduction="none")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         self.accuracy.update(self.network(batch[0]), batch[1])
@@ -154,7 +184,7 @@ class SequenceTraining(pl.LightningModule):
             schedule="constant",
         )
         groups = [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
-        optimizer, _ = build(groups, config, 1, 1)
+        optimizer = sharpened(build(groups, config, 1, 1)[0], self.savings)
         # Lambda functions are not saved: a resumed run computes the same values from its step.
         curve = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: recipe.factor(t, self.warmup, self.total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
@@ -169,7 +199,8 @@ def add_arguments(parser: Any) -> None:
     """Every option of a run."""
     parser.add_argument("--training_seed", type=int, default=0, help="initial weights, fit and dropout")
     parser.add_argument("--save_every", type=int, default=1000, help="optimiser steps between checkpoints")
-    kinds = {"data": SequenceData, "network": EncoderConfig, "hash": HashConfig, "recipe": SequenceRecipe}
+    kinds = {"data": SequenceData, "network": EncoderConfig, "hash": HashConfig, "recipe": SequenceRecipe,
+             "savings": Savings, "ema": EMA}  # fmt: skip
     for name, kind in kinds.items():
         parser.add_class_arguments(kind, name)
     # Sequences of a batch may be shorter than the supports are many; ours, the paper's code for them is not public.
@@ -192,16 +223,20 @@ def check(options: Any, run: RunFolder | None) -> None:
     options.recipe.check()
     if options.network.attention == "ecoformer":
         options.hash.check()
+        later = [step for step in options.recipe.refit_steps if step]
+        check_switches(options.savings, options.ema, f"recipe.refit_steps {later}" if later else "")
         shortest = options.data.max_length + (options.network.pooling == "cls")
         options.hash.check_tokens(shortest, f"a sequence of data.max_length {options.data.max_length}")
+    check_savings(options.savings, trainer_options(options.trainer), ema=options.ema, refused=REFUSED)
     with torch.device("meta"):
-        build_encoder(options.network, options.hash, options.data)
+        model = build_encoder(options.network, options.hash, options.data)
+        apply(model, replace(options.savings, compile=False))
     if options.data.source == "files":
         options.data.setup()
 
 
 def train(run: RunFolder, options: Any, resuming: bool) -> SequenceTraining:
-    """Train to the end, or from the last checkpoint; then write `model/` and the accuracy on the test split."""
+    """Train to the end, or from the last checkpoint; then write `model/`, `best/` and the test accuracy."""
     start, data, recipe, seed = time.monotonic(), options.data, options.recipe, options.training_seed
     given = trainer_options(options.trainer)
     length = {"max_steps": recipe.steps or -1, "max_epochs": recipe.epochs or -1}
@@ -211,22 +246,26 @@ def train(run: RunFolder, options: Any, resuming: bool) -> SequenceTraining:
         seed,
         resume_with=f"ecoformer train --resume {run.path}",
         save_every=options.save_every,
+        best="val/acc1",
+        averaging=callbacks(options.ema),
+        csv=True,
     )
     data.trainer = trainer
     data.setup()
     pl.seed_everything(seed, workers=False, verbose=False)
     model = build_encoder(options.network, options.hash, data)
+    apply(model, options.savings)
     steps = max(1, -(-data.steps_per_epoch // trainer.accumulate_grad_batches))
-    training = SequenceTraining(model, recipe, steps, data.of_task.classes)
+    training = SequenceTraining(model, recipe, steps, data.of_task.classes, options.savings)
     with naming_its_layer(model, lambda: training.last):
         fit(trainer, training, data, resuming)
     if process_rank() == 0:
         model = training.network.cpu()
-        model.save_pretrained(run.path / "model")
+        save_last_and_best(model, run.path)
         place = device("cpu" if given.get("accelerator") == "cpu" else "auto")
         found = {key: 100 * v for key, v in last_evaluation(trainer).items() if key.startswith("val/")}
         report(model, data, "test", place, options, run.path, start, found)
-        print(f"{run.path}: model/, metrics.json")
+        print(f"{run.path}: model/ (last), best/ (highest validation accuracy), metrics.json")
     return training
 
 
@@ -235,7 +274,7 @@ def share_right(model: Encoder, data: SequenceData, split: str, on: torch.device
     """Accuracy on a split, in %."""
     model = model.to(on).eval()
     right = total = 0
-    for tokens, labels in data.alone(split):
+    for tokens, labels in track(data.alone(split), f"{split} split", transient=True):
         right += int((model(tokens.to(on)).argmax(1).cpu() == labels).sum())
         total += len(labels)
     return 100 * right / total
@@ -272,18 +311,24 @@ def energy_book(model: Encoder) -> Ledger:
     return ledger(model, inputs=(torch.ones(shape, dtype=torch.long, device="meta"),))
 
 
+def load_encoder(folder: Path) -> Encoder:
+    """An encoder from a folder of save_pretrained.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of weights; name a finished run, or its model/ or best/")
+    return Encoder.from_pretrained(folder)
+
+
 def evaluate(run: RunFolder | None, options: Any) -> None:
     """A run's weights, or a folder's, on the test split of the options.
 
     Raises:
         UserError: nothing named, a foreign folder, a hash that was never fitted.
     """
-    start, folder = time.monotonic(), None if options.ckpt is None else Path(options.ckpt)
-    if run is not None and (folder is None or folder.absolute() == run.path.absolute()):
-        folder = run.path / "model"
-    if folder is None or not folder.is_dir():
-        raise UserError(f"{folder or 'nothing'} is no folder of weights; name a finished run with --ckpt")
-    model, data = Encoder.from_pretrained(folder), options.data
+    start, model, data = time.monotonic(), load_encoder(weights_of(run, options.ckpt)), options.data
     if model.max_length < data.max_length:
         raise UserError(f"data.max_length {data.max_length}, but the encoder takes {model.max_length} tokens at most")
     never = [name for name, layer in eco_layers(model) if not layer.ksh.is_fitted]
@@ -295,3 +340,72 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     if never:
         fit_hashes(model, next(iter(data.alone("train")))[0])
     report(model, data, options.split, device(options.device), options, Path(options.output), start)
+
+
+def add_figure_arguments(parser: Any) -> None:
+    """What the figures show."""
+    parser.add_argument("--sample", type=int, default=0, help="of the test split, whose attention is drawn")
+
+
+def figures(run: RunFolder | None, options: Any) -> list[Path]:
+    """Loss and accuracy over the steps, energy by length, and with hashes what the tokens of one sample attend to.
+
+    Raises:
+        UserError: no run, an unfinished one, or no such sample.
+    """
+    if run is None:
+        raise UserError(f"{options.run} lies in no run folder of the arena")
+    model, config = load_encoder(weights_of(run, None)), run.read_config()
+    table = run.path / "csv" / "metrics.csv"
+    if not table.is_file():
+        raise UserError(f"{table} is missing, which holds the values of the curves; runs of this version write it")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    majority = Metrics.read(run.path / "metrics.json").row(model.attention, "test/majority").mean
+    hash_, network = config["hash"], config["network"]
+    length = model.max_length + (model.pooling == "cls")
+    drawn = {
+        "curves": draw_curves(rows, majority, f"{config['data']['task']}, {model.attention}"),
+        "energy_by_length": draw_energy_by_length(
+            network["inner"], network["heads"], hash_["nbits"], hash_["supports"], length
+        ),
+    }
+    if model.attention == "ecoformer":
+        drawn["attention_maps"] = draw_attention_maps(
+            *attention_maps(model, SequenceData(**config["data"]), options.sample)
+        )
+    target = Path(options.output or run.path / "figures")
+    for name, picture in drawn.items():
+        save_figure(picture, target / f"{name}.png")
+    return [target / f"{name}.png" for name in drawn]
+
+
+@torch.no_grad()
+def attention_maps(model: Encoder, data: SequenceData, sample: int) -> tuple[dict[str, Tensor], str]:
+    """(layer -> `h_i . h_j + c`, mean over its heads, of one test sample; what the picture shows, in words).
+
+    Of a pair of texts the first one's.
+
+    Raises:
+        UserError: no such sample.
+    """
+    rows = data.split("test")
+    if not 0 <= sample < len(rows.labels):
+        raise UserError(f"--sample {sample} is none of the {len(rows.labels)} test samples, counted from 0")
+    tokens, labels = Batches(rows, data.max_length)[[Draw(0, sample)]]
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, bias: float) -> Any:
+        def hook(module: Any, args: Any, codes: Tensor) -> None:
+            maps[name] = (codes[0] @ codes[0].mT).mean(0).cpu() + bias
+
+        return hook
+
+    hooks = [
+        layer.ksh.register_forward_hook(keep(name, layer.fast_attention.bias)) for name, layer in eco_layers(model)
+    ]
+    answer = int(model.eval()(tokens).argmax())
+    for hook in hooks:
+        hook.remove()
+    title = f"h$_i$·h$_j$ + c, mean over heads, test sample {sample}: class {int(labels)}, answered {answer}"
+    return maps, title

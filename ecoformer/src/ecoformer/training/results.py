@@ -1,13 +1,28 @@
-"""What training and evaluation on real data write into metrics.json, and print."""
+"""What training and evaluation on real data leave: weights in folders, metrics.json, and a table on the screen."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ecoformer.models.pvt import PVTv2
+from ecoformer.models.twins import Twins
+from ecoformer.training.encoder import Encoder
 from paperkit.results.metrics import Metrics, Row
 from paperkit.results.report import table
+from paperkit.training.trainer import best_state
 
 ENERGY_UNIT = "G pJ"
+
+
+def save_last_and_best(network: PVTv2 | Twins | Encoder, run: Path) -> None:
+    """`model/` with the last weights, which the network keeps, and `best/` with those of the highest validation."""
+    network.save_pretrained(run / "model")
+    best = best_state(run)
+    if best is not None:
+        last = {key: value.clone() for key, value in network.state_dict().items()}
+        network.load_state_dict(best)
+        network.save_pretrained(run / "best")
+        network.load_state_dict(last)
 
 
 def record(
