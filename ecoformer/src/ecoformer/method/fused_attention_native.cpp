@@ -62,7 +62,10 @@ V load(const float* from, int64_t count) {
 }
 
 void store(float* to, V x, int64_t count) {
-    std::memcpy(to, &x, std::min<int64_t>(count, W) * sizeof(float));
+    if (count >= W)
+        std::memcpy(to, &x, sizeof x);  // of a size that the compiler knows: one instruction
+    else
+        std::memcpy(to, &x, count * sizeof(float));
 }
 
 // Rows a and b with blocks of S lanes exchanged: one step of a transposition.
@@ -85,6 +88,12 @@ void transpose(V* rows) {
             if (!(row & S)) exchange<S>(rows[row], rows[row + S], std::make_integer_sequence<int, W>());
         transpose<2 * S>(rows);
     }
+}
+
+double sum(V x) {
+    double total = 0;
+    for (int lane = 0; lane < W; ++lane) total += x[lane];
+    return total;
 }
 
 // e^x to about one unit in the last place; 0 below the normal numbers.
@@ -227,8 +236,12 @@ struct Head {
         Matrix(p.bits, p.supports).pack(p.A + h * p.bits * p.supports, A);
         double total = 0;
         for (int64_t s = 0; s < p.supports; ++s) {
-            double length = 0;
-            for (int64_t c = 0; c < p.width; ++c) length += double(from[s * p.width + c]) * from[s * p.width + c];
+            V squares = {};
+            for (int64_t c = 0; c < p.width; c += W) {
+                const V x = load(from + s * p.width + c, p.width - c);
+                squares += x * x;
+            }
+            const double length = sum(squares);
             lengths[s] = static_cast<float>(length);
             total += length;
         }
@@ -236,19 +249,14 @@ struct Head {
     }
 };
 
-double sum(V x) {
-    double total = 0;
-    for (int lane = 0; lane < W; ++lane) total += x[lane];
-    return total;
-}
-
 float sign_of(std::uint32_t code, std::uint32_t zero, int64_t k) {
     return zero >> k & 1 ? 0.0f : code >> k & 1 ? 1.0f : -1.0f;
 }
 
 void dots(const Problem& p, const Head& head, const float* qk, int64_t first, int64_t last, Shared& shared, Own& own) {
     const Matrix supports(p.supports, p.width);
-    double total = 0, lengths = 0;
+    double totals[W] = {};
+    V lengths = {};  // whole numbers
     for (int64_t block = first; block < last; ++block) {
         const int64_t live = std::min<int64_t>(W, p.tokens - block * W);
         const float* rows = qk + block * W * p.of_qk.token;
@@ -274,11 +282,12 @@ void dots(const Problem& p, const Head& head, const float* qk, int64_t first, in
         supports.times(own.columns, head.anchor, d);
         V added = {};
         for (int64_t s = 0; s < p.supports; ++s) added += d[s] *= inverse;
-        total += sum(added);
-        lengths += sum(shared.lengths[block]);
+        for (int i = 0; i < W; ++i) totals[i] += added[i];
+        lengths += shared.lengths[block];
     }
-    own.totals[0] = total;
-    own.totals[1] = lengths;
+    own.totals[0] = 0;
+    for (double total : totals) own.totals[0] += total;
+    own.totals[1] = sum(lengths);
 }
 
 void codes(const Problem& p, const Head& head, int64_t h, double sigma, int64_t first, int64_t last, Shared& shared, Own& own) {
@@ -310,8 +319,9 @@ void codes(const Problem& p, const Head& head, int64_t h, double sigma, int64_t 
     for (int i = 0; i < W; ++i) own.totals[2] -= broken[i];
 }
 
+template <int G>  // groups of four bits
 void sums(const Problem& p, const float* v, int64_t first, int64_t last, const Shared& shared, Own& own) {
-    const int64_t wide = p.wide(), groups = p.groups();
+    const int64_t wide = p.wide();
     const auto* code = reinterpret_cast<const std::uint32_t*>(shared.codes);
     const auto* zero = reinterpret_cast<const std::uint32_t*>(shared.zeros);
     std::fill(own.sums, own.sums + p.table() + (p.bits + 1) * wide, V{});  // and the state behind them
@@ -325,11 +335,11 @@ void sums(const Problem& p, const float* v, int64_t first, int64_t last, const S
             }
             continue;
         }
-        V* to[LONGEST_CODE / 4];
-        for (int64_t g = 0; g < groups; ++g) to[g] = own.sums + (g * 16 + (code[i] >> 4 * g & 15)) * wide;
+        V* to[G];
+        for (int g = 0; g < G; ++g) to[g] = own.sums + (g * 16 + (code[i] >> 4 * g & 15)) * wide;
         for (int64_t j = 0; j < wide; ++j) {
             const V x = load(row + j * W, p.width - j * W);
-            for (int64_t g = 0; g < groups; ++g) to[g][j] += x;
+            for (int g = 0; g < G; ++g) to[g][j] += x;
         }
     }
 }
@@ -346,30 +356,36 @@ void tables(const Problem& p, V* owns, int threads, Shared& shared) {
         for (int64_t k = 0; k < p.bits; ++k)
             for (int lane = 0; lane < W; ++lane) shared.counts[k] += static_cast<float>(own.signs[k][lane]);
     }
-    for (int64_t k = 0; k < p.bits; ++k)
-        for (int64_t four = 0; four < 16; ++four)
-            for (int64_t j = 0; j < wide; ++j) {
-                const V x = all[(k / 4 * 16 + four) * wide + j];
-                state[k * wide + j] += four >> k % 4 & 1 ? x : -x;
-            }
-    for (int64_t four = 0; four < 16; ++four)
-        for (int64_t j = 0; j < wide; ++j) state[p.bits * wide + j] += all[four * wide + j];
-    for (int64_t g = 0; g < p.groups(); ++g)
-        for (int64_t four = 0; four < 16; ++four)
-            for (int64_t j = 0; j < wide; ++j) {
-                V x = p.global && g == 0 ? p.bias * state[p.bits * wide + j] : V{};
-                for (int64_t k = 4 * g; k < std::min(p.bits, 4 * g + 4); ++k)
-                    x += four >> k % 4 & 1 ? state[k * wide + j] : -state[k * wide + j];
-                all[(g * 16 + four) * wide + j] = x;
-            }
+    for (int64_t j = 0; j < wide; ++j) {
+        V everyone = {};
+        for (int64_t four = 0; four < 16; ++four) everyone += all[four * wide + j];
+        state[p.bits * wide + j] += everyone;
+        for (int64_t k = 0; k < p.bits; ++k) {
+            const V* with = all + k / 4 * 16 * wide + j;
+            V x = {};
+            for (int64_t four = 0; four < 16; ++four)
+                if (four >> k % 4 & 1) x += with[four * wide];
+            state[k * wide + j] += 2.0f * x - everyone;
+        }
+        for (int64_t g = 0; g < p.groups(); ++g) {
+            const V* of_bit = state + 4 * g * wide + j;
+            V* row = all + g * 16 * wide + j;
+            row[0] = p.global && g == 0 ? p.bias * state[p.bits * wide + j] : V{};
+            for (int64_t k = 4 * g; k < std::min(p.bits, 4 * g + 4); ++k) row[0] -= state[k * wide + j];
+            const int64_t signs = 1 << std::min<int64_t>(4, p.bits - 4 * g);
+            for (int64_t four = 1; four < signs; ++four)
+                row[four * wide] = row[(four & (four - 1)) * wide] + 2.0f * of_bit[__builtin_ctz(four) * wide];
+        }
+    }
 }
 
+template <int G>
 void outputs(const Problem& p, const float* v, float* out, int64_t first, int64_t last, const Shared& shared) {
-    const int64_t wide = p.wide(), groups = p.groups();
+    const int64_t wide = p.wide();
     const auto* code = reinterpret_cast<const std::uint32_t*>(shared.codes);
     const auto* zero = reinterpret_cast<const std::uint32_t*>(shared.zeros);
     const float everyone = static_cast<float>(p.tokens) * p.bias;
-    float below[LONGEST_CODE / 4][16] = {};
+    float below[G][16] = {};
     for (int64_t k = 0; k < p.bits; ++k)
         for (int four = 0; four < 16; ++four) below[k / 4][four] += four >> k % 4 & 1 ? shared.counts[k] : -shared.counts[k];
     for (int64_t i = first * W; i < std::min(last * W, p.tokens); ++i) {
@@ -385,8 +401,8 @@ void outputs(const Problem& p, const float* v, float* out, int64_t first, int64_
             }
             continue;
         }
-        const V* from[LONGEST_CODE / 4];
-        for (int64_t g = 0; g < groups; ++g) {
+        const V* from[G];
+        for (int g = 0; g < G; ++g) {
             const int four = code[i] >> 4 * g & 15;
             from[g] = shared.tables + (g * 16 + four) * wide;
             denominator += below[g][four];
@@ -394,11 +410,22 @@ void outputs(const Problem& p, const float* v, float* out, int64_t first, int64_
         const float factor = 1.0f / denominator;
         for (int64_t j = 0; j < wide; ++j) {
             V x = from[0][j];
-            for (int64_t g = 1; g < groups; ++g) x += from[g][j];
+            for (int g = 1; g < G; ++g) x += from[g][j];
             if (!p.global) x += p.bias * load(row + j * W, p.width - j * W);
             store(to + j * W, x * factor, p.width - j * W);
         }
     }
+}
+
+struct ByGroups {
+    decltype(&sums<1>) sums;
+    decltype(&outputs<1>) outputs;
+};
+
+template <int... L>
+ByGroups by_groups(int64_t groups, std::integer_sequence<int, L...>) {
+    static constexpr ByGroups all[] = {{sums<L + 1>, outputs<L + 1>}...};
+    return all[groups - 1];
 }
 
 void barrier(int threads) {
@@ -429,15 +456,16 @@ void attend(const Problem& p, float* heads, int64_t pair, int thread, int thread
     }
     const double mean = lengths / p.tokens + head.lengths[p.supports] - 2 * total / p.supports / p.tokens;
     const double least = std::numeric_limits<float>::min();
+    const ByGroups by = by_groups(p.groups(), std::make_integer_sequence<int, LONGEST_CODE / 4>());
     codes(p, head, h, mean < least ? least : mean, first, last, shared, own);  // a NaN stays one
-    sums(p, v, first, last, shared, own);
+    by.sums(p, v, first, last, shared, own);
     barrier(threads);
     if (thread == 0) tables(p, owns, threads, shared);
     barrier(threads);
     double broken = 0;
     for (int t = 0; t < threads; ++t) broken += Own(p, owns + t * Own::vectors(p)).totals[2];
     if (broken == 0)
-        outputs(p, v, out, first, last, shared);
+        by.outputs(p, v, out, first, last, shared);
     else
         for (int64_t i = first * W; i < std::min(last * W, p.tokens); ++i)
             std::fill_n(out + i * p.of_out.token, p.width, std::numeric_limits<float>::quiet_NaN());
@@ -445,15 +473,20 @@ void attend(const Problem& p, float* heads, int64_t pair, int thread, int thread
 
 }  // namespace
 
-// Tensors of float32 whose last axis is contiguous: qk, v and out (B, H, N, C) with any other strides; anchor (H, m, C),
-// mvec (H, m) and A (H, b, m) contiguous. `sizes`: B, H, N, C, m, b, then the strides of B, H and N of qk, v and out.
-// Returns 0, or 1 without having begun where memory is short.
-extern "C" int ecoformer_attention(const float* qk, const float* v, const float* anchor, const float* mvec,
-                                   const float* A, float* out, const int64_t* sizes, float bias, int global,
-                                   int threads) {
-    const int64_t* at = sizes + 6;
-    const Problem p{qk, v, anchor, mvec, A, out, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-                    {at[0], at[1], at[2]}, {at[3], at[4], at[5]}, {at[6], at[7], at[8]}, bias, global != 0};
+// `given`: addresses of qk, v, anchor, mvec, A and out; B, H, N, C, m, b; the strides of B, H and N of qk, v and out.
+// All is float32: qk, v and out (B, H, N, C), the last axis contiguous; anchor (H, m, C), mvec (H, m) and A (H, b, m)
+// contiguous. Returns 0, or 1 without having begun where memory is short.
+extern "C" int ecoformer_attention(const void* given, float bias, int global, int threads) {
+    struct {
+        const float *qk, *v, *anchor, *mvec, *A;
+        float* out;
+        int64_t batch, heads, tokens, width, supports, bits;
+        Strides of_qk, of_v, of_out;
+    } a;
+    static_assert(sizeof a == 21 * sizeof(int64_t), "an address takes as much as a size");
+    std::memcpy(&a, given, sizeof a);
+    const Problem p{a.qk, a.v, a.anchor, a.mvec, a.A, a.out, a.batch, a.heads, a.tokens, a.width, a.supports, a.bits,
+                    a.of_qk, a.of_v, a.of_out, bias, global != 0};
     const int64_t pairs = p.batch * p.heads;
     threads = static_cast<int>(std::min<int64_t>(threads, 1 + pairs * p.tokens / FEW));
     const int64_t of_shared = Shared::vectors(p), of_own = Own::vectors(p);

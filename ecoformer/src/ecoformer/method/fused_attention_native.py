@@ -9,6 +9,7 @@ Shapes: B batch, H heads, N tokens, C head width, m supports, b bits.
 
 import ctypes
 import functools
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from paperkit.native import library
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+ARGUMENTS = struct.Struct("21q")  # of `ecoformer_attention`; ctypes would take microseconds to convert them
 LONGEST_CODE = 32
 """Bits: a code is one machine word."""
 
@@ -30,7 +32,7 @@ def kernel() -> Callable[..., int] | None:
     if loaded is None:
         return None
     function = loaded.ecoformer_attention
-    function.argtypes = [*[ctypes.c_void_p] * 7, ctypes.c_float, ctypes.c_int, ctypes.c_int]
+    function.argtypes = [ctypes.c_char_p, ctypes.c_float, ctypes.c_int, ctypes.c_int]
     return function
 
 
@@ -46,10 +48,10 @@ def native_attention(
     Args:
         anchor, mvec, A: (1, H, m, C), (1, H, 1, m), (H, b, m) of a fitted hash. bias: c. mode: "released" or "global".
     """
-    tensors = (qk, v, anchor, mvec, A)
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(qk) is not Tensor or type(v) is not Tensor:
         return None
-    if not all(t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided for t in tensors):
+    tensors = (qk, v, anchor, mvec, A)
+    if not all(t.is_cpu and t.dtype == torch.float32 and t.layout == torch.strided for t in tensors):
         return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return None
@@ -61,9 +63,9 @@ def native_attention(
         return None
     qk, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (qk, v))
     anchor, mvec, A = anchor.contiguous(), mvec.contiguous(), A.contiguous()
-    out = torch.empty(batch, tokens, heads, width).transpose(1, 2)
-    strides = (*qk.stride()[:3], *v.stride()[:3], *out.stride()[:3])
-    sizes = (ctypes.c_int64 * 15)(batch, heads, tokens, width, supports, bits, *strides)
-    pointers = (t.data_ptr() for t in (qk, v, anchor, mvec, A, out))
-    short = function(*pointers, ctypes.addressof(sizes), bias, mode == "global", torch.get_num_threads())
-    return None if short else out
+    strides = (tokens * heads * width, width, heads * width)
+    out = torch.empty_strided(qk.shape, (*strides, 1))
+    addresses = [t.data_ptr() for t in (qk, v, anchor, mvec, A, out)]
+    sizes = batch, heads, tokens, width, supports, bits
+    given = ARGUMENTS.pack(*addresses, *sizes, *qk.stride()[:3], *v.stride()[:3], *strides)
+    return None if function(given, bias, mode == "global", torch.get_num_threads()) else out
