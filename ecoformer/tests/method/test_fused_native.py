@@ -1,10 +1,13 @@
 """The C++ form of inference against the plain one: every size, stride and mode, and what passes through it."""
 
+import functools
+import platform
 import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+from made import GOLDEN
 from torch import Tensor
 
 from ecoformer.method import fused_attention_native as native
@@ -13,7 +16,8 @@ from ecoformer.method.fused_attention import fuse, fused_attention
 from ecoformer.method.fused_attention_native import native_attention
 from ecoformer.method.hash_fit import FitOptions
 from ecoformer.method.kernel_hash import normalise
-from paperkit.native import library
+from paperkit.native import cpu_features, library
+from paperkit.verification.reference_file import ReferenceFile
 
 Fitted = tuple[Tensor, Tensor, Tensor, float]
 SIZES = (
@@ -154,6 +158,33 @@ def test_a_fused_layer_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(program(x), expected, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(fused, "form", None)
     torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@needed
+def test_the_authors_tensors_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ReferenceFile.read(GOLDEN / "eco_attention.safetensors", ["eco_attention"])
+    state = {key: value for key, value in file.part("sd.").items() if not key.endswith("projection_matrix")}
+    c = file.config
+    layer = EcoFormerAttention(c["dim"], c["num_heads"], c["nbits"], c["m"], "to_qk.bias" in state)
+    layer.load_state_dict(state)
+    layer.ksh.mark_fitted(True)
+    fused = fuse(layer.float(), compiled=False)
+    monkeypatch.setattr(fused, "form", None)
+    torch.testing.assert_close(fused(file.inputs["x"].float()), file.outputs["y"].float(), rtol=1e-5, atol=1e-5)
+
+
+@needed
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_older_processors_compute_the_same(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of 4 and of 8 lanes; no registers of 16."""
+    if processor == "x86-64-v3" and not {"avx2", "fma", "bmi2"} <= cpu_features():
+        pytest.skip("this processor has no AVX2")
+    monkeypatch.setattr(native, "FLAGS", (f"-march={processor}", *native.FLAGS[1:]))
+    monkeypatch.setattr(native, "kernel", functools.cache(native.kernel.__wrapped__))
+    for size in SIZES:
+        qk, v, fitted = drawn(*size)
+        torch.testing.assert_close(served(qk, v, fitted), fused_attention(qk, v, *fitted), rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_compiler_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:

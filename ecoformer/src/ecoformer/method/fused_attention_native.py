@@ -9,6 +9,7 @@ Shapes: B batch, H heads, N tokens, C head width, m supports, b bits.
 
 import ctypes
 import functools
+import platform
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch import Tensor
 from paperkit.native import library
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+ARM = platform.machine() in ("arm64", "aarch64")
+FLAGS = ("-mcpu=native" if ARM else "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 ARGUMENTS = struct.Struct("21q")  # of `ecoformer_attention`; ctypes would take microseconds to convert them
 LONGEST_CODE = 32
 """Bits: a code is one machine word."""
