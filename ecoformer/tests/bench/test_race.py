@@ -36,11 +36,13 @@ def test_the_fused_form_is_the_method(mode: str) -> None:
 
 
 def test_rivals_compute_what_they_are_named_after() -> None:
-    qk, v, _ = forms.attention_inputs(196, 32)
-    eco, rivals = forms.attention_steps(196, 32, compile_them=False)
+    qk, v, _ = forms.attention_inputs(196, 32, heads=2)
+    eco, rivals = forms.attention_steps(196, 32, heads=2, half=True, compile_them=False)
     expected = eco()
     torch.testing.assert_close(rivals[forms.RELEASED](), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(rivals[forms.EXPLICIT](), rivals[forms.SDPA](), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rivals[forms.SDPA_HALF]().float(), rivals[forms.SDPA](), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(rivals[forms.EAGER](), expected, rtol=1e-4, atol=1e-6)
     phi = torch.nn.functional.elu(qk) + 1
     weights = phi @ phi.mT
     torch.testing.assert_close(rivals[forms.ELU](), weights @ v / weights.sum(-1, keepdim=True), rtol=1e-4, atol=1e-5)
@@ -80,12 +82,18 @@ def test_memory_grows_with_the_tokens_not_with_their_pairs() -> None:
 def test_lines_and_crossovers() -> None:
     slope, start, explained = race.line_through([(1, 3), (2, 5), (3, 7)])
     assert (round(slope, 9), round(start, 9), round(explained, 9)) == (2, 1, 1)
+    setting = {"heads": 1, "width": 64, "threads": 1, "form": forms.SDPA}
+    rows = [{**setting, "tokens": n, "over_eco": r} for n, r in ((100, 0.5), (400, 2.0))]
+    for some, text in ((rows, "about 200"), (rows[1:], "below 400"), (rows[:1], "above 100")):
+        ((found, between),) = race.crossovers(some).items()
+        assert found == (1, 64, 1) and race.crossing(between) == f"{text} tokens"
+
+
+def test_aims_are_counted_and_the_missed_ones_named() -> None:
     rows = [
-        {"width": 64, "threads": 1, "tokens": n, "form": forms.SDPA, "over_eco": r} for n, r in ((100, 0.5), (400, 2.0))
+        {"form": "a", "tokens": 9, "over_eco": r, "aim": aim, "met": r >= 2} for r, aim in ((3, 2), (1, 2), (1, None))
     ]
-    assert race.crossovers(rows) == {(64, 1): "about 200 tokens"}
-    assert race.crossovers(rows[1:]) == {(64, 1): "below 400 tokens"}
-    assert race.crossovers(rows[:1]) == {(64, 1): "above 100 tokens"}
+    assert race.missed({"attention": rows}) == (2, ["attention: form a, tokens 9: 1 of 2"])
 
 
 def test_the_command_writes_its_result(tmp_path: Path) -> None:
