@@ -64,7 +64,7 @@ def draw_energy_by_length(width: int, heads: int, nbits: int, supports: int, len
 def draw_attention_maps(maps: Mapping[str, Tensor], title: str) -> Figure:
     """Layer -> similarity of all pairs of tokens (N, N), rows the tokens that attend."""
     with style():
-        drawn, panels = figure(1, len(maps), width=3.6 * len(maps) + 0.8, height=3.8, squeeze=False)
+        drawn, panels = figure(1, len(maps), width=3.6 * len(maps) + 1.8, height=3.8, squeeze=False)
         for panel, (name, values) in zip(panels[0], maps.items(), strict=True):
             shown = panel.imshow(values.numpy(), cmap="viridis")
             panel.set(xlabel="token attended to", title=name)
