@@ -19,7 +19,7 @@ def test_energy_of_a_name(tmp_path: Path) -> None:
 def test_energy_of_a_folder_and_of_timms(tmp_path: Path) -> None:
     fitted_pvt().save_pretrained(tmp_path / "model")
     ecoformer.here("energy", tmp_path / "model", "--size", "64", "--layers", "--strict", "--output", tmp_path / "a")
-    out = ecoformer.here("energy", "vit_tiny_patch16_224", "--output", tmp_path / "b").out
+    out = ecoformer.here("energy", "vit_tiny_patch16_224", "--size", "64", "--output", tmp_path / "b").out
     assert "vit_tiny_patch16_224, converted" in out
 
 

@@ -115,3 +115,42 @@ def test_few_tokens_may_stay_softmax() -> None:
     assert "16 tokens, fewer than 100" in str(report)
     with pytest.raises(UserError, match="has no self-attention of a known kind"):
         ecoformer.convert(torch.nn.Linear(2, 2))
+
+
+def test_weights_that_carry_over() -> None:
+    """EVA holds the biases of q and v outside of qkv, or q, k and v apart; rotary positions go, and are told."""
+    small = dict(img_size=28, patch_size=14, embed_dim=32, depth=1, num_heads=2, num_classes=3)
+    for name, kept in (("eva02_tiny_patch14_224", "q_bias, v_bias"), ("eva02_base_patch14_224", "q_proj, v_proj")):
+        model = timm.create_model(name, **small)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        old = {k.removeprefix("blocks.0.attn."): v.clone() for k, v in model.state_dict().items()}
+        report = str(ecoformer.convert(model, fit="adam"))
+        assert kept in report and "gave up key rows" in report and "rotary positions" in report
+        new = model.blocks[0].attn
+        assert torch.equal(new.to_v.bias, old.get("v_bias", old.get("v_proj.bias")))
+        assert torch.equal(new.to_qk.bias, old.get("q_bias", old.get("q_proj.bias")))
+        assert new.fit_options.method == "adam"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("swin_tiny_patch4_window7_224", "WindowAttention: it has relative_position_bias_table"),
+        ("cait_xxs24_224", "TalkingHeadAttn: it has proj_l, proj_w"),
+        ("xcit_nano_12_p16_224", "XCA: it has temperature"),
+    ],
+)
+def test_other_attention_is_refused_by_name(name: str, why: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(UserError, match=f"attention layers of this .* can be converted; .*, {why}"):
+        ecoformer.convert(model)
+
+
+def test_pooling_by_attention_stays() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_siglip_224", depth=1)
+    report = ecoformer.convert(model)
+    assert [layer.name for layer in report.changed] == ["blocks.0.attn"]
+    assert "attn_pool: AttentionPoolLatent stays (it has latent" in str(report)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from made import GOLDEN
+from safetensors.torch import save_file
 
+from ecoformer.method.similarity import pair_labels
 from ecoformer.models.pvt import PVTv2
 from ecoformer.models.released import fit_released
 from ecoformer.verification.kinds import KINDS
@@ -93,3 +95,42 @@ def test_float32_forward_is_close() -> None:
     error = (model(tensors["in.x"]) - tensors["out.y"]).abs().max()
     assert error <= 1e-5 * tensors["out.y"].abs().max()
     assert torch.is_floating_point(error)
+
+
+def test_a_long_fit_with_small_steps(tmp_path: Path) -> None:
+    """The reference rounds A at every step: written out in its order, step by step, on more tokens than it gives."""
+    torch.manual_seed(0)
+    u, A = torch.nn.functional.normalize(torch.randn(2, 2, 49, 8), dim=-1), torch.randn(2, 2, 6)
+    anchor, labels = u[:1, :, :6], pair_labels(u, 4).dense()
+    distance = (u[:, :, :, None] - anchor[:, :, None]).square().sum(-1)
+    kernel = torch.exp(-distance / (2 * distance.mean((2, 3), keepdim=True)))
+    mvec = kernel.mean(2, keepdim=True).mean(0, keepdim=True)
+    kernel, residual, after = kernel - mvec, 2 * labels, A.clone()
+    before, behind = [], []
+
+    def loss_of(y: torch.Tensor) -> torch.Tensor:
+        return -torch.einsum("bhn,bhnk,bhk->bh", y, residual, y).mean() / (2 * 49)
+
+    for r in range(2):
+        a = A[:, r].clone().requires_grad_()
+        optimizer = torch.optim.SGD([a], lr=0.0005, momentum=0.9, nesterov=True)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss_of(2 / (1 + torch.exp(-torch.einsum("bhnm,hm->bhn", kernel, a))) - 1).backward()
+            optimizer.step()
+        old, new = (torch.einsum("bhnm,hm->bhn", kernel, x).gt(0) * 2.0 - 1 for x in (A[:, r], a.detach()))
+        before.append(loss_of(old))
+        behind.append(loss_of(new))
+        kept = behind[-1] < before[-1]
+        after[:, r] = a.detach() if kept else A[:, r]
+        y = new if kept else old
+        residual = residual - y[..., None] * y[..., None, :]
+    assert not torch.equal(after, A)
+    config = dict(heads=2, head_dim=8, nbits=2, m=6, topk=4, learning_rate=0.0005, iterations=200)
+    tensors = {"sd_before.A": A, "sd_after.A": after, "sd_after.mvec": mvec, "sd_after.anchor": anchor, "in.x": u}
+    tensors |= {"in.anchor": anchor, "in.perm": torch.arange(49), "in.labels": labels, "out.residual": residual}
+    tensors |= {"out.loss_before": torch.stack(before), "out.loss_after": torch.stack(behind)}
+    path = tmp_path / "fit.safetensors"
+    metadata = {"kind": "hash_fit", "config": json.dumps(config)}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata)
+    check_verifies(path, KINDS)

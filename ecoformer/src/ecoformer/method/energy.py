@@ -31,6 +31,9 @@ OPERATIONS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "int8": ((0.2, 0.03), (282, 36)),
 }
 
+NOT_OVER_TOKENS = {"ChannelAttention": "channels attend", "ClassAttention": "the class token alone attends"}
+"""Layers of timm that look like a self-attention over tokens, and why they are none."""
+
 
 @dataclass(frozen=True)
 class Operations:
@@ -41,6 +44,10 @@ class Operations:
 
     def __add__(self, other: "Operations") -> "Operations":
         return Operations(self.mul + other.mul, self.add + other.add)
+
+    def times(self, count: int) -> "Operations":
+        """As often as that."""
+        return Operations(count * self.mul, count * self.add)
 
     def energy_pj(self, precision: str = "fp32") -> float:
         """In pJ."""
@@ -138,7 +145,9 @@ class Ledger:
 
 def _of_layer(module: nn.Module, x: Tensor, size: Any, strict: bool) -> tuple[str, Operations] | None:
     """(kind, operations) of an attention layer for one sample of its input (B, N, D); None for any other module."""
-    tokens, dim = (x.shape[-2], x.shape[-1]) if x.dim() == 3 else (0, 0)
+    if x.dim() != 3 or type(module).__name__ in NOT_OVER_TOKENS:
+        return None
+    tokens, dim = x.shape[1:]
     heads = getattr(module, "num_heads", 1)
     if isinstance(module, EcoFormerAttention):
         ksh = module.ksh
@@ -150,8 +159,7 @@ def _of_layer(module: nn.Module, x: Tensor, size: Any, strict: bool) -> tuple[st
     if isinstance(module, WindowMSA) or name == "LocallyGroupedAttn":
         window = module.window if isinstance(module, WindowMSA) else int(module.ws)  # type: ignore[arg-type]
         windows = -(-size[0] // window) * -(-size[1] // window)
-        one = softmax_operations(window * window, dim, heads)
-        return "window", Operations(windows * one.mul, windows * one.add)
+        return "window", softmax_operations(window * window, dim, heads).times(windows)
     if isinstance(module, SRA) or (hasattr(module, "q") and hasattr(module, "kv") and hasattr(module, "sr")):
         keys = tokens
         if getattr(module, "pool", None) is not None:
@@ -212,9 +220,9 @@ def ledger(
             elif args and isinstance(args[0], Tensor):
                 found = _of_layer(module, args[0], args[1] if len(args) > 1 else None, strict)
                 if found is not None:
-                    x, heads = args[0], getattr(module, "num_heads", 1)
-                    full = softmax_operations(x.shape[-2], x.shape[-1], heads)
-                    entry = LayerEnergy(name, found[0], x.shape[-2], x.shape[-1], heads, found[1], full)
+                    (parts, tokens, dim), heads = args[0].shape, getattr(module, "num_heads", 1)  # parts: its windows
+                    full = softmax_operations(tokens, dim, heads).times(parts)
+                    entry = LayerEnergy(name, found[0], tokens, dim, heads, found[1].times(parts), full)
                     book.layers.append(entry)
 
         hooks.append(module.register_forward_hook(count))

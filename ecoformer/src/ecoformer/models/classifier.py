@@ -65,30 +65,49 @@ def build_attention(
     return plain[kind](dim, heads, qkv_bias, drop)
 
 
-def binary_options(
-    nbits: int, supports: int, bias_mode: str, bias: str | float, backend: str, fit: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Options of `EcoFormerAttention` from plain values, as they stand in a folder's config."""
+def fit_options(fit: FitOptions | dict[str, Any] | str | None) -> FitOptions:
+    """How a hash is fitted: options, a mapping of them, or the method alone ("adam"); the released fit without.
+
+    Raises:
+        UserError: a method or an option that is none.
+    """
+    if isinstance(fit, FitOptions):
+        return fit
+    named = {"method": fit} if isinstance(fit, str) else fit or {}
     try:
-        options = FitOptions(**(fit or {}))
+        return FitOptions(**named)
     except TypeError as error:
         raise UserError(f"fit {fit}: {str(error).removeprefix('FitOptions.__init__() ')}") from None
+
+
+def binary_options(
+    nbits: int,
+    supports: int,
+    bias_mode: str,
+    bias: str | float,
+    backend: str,
+    fit: dict[str, Any] | str | None,
+) -> dict[str, Any]:
+    """Options of `EcoFormerAttention` from plain values, as they stand in a folder's config."""
+    options = fit_options(fit)
     return dict(nbits=nbits, supports=supports, bias_mode=bias_mode, bias=bias, backend=backend, fit=options)
 
 
-def same_length(**lists: Sequence[int]) -> None:
-    """Refuses per-stage lists of different lengths.
+def check_stages(mlp_ratios: Sequence[float], **lists: Sequence[int]) -> None:
+    """Refuses lists of different lengths, and what is no size: each has one value a stage.
 
     Raises:
-        UserError: with the lengths.
+        UserError: with the lengths or the list.
     """
-    lengths = {name: len(values) for name, values in lists.items()}
+    lengths = {name: len(values) for name, values in {**lists, "mlp_ratios": mlp_ratios}.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise UserError(f"each stage needs one value in every list; their lengths are {told}")
     for name, values in lists.items():
-        if min(values) < 1:
-            raise UserError(f"{name} {list(values)} holds a number below 1")
+        if any(not isinstance(value, int) or value < 1 for value in values):
+            raise UserError(f"{name} {list(values)}: whole numbers, 1 at least")
+    if min(mlp_ratios) <= 0:
+        raise UserError(f"mlp_ratios {list(mlp_ratios)}: above 0")
 
 
 def init_weights(module: nn.Module) -> None:
@@ -135,6 +154,8 @@ class PyramidClassifier(nn.Module, ABC):
         """The classifier, and what timm wants to know."""
         if global_pool not in ("avg", ""):
             raise UserError(f"global_pool '{global_pool}' is neither 'avg' nor ''")
+        if num_classes < 0:
+            raise UserError(f"num_classes {num_classes}: 0 (no classifier) at least")
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dims[-1]
         self.head: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()

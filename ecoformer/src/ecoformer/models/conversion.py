@@ -27,6 +27,7 @@ from paperkit.errors import UserError
 from paperkit.files.hub import CONFIG, WEIGHTS, read_config, replaced_folder
 from paperkit.files.keys import KeyReport, load_report
 from paperkit.files.weights import load_strict, read_weights, save_checkpoint, save_weights
+from paperkit.verification.bounds import at_most
 
 REST = "rest.safetensors"
 
@@ -158,7 +159,8 @@ def load_classifier(path: str | Path, trust_pickle: bool = False, **changes: Any
         kind, options = describe_released(state, str(path))
     options.update({key: value for key, value in changes.items() if value is not None})
     try:
-        model = kind(**options)
+        with at_most(state.values()):
+            model = kind(**options)
     except TypeError as error:
         raise UserError(f"{path}: its config does not describe a {kind.__name__}: {error}") from None
     load_strict(model, fit_released(state, model), str(path))

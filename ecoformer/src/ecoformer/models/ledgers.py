@@ -1,9 +1,11 @@
 """Energy ledgers of a network beside those that it is to be compared with: full attention, and the unmodified model."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 
@@ -42,10 +44,12 @@ def ledgers(model: str, input_size: Sequence[int] = (3, 224, 224), strict: bool 
         more = [f"{name}{form}" for form in ("_msa", "_sra")] if name else []
         return found | {n: ledger(partial(build, n), input_size, strict=strict) for n in more}
     if timm.is_model(model):
-        other = timm.create_model(model)
-        whole = ledger(other, input_size, strict=strict)
-        convert(other)
-        book = ledger(other, input_size, strict=strict)
+        fixed = timm.get_pretrained_cfg_value(model, "fixed_input_size")
+        of_size: dict[str, Any] = {"img_size": tuple(input_size[1:])} if fixed else {}
+        other = timm.create_model(model, **of_size)
+        changed = copy.deepcopy(other)
+        convert(changed)
+        book, whole = (ledger(network, input_size, strict=strict) for network in (changed, other))
         full = replace(whole, layers=[replace(layer, kind="msa", operations=layer.softmax) for layer in whole.layers])
         return {f"{model}, converted": book, f"{model}, full softmax in its layers": full, model: whole}
     raise UserError(

@@ -17,9 +17,8 @@ from ecoformer.models.classifier import (
     PyramidClassifier,
     binary_options,
     build_attention,
-    same_length,
+    check_stages,
 )
-from paperkit.errors import UserError
 from paperkit.files.hub import SavedInFolder
 
 
@@ -93,7 +92,7 @@ class PVTv2(PyramidClassifier, SavedInFolder, **IN_FOLDER):
         embed_dims, num_heads, mlp_ratios, depths, sr_ratios: one value a stage.
         attn_type: of stages 1 to 3: "ecoformer", "msa", "msa_share_qk", "sra" or "performer". Stage 4 is always "msa".
         nbits, supports, bias_mode, bias, backend: see `ecoformer.method.attention.BinaryAttention`.
-        fit: options of `ecoformer.method.hash_fit.FitOptions` by name.
+        fit: options of `ecoformer.method.hash_fit.FitOptions` by name, or its method alone ("adam").
         num_classes: K; 0 leaves the classifier out. global_pool: "avg", or "" for all tokens.
         drop_rate, drop_path_rate: dropout, and stochastic depth of the last block.
         norm_eps: of the blocks' and stages' LayerNorms; those of embeddings and SRA keep 1e-5.
@@ -118,7 +117,7 @@ class PVTv2(PyramidClassifier, SavedInFolder, **IN_FOLDER):
         bias_mode: str = "released",
         bias: str | float = "plus_one",
         backend: str = "auto",
-        fit: dict[str, Any] | None = None,
+        fit: dict[str, Any] | str | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -128,9 +127,7 @@ class PVTv2(PyramidClassifier, SavedInFolder, **IN_FOLDER):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        same_length(embed_dims=embed_dims, num_heads=num_heads, depths=depths, sr_ratios=sr_ratios)
-        if len(mlp_ratios) != len(depths):
-            raise UserError(f"{len(mlp_ratios)} mlp_ratios for {len(depths)} stages")
+        check_stages(mlp_ratios, embed_dims=embed_dims, num_heads=num_heads, depths=depths, sr_ratios=sr_ratios)
         self.embed_dims, self.depths, self.attn_type = tuple(embed_dims), tuple(depths), attn_type
         binary = binary_options(nbits, supports, bias_mode, bias, backend, fit)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()

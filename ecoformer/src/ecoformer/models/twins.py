@@ -18,7 +18,7 @@ from ecoformer.models.classifier import (
     PyramidClassifier,
     binary_options,
     build_attention,
-    same_length,
+    check_stages,
 )
 from ecoformer.models.pvt import Block
 from paperkit.errors import UserError
@@ -82,7 +82,7 @@ class Twins(PyramidClassifier, SavedInFolder, **IN_FOLDER):
         bias_mode: str = "released",
         bias: str | float = "plus_one",
         backend: str = "auto",
-        fit: dict[str, Any] | None = None,
+        fit: dict[str, Any] | str | None = None,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -93,11 +93,9 @@ class Twins(PyramidClassifier, SavedInFolder, **IN_FOLDER):
     ) -> None:
         super().__init__()
         lists = dict(embed_dims=embed_dims, num_heads=num_heads, depths=depths, windows=windows, sr_ratios=sr_ratios)
-        same_length(**lists)
+        check_stages(mlp_ratios, **lists)
         if block not in BLOCKS:
             raise UserError(f"block '{block}' is none of {', '.join(BLOCKS)}")
-        if len(mlp_ratios) != len(depths):
-            raise UserError(f"{len(mlp_ratios)} mlp_ratios for {len(depths)} stages")
         self.embed_dims, self.depths, self.block = tuple(embed_dims), tuple(depths), block
         binary = binary_options(nbits, supports, bias_mode, bias, backend, fit)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
