@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ecoformer.bench import forms, race
 from ecoformer.bench.memory import attention_peak
@@ -94,6 +95,26 @@ def test_aims_are_counted_and_the_missed_ones_named() -> None:
         {"form": "a", "tokens": 9, "over_eco": r, "aim": aim, "met": r >= 2} for r, aim in ((3, 2), (1, 2), (1, None))
     ]
     assert race.missed({"attention": rows}) == (2, ["attention: form a, tokens 9: 1 of 2"])
+
+
+def test_a_panel_for_each_part_that_was_measured(tmp_path: Path) -> None:
+    times = {"over_eco": 2.0, "q25": 1.9, "q75": 2.1, "ms": 1.0, "aim": None, "met": None}
+    found = {
+        "attention": [
+            {"heads": heads, "width": 64, "threads": 1, "tokens": tokens, "form": form, **times}
+            for heads in (1, 8)
+            for tokens in (196, 784)
+            for form in (forms.SDPA, forms.READING)
+        ],
+        "fit": [{"tokens": 784, "iterations": 100, **times}],
+        "memory": [{"tokens": tokens, "form": forms.ECO, "MiB": tokens / 1000} for tokens in (784, 3136)],
+        "networks": [{"size": 224, "form": "sra", **times}],
+    }
+    widths = []
+    for some in (found, {"memory": found["memory"]}):
+        race.draw(some, path := tmp_path / "bench.png")
+        widths.append(Image.open(path).width)
+    assert widths[0] > 4 * widths[1]
 
 
 def test_the_command_writes_its_result(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def _print_attention(rows: Rows) -> None:
     table(lines, columns, f"{title}, from unnormalised qk and v to the output, hashing included")
     for at in crossovers(rows).values():
         low, high = CROSSING
-        print(f"crossover with SDPA: {crossing(at)} (aim: {low:g} to {high:g}; {_met(low <= at[0] and at[1] <= high)})")
+        said = "MISSED: earlier" if at[0] < low else _met(at[1] <= high)
+        print(f"crossover with SDPA: {crossing(at)} (aim: {low:g} to {high:g}; {said})")
     shares = [f"{r['over_eco']:.1%} at {r['tokens']}" for r in rows if r["form"] == forms.READING]
     print(f"one reading of qk and v takes of EcoFormer's time, by tokens: {', '.join(shares)}", flush=True)
 
