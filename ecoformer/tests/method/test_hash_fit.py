@@ -10,7 +10,9 @@ from ecoformer.method.similarity import labels_from_dense, pair_labels
 from paperkit.errors import UserError
 
 
-def dense_fit(kernel: Tensor, labels: Tensor, start: Tensor, lr: float, iterations: int) -> Tensor:
+def dense_fit(
+    kernel: Tensor, labels: Tensor, start: Tensor, lr: float, iterations: int, nesterov: bool = True
+) -> Tensor:
     """The released loop, dense and by autograd."""
     A, bits, tokens_ = start.clone(), start.shape[1], kernel.shape[2]
     residual = bits * labels
@@ -20,7 +22,7 @@ def dense_fit(kernel: Tensor, labels: Tensor, start: Tensor, lr: float, iteratio
 
     for r in range(bits):
         a = A[:, r].clone().requires_grad_()
-        optimizer = torch.optim.SGD([a], lr=lr, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD([a], lr=lr, momentum=0.9, nesterov=nesterov)
         for _ in range(iterations):
             optimizer.zero_grad()
             loss(2 / (1 + torch.exp(-(kernel @ a[..., None])[..., 0])) - 1).backward()
@@ -35,11 +37,11 @@ def dense_fit(kernel: Tensor, labels: Tensor, start: Tensor, lr: float, iteratio
     return A
 
 
-@pytest.mark.parametrize("lr", [0.0005, 0.5])
-def test_same_projection_as_the_dense_loop(lr: float) -> None:
+@pytest.mark.parametrize(("lr", "nesterov"), [(0.0005, True), (0.5, True), (0.5, False)])
+def test_same_projection_as_the_dense_loop(lr: float, nesterov: bool) -> None:
     u, start = tokens(2, 3, 40).double(), torch.randn(3, 7, 5).double()
-    fit = fit_hash(u, start, FitOptions(lr=lr, iterations=20, topk=4))
-    expected = dense_fit(fit.kernel, pair_labels(u, 4).dense(), start, lr, 20)
+    fit = fit_hash(u, start, FitOptions(lr=lr, iterations=20, topk=4, nesterov=nesterov))
+    expected = dense_fit(fit.kernel, pair_labels(u, 4).dense(), start, lr, 20, nesterov)
     torch.testing.assert_close(fit.A, expected, rtol=1e-9, atol=1e-9)
 
 
