@@ -41,7 +41,7 @@ constexpr int W = 4, MOST = 25;
 constexpr int W = 4, MOST = 13;
 #endif
 constexpr int LONGEST_CODE = 32;
-constexpr int64_t FEW = 256;  // tokens that are not worth one more thread
+constexpr int64_t FEW = 512;  // tokens that are not worth one more thread
 constexpr float TINY = 1e-18f;  // kernel_hash.TINY
 
 typedef float V __attribute__((vector_size(W * 4), may_alias));
@@ -178,7 +178,7 @@ struct Problem {
     int64_t table() const { return groups() * 16 * wide(); }  // vectors of all sums, or of all tables
 };
 
-// What the threads that share a pair leave for each other. Vectors, then numbers.
+// What is kept of a pair; tables, state and counts are each thread's own.
 struct Shared {
     V *dots, *lengths;  // (blocks, m), (blocks): d, and |u|^2
     I *codes, *zeros;   // (blocks): bit k for a code of +1, and for one of 0
@@ -445,6 +445,8 @@ void attend(const Problem& p, float* heads, int64_t pair, int thread, int thread
     float* out = p.out + b * p.of_out.batch + h * p.of_out.head;
     const Head head(p, heads + h * Head::floats(p));
     Shared shared(p, shared_at);
+    const Shared mine(p, shared_at + thread * Shared::vectors(p));
+    shared.tables = mine.tables, shared.state = mine.state, shared.counts = mine.counts;  // cheaper than to wait for one
     Own own(p, owns + thread * Own::vectors(p));
 
     dots(p, head, qk, first, last, shared, own);
@@ -460,8 +462,7 @@ void attend(const Problem& p, float* heads, int64_t pair, int thread, int thread
     codes(p, head, h, mean < least ? least : mean, first, last, shared, own);  // a NaN stays one
     by.sums(p, v, first, last, shared, own);
     barrier(threads);
-    if (thread == 0) tables(p, owns, threads, shared);
-    barrier(threads);
+    tables(p, owns, threads, shared);
     double broken = 0;
     for (int t = 0; t < threads; ++t) broken += Own(p, owns + t * Own::vectors(p)).totals[2];
     if (broken == 0)
@@ -510,7 +511,7 @@ extern "C" int ecoformer_attention(const void* given, float bias, int global, in
         const int64_t whole = pairs / present * present;
         for (int64_t pair = thread; pair < whole; pair += present)
             attend(p, heads, pair, 0, 1, shared + thread * of_shared, owns + thread * of_own);
-        barrier(present);
+        if (0 < whole && whole < pairs) barrier(present);
         for (int64_t pair = whole; pair < pairs; ++pair) attend(p, heads, pair, thread, present, shared, owns);
     }
     return 0;
