@@ -290,7 +290,8 @@ void dots(const Problem& p, const Head& head, const float* qk, int64_t first, in
     own.totals[1] = sum(lengths);
 }
 
-void codes(const Problem& p, const Head& head, int64_t h, double sigma, int64_t first, int64_t last, Shared& shared, Own& own) {
+void codes(const Problem& p, const Head& head, int64_t h, double sigma, int64_t first, int64_t last, Shared& shared,
+           Own& own) {
     const Matrix projection(p.bits, p.supports);
     const float scale = static_cast<float>(-0.5 / sigma);
     const float* mvec = p.mvec + h * p.supports;
@@ -387,7 +388,8 @@ void outputs(const Problem& p, const float* v, float* out, int64_t first, int64_
     const float everyone = static_cast<float>(p.tokens) * p.bias;
     float below[G][16] = {};
     for (int64_t k = 0; k < p.bits; ++k)
-        for (int four = 0; four < 16; ++four) below[k / 4][four] += four >> k % 4 & 1 ? shared.counts[k] : -shared.counts[k];
+        for (int four = 0; four < 16; ++four)
+            below[k / 4][four] += four >> k % 4 & 1 ? shared.counts[k] : -shared.counts[k];
     for (int64_t i = first * W; i < std::min(last * W, p.tokens); ++i) {
         const float* row = v + i * p.of_v.token;
         float* to = out + i * p.of_out.token;
@@ -446,7 +448,7 @@ void attend(const Problem& p, float* heads, int64_t pair, int thread, int thread
     const Head head(p, heads + h * Head::floats(p));
     Shared shared(p, shared_at);
     const Shared mine(p, shared_at + thread * Shared::vectors(p));
-    shared.tables = mine.tables, shared.state = mine.state, shared.counts = mine.counts;  // cheaper than to wait for one
+    shared.tables = mine.tables, shared.state = mine.state, shared.counts = mine.counts;  // cheaper than to wait
     Own own(p, owns + thread * Own::vectors(p));
 
     dots(p, head, qk, first, last, shared, own);
