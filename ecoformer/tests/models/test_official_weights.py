@@ -13,7 +13,7 @@ from ecoformer.method.energy import ledger
 from ecoformer.models.architectures import architecture, build
 from ecoformer.models.conversion import load_classifier, start_from
 from ecoformer.models.pvt import PVTv2
-from ecoformer.models.released import from_timm, load_released, to_released
+from ecoformer.models.released import describe_released, from_timm, load_released, to_released
 from ecoformer.models.twins import Twins
 from paperkit.errors import UserError
 from paperkit.files.weights import read_weights, save_weights
@@ -123,3 +123,12 @@ def test_strict_count_and_names() -> None:
         architecture("pvt_v2_b0_ecoformr")
     with pytest.raises(UserError, match="no network"):
         architecture("pvt_v2_b0_ecoformer_nbits0")
+
+
+def test_damaged_weights_are_named() -> None:
+    """A file that lacks a layer, or whose tensor has another number of axes."""
+    state = {"patch_embed1.proj.weight": torch.ones(8, 3, 7, 7)}
+    with pytest.raises(UserError, match=r"F lacks block1\.0\.mlp\.fc1\.weight"):
+        describe_released(state, "F")
+    with pytest.raises(UserError, match="F holds weights of another shape"):
+        describe_released({"patch_embed1.proj.weight": torch.ones(()), "block1.0.mlp.fc1.weight": torch.ones(2)}, "F")

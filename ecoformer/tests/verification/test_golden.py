@@ -100,7 +100,7 @@ def test_float32_forward_is_close() -> None:
 def test_a_long_fit_with_small_steps(tmp_path: Path) -> None:
     """The reference rounds A at every step; here in its order, with a large A, whose roundings are large."""
     torch.manual_seed(0)
-    u, A = torch.nn.functional.normalize(torch.randn(2, 2, 49, 8), dim=-1), 8 * torch.randn(2, 2, 6)
+    u, A = torch.nn.functional.normalize(torch.randn(2, 2, 49, 8), dim=-1), 4 * torch.randn(2, 2, 6)
     anchor, labels = u[:1, :, :6], pair_labels(u, 4).dense()
     distance = (u[:, :, :, None] - anchor[:, :, None]).square().sum(-1)
     kernel = torch.exp(-distance / (2 * distance.mean((2, 3), keepdim=True)))

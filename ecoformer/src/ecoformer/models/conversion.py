@@ -161,7 +161,7 @@ def load_classifier(path: str | Path, trust_pickle: bool = False, **changes: Any
     try:
         with at_most(state.values()):
             model = kind(**options)
-    except TypeError as error:
+    except (TypeError, UserError) as error:
         raise UserError(f"{path}: its config does not describe a {kind.__name__}: {error}") from None
     load_strict(model, fit_released(state, model), str(path))
     return model.eval()

@@ -141,12 +141,17 @@ def describe_released(
     the size is taken (64 for PVTv2-B1 and larger, else 32). Windows of Twins are 7.
 
     Raises:
-        UserError: neither a PVTv2 nor a Twins state dict.
+        UserError: neither a PVTv2 nor a Twins state dict, or one with missing or misshapen weights.
     """
-    if "patch_embed1.proj.weight" in state:
-        return PVTv2, _describe_pvt(state)
-    if "patch_embeds.0.proj.weight" in state:
-        return Twins, _describe_twins(state)
+    try:
+        if "patch_embed1.proj.weight" in state:
+            return PVTv2, _describe_pvt(state)
+        if "patch_embeds.0.proj.weight" in state:
+            return Twins, _describe_twins(state)
+    except KeyError as error:
+        raise UserError(f"{source} lacks {error.args[0]}") from None
+    except (IndexError, ValueError) as error:
+        raise UserError(f"{source} holds weights of another shape than a PVTv2's or Twins': {error}") from None
     raise UserError(
         f"{source} holds no PVTv2 or Twins weights: no patch_embed1 or patch_embeds.0 among {len(state)} keys"
     )
