@@ -86,7 +86,7 @@ def _attention_at(here: Setting, tokens: int, pairs: int) -> Rows:
     try:
         with torch.inference_mode():
             eco, rivals = forms.attention_steps(tokens, width, heads, half=here[:2] == (1, 64))
-            ratios = compare(eco, rivals, pairs=pairs, warmup=2, name=forms.ECO)
+            ratios = compare(eco, rivals, pairs=pairs, warmup=2, min_seconds=0.01, name=forms.ECO)
     finally:
         torch.set_num_threads(1)
     setting = {"heads": heads, "width": width, "threads": threads, "tokens": tokens}
