@@ -242,7 +242,7 @@ def draw(found: dict[str, Rows], path: Path) -> None:
         processor = cpu()
         flags = [flag for flag in ("avx512f", "avx2", "asimd") if flag in processor["flags"]][:1]
         drawn.suptitle(
-            "Above 1, EcoFormer is faster (float32, batch 1, medians of interleaved pairs)\n"
+            "Above 1, EcoFormer is faster\n(float32, batch 1, medians of interleaved pairs)\n"
             + ", ".join([processor["model"], *flags])
         )
         save_figure(drawn, path)
