@@ -38,7 +38,7 @@ def bias_value(nbits: int, bias: str | float = "plus_one") -> float:
             raise UserError(f"bias '{bias}' is none of {', '.join(BIASES)}, and no number")
         return float(nbits + 1 if bias == "plus_one" else 2 ** math.ceil(math.log2(nbits + 1)))
     if not nbits < bias < math.inf:
-        raise UserError(f"bias {bias} with codes of {nbits} bits: similarities are positive with more than the bits")
+        raise UserError(f"bias {bias} leaves negative similarities between codes of {nbits} bits; take more than that")
     return float(bias)
 
 
