@@ -200,3 +200,34 @@ def test_performer_approaches_softmax_with_many_features() -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     found = favor_attention(q, k, v, orthogonal_features(4096, 8, torch.Generator().manual_seed(0)))
     assert (found - expected).abs().max() < 0.05
+
+
+def test_a_fit_that_fails_leaves_the_hashes_as_they_were() -> None:
+    layer = EcoFormerAttention(32, 2, supports=8, fit="adam").eval()
+    fit_hashes(layer, torch.randn(2, 20, 32))
+    before = {key: value.clone() for key, value in layer.ksh.state_dict().items()}
+    with pytest.raises(UserError, match="support"):
+        fit_hashes(layer, torch.randn(2, 4, 32))
+    assert layer.ksh.is_fitted and not layer.fit_in_eval
+    assert all(torch.equal(value, before[key]) for key, value in layer.ksh.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": -1.0}, {"lr": float("nan")}, {"iterations": 2.5}, {"topk": 0}, {"momentum": 2.0}]
+)
+def test_options_of_a_fit_that_cannot_be(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        EcoFormerAttention(32, 2, fit=options)
+
+
+def test_tokens_that_are_none_and_tokens_that_are_not_finite() -> None:
+    layer = EcoFormerAttention(32, 2, supports=8).eval()
+    fit_hashes(layer, torch.randn(2, 20, 32))
+    with pytest.raises(UserError, match="batch, tokens, channels"):
+        layer(torch.randn(2, 4, 5, 32))
+    x = torch.randn(2, 20, 32)
+    x[1, 3, 5] = float("nan")
+    with torch.no_grad():
+        by_kernel = layer(x)
+    for out in (by_kernel, layer(x)):  # with gradients the plain form
+        assert out[0].isfinite().all() and out[1].isnan().any()

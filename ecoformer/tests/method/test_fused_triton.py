@@ -144,7 +144,7 @@ def test_what_does_not_fit_takes_the_plain_form(monkeypatch: pytest.MonkeyPatch)
     assert binary.by_kernels(qk, qk) is None  # on the CPU
     monkeypatch.setitem(sys.modules, "ecoformer.method.fused_attention_triton", None)  # as where Triton is missing
     monkeypatch.delattr("ecoformer.method.fused_attention_triton")
-    monkeypatch.setattr(attention, "KERNEL_DEVICES", ("cpu",))
+    monkeypatch.setattr(attention, "TRITON_DEVICES", ("cpu",))
     assert binary.by_kernels(qk, qk) is None
 
 
@@ -176,6 +176,6 @@ if __name__ == "__main__":  # in Triton's interpreter
             print("equal", size)
         compare(32, 16, 25, 70, kind=torch.float16)
         print("equal in half precision")
-    attention.KERNEL_DEVICES = ("cpu",)  # type: ignore[assignment]
+    attention.TRITON_DEVICES = ("cpu",)  # type: ignore[assignment]
     compare_layers("cpu")
     print("layers equal")

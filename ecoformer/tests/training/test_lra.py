@@ -378,7 +378,7 @@ REFUSALS = {
     "--recipe.lr 0": "must be above 0",
     "--recipe.optimizer adamx": "unknown to timm",
     "--data.max_depth 0": "no ListOps tree has depth 0",
-    "--data.batch_size 100": "64 training images do not fill one batch of 100",
+    "--data.batch_size 100": "64 training samples do not fill one batch of 100",
     "--ema.decay 0.9": "ema.decay 0.9 and recipe.refit_steps [6]: the mean of two fits of a hash is no hash",
     "--savings.compile true": "compile is not for EcoFormer's training",
     "--savings.patch_drop 0.5": "an encoder of sequences is no plain ViT",

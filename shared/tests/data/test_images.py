@@ -630,7 +630,7 @@ def test_incomplete_tiny_imagenet_is_refused(tmp_path: Path) -> None:
         ({"num_classes": 1}, "has 2 classes, but num_classes is 1"),
         ({"dataset": "wds/x", "repeats": 3}, "wds/x is a stream: repeats"),
         ({"subset": "/nonexistent/list"}, "cannot read subset /nonexistent/list: No such file"),
-        ({"batch_size": 13}, "12 training images do not fill one batch of 13"),
+        ({"batch_size": 13}, "12 training samples do not fill one batch of 13"),
     ],
 )
 def test_impossible_options_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:

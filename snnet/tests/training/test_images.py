@@ -384,7 +384,7 @@ def test_what_is_wrong_before_training_leaves_no_run_folder(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data.batch_size", "64"], "24 training images do not fill one batch of 64"),
+        (["--data.batch_size", "64"], "24 training samples do not fill one batch of 64"),
         (["--network.weights", "nowhere"], "no weights of vit_tiny_patch16_224 in nowhere"),
         (["--network.start", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["--training.stitches_per_step", "5"], "a batch of 4 images cannot be split over 5 stitches"),

@@ -3,13 +3,15 @@
 Shapes: B batch, H heads, N tokens, D dim = H C, C head width, m supports, b bits.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.method.hash_fit import FitOptions, fit_layer
+from ecoformer.method.fused_attention_native import native_attention
+from ecoformer.method.hash_fit import FitOptions, fit_layer, fit_options
 from ecoformer.method.kernel_hash import KernelHash, normalise
 from ecoformer.method.linear_attention import (
     BIAS_MODES,
@@ -23,8 +25,8 @@ from ecoformer.method.softmax_attention import check_heads, join_heads, split_he
 from paperkit.errors import UserError
 
 BACKENDS = ("auto", "explicit", "sdpa", "linear")
-KERNEL_DEVICES = ("cuda",)
-"""Kinds of devices on which inference goes through the Triton kernels."""
+TRITON_DEVICES = ("cuda",)
+"""Kinds of devices on which inference goes through the Triton kernels; on a CPU it goes through those in C++."""
 
 
 class BinaryAttention(nn.Module):
@@ -39,7 +41,7 @@ class BinaryAttention(nn.Module):
             tokens with 16 bits, which is where their times meet as measured), linear from there on. It never takes
             "sdpa", which makes the map as well and was slower than linear at every size; softmax layers are where SDPA
             is chosen by size (`ecoformer.method.softmax_attention.chosen`).
-        power: exponent of the similarity; other than 1 needs the global bias and makes the N x N map.
+        power: exponent of the similarity, above 0; other than 1 needs the global bias and makes the N x N map.
         trainable: see `KernelHash`.
     """
 
@@ -60,6 +62,8 @@ class BinaryAttention(nn.Module):
             raise UserError(f"bias_mode '{bias_mode}' is none of {', '.join(BIAS_MODES)}")
         if backend not in BACKENDS:
             raise UserError(f"backend '{backend}' is none of {', '.join(BACKENDS)}")
+        if not 0 < power < float("inf"):  # nan is neither
+            raise UserError(f"power {power} of the similarity is not above 0")
         if bias_mode == "released" and (backend == "sdpa" or power != 1):
             what = "backend 'sdpa'" if backend == "sdpa" else f"power {power}"
             raise UserError(f"{what} needs bias_mode 'global': the released form has weights below 0")
@@ -88,22 +92,24 @@ class BinaryAttention(nn.Module):
         return form(codes, codes, v, self.bias, self.bias_mode, mask)
 
     def by_kernels(self, qk: Tensor, v: Tensor) -> Tensor | None:
-        """Unnormalised vectors and values, (B, H, N, C) each, to (B, H, N, C) by the Triton kernels of inference.
+        """Unnormalised vectors and values, (B, H, N, C) each, to (B, H, N, C) by the kernels of inference.
 
-        None where they do not serve, and the plain form is to be taken: off CUDA or without Triton, with gradients,
-        under a compiler, with a backend other than "linear" for so many tokens, or beyond the kernels' sizes.
+        None where they do not serve and the plain form is to be taken: no Triton on CUDA, no compiler on a CPU,
+        with gradients, while being traced, with a backend other than "linear" for so many tokens, or beyond the
+        kernels' sizes and types.
         """
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if qk.device.type not in KERNEL_DEVICES or traced or self.chosen(qk.shape[2]) != "linear":
+        if traced or self.chosen(qk.shape[2]) != "linear":
             return None
+        ksh = self.ksh
+        arguments = qk, v, ksh.anchor, ksh.mvec, ksh.A, self.bias, self.bias_mode
+        if qk.device.type not in TRITON_DEVICES:
+            return native_attention(*arguments)
         try:
             from ecoformer.method import fused_attention_triton as kernels
         except ImportError:  # no Triton for this system
             return None
-        ksh = self.ksh
-        if not kernels.fits(qk, v, ksh.A, self.bias):
-            return None
-        return kernels.launch(qk, v, ksh.anchor, ksh.mvec, ksh.A, self.bias, self.bias_mode)[0]
+        return kernels.launch(*arguments)[0] if kernels.fits(qk, v, ksh.A, self.bias) else None
 
 
 class EcoFormerAttention(nn.Module):
@@ -116,7 +122,7 @@ class EcoFormerAttention(nn.Module):
         dim, num_heads: D and H.
         nbits, supports: b and m.
         qkv_bias: bias of `to_qk` and `to_v`. proj_drop: dropout behind `proj`.
-        fit: how the hash is fitted; the released fit without.
+        fit: how the hash is fitted: options, a mapping of them, or a method's name; the released fit without.
         causal: each token attends to those before it and itself, sigma included.
         binary: further options of `BinaryAttention`.
 
@@ -138,7 +144,7 @@ class EcoFormerAttention(nn.Module):
         supports: int = 25,
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
-        fit: FitOptions | None = None,
+        fit: FitOptions | dict[str, Any] | str | None = None,
         causal: bool = False,
         **binary: Any,
     ) -> None:
@@ -149,7 +155,7 @@ class EcoFormerAttention(nn.Module):
         self.fast_attention = BinaryAttention(num_heads, self.head_dim, nbits, supports, **binary)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.fit_options = fit or FitOptions()
+        self.fit_options = fit_options(fit)
         self.fit_in_eval = False
         self.name = ""
         """Where the layer stands in its network, for messages; `name_layers` sets it."""
@@ -170,6 +176,8 @@ class EcoFormerAttention(nn.Module):
             perm: the order of tokens from which a fit takes its supports, in place of a drawn one.
             other: `attn_mask` and `is_causal` as timm's blocks pass them; only None and False are taken.
         """
+        if x.dim() != 3:
+            raise UserError(f"tokens of shape {tuple(x.shape)} are not (batch, tokens, channels)")
         if other.get("attn_mask") is not None or other.get("is_causal"):
             raise UserError("an N x N attention mask has no linear form; pass mask=(B, N), or build with causal=True")
         qk, v = (split_heads(layer(x), self.num_heads) for layer in (self.to_qk, self.to_v))
@@ -239,9 +247,17 @@ def fit_hashes(model: nn.Module, *inputs: Any, **named: Any) -> None:
     """Fits every hash of a network by one forward pass over `inputs`, layer by layer; the network's mode stays.
 
     Raises:
-        UserError: as `EcoFormerAttention`; with the layer's name.
+        UserError: as `EcoFormerAttention`; with the layer's name. The hashes are then what they were.
     """
+    layers = [layer for _, layer in eco_layers(model)]
+    before = [(layer.fit_in_eval, copy.deepcopy(layer.ksh.state_dict())) for layer in layers]
     ask_for_fit(model)
-    model(*inputs, **named)
-    if waiting := [name for name, layer in eco_layers(model) if not layer.ksh.is_fitted]:
-        raise UserError(f"the forward pass did not reach {', '.join(waiting[:3])}")
+    try:
+        model(*inputs, **named)
+        if waiting := [name for name, layer in eco_layers(model) if not layer.ksh.is_fitted]:
+            raise UserError(f"the forward pass did not reach {', '.join(waiting[:3])}")
+    except BaseException:
+        for layer, (fit_in_eval, hash_) in zip(layers, before, strict=True):
+            layer.fit_in_eval = fit_in_eval
+            layer.ksh.load_state_dict(hash_)
+        raise

@@ -91,12 +91,12 @@ class FusedAttention(nn.Module):
         qk, v = (split_heads(layer(x), self.num_heads) for layer in (self.to_qk, self.to_v))
         binary = self.fast_attention
         ksh, out = binary.ksh, binary.by_kernels(qk, v)
-        arguments = qk, v, ksh.anchor, ksh.mvec, ksh.A, binary.bias, binary.bias_mode
+        hash_ = ksh.anchor, ksh.mvec, ksh.A, binary.bias, binary.bias_mode
         if out is None:
-            out = native_attention(*arguments)
+            out = native_attention(qk.float(), v.float(), *hash_)
         if out is None:
-            out = self.form(*arguments)
-        return self.proj(join_heads(out))
+            out = self.form(qk, v, *hash_)
+        return self.proj(join_heads(out).to(x.dtype))
 
 
 def fuse(model: nn.Module, compiled: bool = True) -> nn.Module:

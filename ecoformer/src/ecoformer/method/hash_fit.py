@@ -12,7 +12,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,13 +64,34 @@ class FitOptions:
         for name, allowed in (("method", METHODS), ("init", INITS), ("supports", SUPPORTS)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"fit {name} '{getattr(self, name)}' is none of {', '.join(allowed)}")
-        if self.iterations < 1 or self.topk < 1:
-            raise UserError(f"a fit of {self.iterations} iterations with topk {self.topk}: both are 1 at least")
+        for name in ("iterations", "topk"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"fit {name} {value} is no whole number from 1 on")
+        if self.lr is not None and not 0 <= self.lr < float("inf"):
+            raise UserError(f"fit lr {self.lr} is no learning rate; 0 at least")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"fit momentum {self.momentum} is not from 0 to below 1")
 
     @property
     def step(self) -> float:
         """The learning rate that holds."""
         return self.lr if self.lr is not None else {"released": 0.0005, "adam": 0.3, "random": 0.0}[self.method]
+
+
+def fit_options(fit: FitOptions | dict[str, Any] | str | None) -> FitOptions:
+    """How a hash is fitted: options, a mapping of them, or the method alone ("adam"); the released fit without.
+
+    Raises:
+        UserError: a method or an option that is none.
+    """
+    if isinstance(fit, FitOptions):
+        return fit
+    named = {"method": fit} if isinstance(fit, str) else fit or {}
+    try:
+        return FitOptions(**named)
+    except TypeError as error:
+        raise UserError(f"fit {fit}: {str(error).removeprefix('FitOptions.__init__() ')}") from None
 
 
 class Fit(NamedTuple):

@@ -124,7 +124,7 @@ class KernelHash(nn.Module):
 
     def __init__(self, heads: int, head_dim: int, nbits: int = 16, supports: int = 25, trainable: bool = False) -> None:
         super().__init__()
-        if any(not isinstance(count, int) or count < 1 for count in (nbits, supports)):
+        if any(type(count) is not int or count < 1 for count in (nbits, supports)):
             raise UserError(
                 f"a hash of {nbits} bits over {supports} supports cannot be: both are whole numbers, 1 at least"
             )
@@ -160,7 +160,8 @@ class KernelHash(nn.Module):
             sigma = bandwidth(u, anchor, mask, causal)
             kernel = kernel_values(sq_dist, sigma) - mvec
             pre = kernel @ A.mT
-            codes = sign_straight_through(pre)
+            broken = 0 * sigma.detach()  # NaN where a token is not finite, which `sign` would turn into 0
+            codes = sign_straight_through(pre) + (broken[..., None] if causal else broken[..., None, None])
             if mask is not None:
                 codes = codes * mask[:, None, :, None]
         return Hashing(sq_dist, sigma, kernel, pre, codes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ecoformer.method.attention import EcoFormerAttention, name_layers
-from ecoformer.method.hash_fit import FitOptions
+from ecoformer.method.hash_fit import fit_options
 from ecoformer.method.performer import PerformerAttention
 from ecoformer.method.shared_qk import SharedQKAttention
 from ecoformer.method.softmax_attention import MSA, SRA
@@ -63,21 +63,6 @@ def build_attention(
     if kind not in plain:
         raise UserError(f"attention '{kind}' is none of {', '.join(KINDS)}")
     return plain[kind](dim, heads, qkv_bias, drop)
-
-
-def fit_options(fit: FitOptions | dict[str, Any] | str | None) -> FitOptions:
-    """How a hash is fitted: options, a mapping of them, or the method alone ("adam"); the released fit without.
-
-    Raises:
-        UserError: a method or an option that is none.
-    """
-    if isinstance(fit, FitOptions):
-        return fit
-    named = {"method": fit} if isinstance(fit, str) else fit or {}
-    try:
-        return FitOptions(**named)
-    except TypeError as error:
-        raise UserError(f"fit {fit}: {str(error).removeprefix('FitOptions.__init__() ')}") from None
 
 
 def binary_options(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ecoformer.method.attention import EcoFormerAttention, name_layers
 from ecoformer.method.energy import NOT_OVER_TOKENS
 from ecoformer.method.performer import PerformerAttention
-from ecoformer.models.classifier import fit_options
 from paperkit.errors import UserError
 
 Keep = Callable[[str, nn.Module], bool]
@@ -82,8 +81,6 @@ def convert(
         >>> report = ecoformer.convert(timm.create_model("pvt_v2_b0"))
         >>> print(report)
     """
-    if "fit" in options:
-        options["fit"] = fit_options(options["fit"])
     found = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
     if not found:
         raise UserError(

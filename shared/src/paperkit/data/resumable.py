@@ -108,7 +108,7 @@ class SeededSampler(DistributedSampler[list[Draw]]):
             raise UserError(f"batch size {batch_size} and repeats {repeats} must be at least 1")
         if n < batch_size * world:
             raise UserError(
-                f"{n} training images do not fill one batch of {batch_size} on {world} process(es); use a smaller one"
+                f"{n} training samples do not fill one batch of {batch_size} on {world} process(es); use a smaller one"
             )
         super().__init__(_Count(n), num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
         self.n, self.batch_size, self.repeats = n, batch_size, repeats
