@@ -1,0 +1,1 @@
+"""Packed bits: kernels, layers, models, files; and export."""

@@ -1,0 +1,1 @@
+"""Networks of the method, their weights and the doors of timm and the hub."""
