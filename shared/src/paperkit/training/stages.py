@@ -136,6 +136,7 @@ def train_stage(
     *,
     save_every: int = SAVE_EVERY,
     advance: Callable[[int], None] = nothing,
+    after_step: Callable[[int], None] = nothing,
     remedy: str = "try a lower --lr",
 ) -> None:
     """Trains `model` in place, or reads the weights of a stage that is done, and keeps the results in `folder`.
@@ -158,6 +159,7 @@ def train_stage(
         last=last,
         save_every=save_every,
         advance=advance,
+        after_step=after_step,
         remedy=remedy,
     )
     write_atomic(folder / "losses.json", json.dumps(losses) + "\n")
