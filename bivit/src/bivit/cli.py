@@ -7,9 +7,7 @@ from paperkit.command.cli import Verb
 from paperkit.command.engines import Engine
 
 ENGINES = {
-    "digits": Engine(
-        "embedded experiment: a digits transformer of one bit beside its baselines", "bivit.experiment.engine"
-    ),
+    "digits": Engine("embedded experiment: binary digit transformers", "bivit.experiment.engine"),
     "images": Engine("classifier on real images, Lightning", "bivit.training.images"),
     "detection": Engine("Mask R-CNN over a binary Swin-T, Lightning", "bivit.training.detection"),
 }

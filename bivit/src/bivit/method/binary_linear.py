@@ -80,6 +80,18 @@ RELEASED: dict[str, LinearRule] = {
 """The five classes of the released code by their names."""
 
 
+def rule_of(name: str) -> LinearRule:
+    """The rule of that name, of `RULES` or `RELEASED`.
+
+    Raises:
+        UserError: no such rule.
+    """
+    known = RULES | RELEASED
+    if name not in known:
+        raise UserError(f"linear rule '{name}' does not exist; known: {', '.join(RULES)}")
+    return known[name]
+
+
 def mean_scale(weight: Tensor) -> Tensor:
     """Mean of |W| over the inputs: (O, I) -> (O, 1)."""
     return weight.detach().abs().mean(1, keepdim=True)
@@ -200,3 +212,27 @@ class BinaryLinear(nn.Linear):
         r = self.rule
         bits = f"W{1 if r.weights == 'sign' else 32}A{32 if r.inputs == 'float' else 1}"
         return f"{self.in_features}, {self.out_features}, {bits}, scale={r.scale}, inputs={r.inputs}, zero={self.zero}"
+
+
+def binary_linear_of(old: nn.Linear, rule: LinearRule, zero: Zero = "ternary") -> BinaryLinear:
+    """A binary linear around the parameters of another, which stay the same objects; a missing bias becomes zeros.
+
+    A learned scale is kept where there is one, else it starts from the weights. So is what was learned of the inputs.
+    """
+    weight = old.weight
+    with torch.device("meta"):
+        new = BinaryLinear(old.in_features, old.out_features, rule, zero, dtype=weight.dtype)
+    new.weight = weight
+    new.bias = old.bias if old.bias is not None else nn.Parameter(weight.new_zeros(old.out_features))
+    kept = old if isinstance(old, BinaryLinear) else None
+    if kept is not None and (kept.rule.inputs, kept.zero) == (rule.inputs, zero):
+        new.binarize_input = kept.binarize_input
+    else:
+        new.binarize_input = input_layer(rule, old.in_features, zero).to(device=weight.device, dtype=weight.dtype)
+    if new.scaling_factor is not None:
+        if kept is not None and kept.scaling_factor is not None:
+            new.scaling_factor, new.scale_checked = kept.scaling_factor, kept.scale_checked
+        else:
+            new.scaling_factor = nn.Parameter(weight.new_zeros(old.out_features, 1))
+            new.start_scale()
+    return new.train(old.training)
