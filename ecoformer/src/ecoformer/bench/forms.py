@@ -100,7 +100,7 @@ def attention_steps(
     if half:
         low, values = qk.bfloat16(), v.bfloat16()
         steps[SDPA_HALF] = partial(softmax_attention, low, low, values, backend="sdpa")
-        steps[ECO_HALF] = partial(fastest_form(eco), low, values, *fitted)
+        steps[ECO_HALF] = lambda: fastest_form(eco)(low.float(), values.float(), *fitted).to(low.dtype)
     return partial(fastest_form(eco), qk, v, *fitted), steps
 
 

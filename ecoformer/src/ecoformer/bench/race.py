@@ -260,7 +260,7 @@ def _draw_attention(rows: Rows, ax: Any) -> None:
     ax.set(xlabel="tokens", ylabel="time / EcoFormer", xscale="log", yscale="log")
     ax.set_title(f"Attention, heads {heads}, width {width}, threads {threads}\nfaster than SDPA from {crossing(at)} on")
     _ticks(ax, rows)
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2)
 
 
 def _draw_fit(rows: Rows, ax: Any) -> None:
