@@ -1,4 +1,4 @@
-"""The embedded experiment: softmax rows in one bit (A), binary students on digits (B), more tokens (C). No data needed."""
+"""The embedded experiment: softmax rows in one bit (A), binary students on digits (B), more tokens (C)."""
 
 import time
 from pathlib import Path
@@ -26,7 +26,7 @@ def check(options: Any, run: Any) -> None:
     if not 0 <= config.long_seeds <= config.seeds:
         raise UserError(f"long_seeds {config.long_seeds} is not from 0 to the number of seeds, {config.seeds}")
     if config.student_epochs < 2:
-        raise UserError(f"student_epochs {config.student_epochs} is below 2, one for each stage of CLB")
+        raise UserError(f"student_epochs {config.student_epochs} is below 2, one for each stage of a student")
     if config.batch_size > TRAIN:
         raise UserError(f"batch_size {config.batch_size} is above the {TRAIN} images of an epoch")
     for name in config.arms:

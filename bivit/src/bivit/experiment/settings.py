@@ -11,9 +11,9 @@ from typing import Literal
 
 TEACHER = "teacher"
 A32, A1, FLOAT_MLP = "W1A32", "W1A1", "float MLP"
-SAB_PWS, CLB, MEAN, PAST, COUNT = (
-    *("SAB + PWS", "SAB + PWS CLB", "SAB + mean scale"),
-    *("SAB + PWS past softmax", "SAB + PWS by count"),
+SAB_PWS, CLB, TWO_STEPS, MEAN, PAST, COUNT = (
+    *("SAB + PWS", "SAB + PWS, CLB", "SAB + PWS, two steps", "SAB + mean scale"),
+    *("SAB + PWS, gradient past softmax", "SAB + PWS, by count"),
 )
 BIBERT, BOOL_PWS, BIT, NAIVE = "bool + mean scale", "bool + PWS", "BiT", "naive + PWS"
 XNOR, BIREAL, REACTNET = "XNOR-Net", "Bi-Real", "ReActNet"
@@ -33,19 +33,13 @@ SIX = (
 """The students that the claims need."""
 STUDENTS = (
     *(student(form, mlp) for mlp in (A32, A1) for form in BOTH),
-    *(student(PAST, A32), student(COUNT, A1)),
+    *(student(TWO_STEPS, A32), student(PAST, A32), student(COUNT, A1)),
     *(student(form, A1) for form in (XNOR, BIREAL, REACTNET)),
 )
 LONG_STUDENTS = (
     *(student(form, FLOAT_MLP) for form in (SAB_PWS, BIT, BOOL_PWS, NAIVE)),
     *(student(form, A32) for form in (SAB_PWS, BOOL_PWS)),
 )
-
-OPTIMAL, SAB, FITTED, BIT_START, BOOL, ONES = (
-    *("optimal (Algorithm 1)", "SAB, beta 0.25", "SAB, fitted beta"),
-    *("BiT at its initial scale", "bool (BiBERT)", "all ones (naive)"),
-)
-RULES = (OPTIMAL, SAB, FITTED, BIT_START, BOOL, ONES)
 
 TRAIN, VAL, TEST = 1200, 300, 297  # images
 
@@ -60,7 +54,7 @@ class ExperimentConfig:
         students: of part B: the six that its claims need, all, or a list of names.
         long_seeds: of part C, counted from the first seed; 0 leaves it out. A seed takes some minutes.
         teacher_epochs: of full-precision training.
-        student_epochs: of distillation; cross-layer binarization spends half of them on each of its stages.
+        student_epochs: of distillation; a student of two stages (CLB, two steps) spends half of them on each.
         batch_size: images a step.
         lr: top of the cosine schedule, of the teacher and of every student.
         processes: seeds that run side by side; 0 is one a core.
