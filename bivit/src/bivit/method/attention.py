@@ -100,18 +100,21 @@ class BinaryAttention(nn.Module):
         dot = q @ k.mT
         return dot.to(torch.promote_types(dot.dtype, torch.float32)) * self.scale
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, blind: Tensor | None = None
+    ) -> Tensor:
         """q (B, N, H d), k and v (B, M, H d) before the sign -> sums (B, H, N, d).
 
         Args:
-            bias: added to the logits (B, H, N, M). A query whose every key is at -inf gets 0.
+            bias: added to the logits (B, H, N, M). Its first dimension may divide B; it then repeats.
+            blind: True for queries that see no key and get 0, (..., N, 1).
         """
         dtype = q.dtype
         q, k, v = (self.heads(self.binarize_q(q)), self.heads(self.binarize_k(k)), self.heads(self.binarize_v(v)))
-        logits, blind = self.logits(q, k), None
+        logits = self.logits(q, k)
         if bias is not None:
-            blind = (bias == -torch.inf).all(-1, keepdim=True)
-            logits = logits + bias.masked_fill(blind, 0)
+            repeats = bias.shape[0] if bias.dim() == 4 else 1
+            logits = (logits.unflatten(0, (-1, repeats)) + bias).flatten(0, 1)
         logits = self.attn_drop(logits)
         attn = self.scores(logits)
         if blind is not None:
@@ -133,10 +136,14 @@ class BinaryAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         bias = attn_mask
         if is_causal:
-            bias = torch.full((x.shape[1], x.shape[1]), -torch.inf, device=x.device, dtype=x.dtype).triu(1)
+            bias = x.new_full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
         elif attn_mask is not None and attn_mask.dtype == torch.bool:
             bias = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(~attn_mask, -torch.inf)
-        out = self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
+        blind = None
+        if bias is not None:  # a softmax over nothing but -inf would be NaN
+            blind = (bias == -torch.inf).all(-1, keepdim=True)
+            bias = bias.masked_fill(blind, 0)
+        out = self.attend(q, k, v, bias, blind).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out))  # type: ignore[no-any-return]
 
 
@@ -198,7 +205,7 @@ class WindowAttention(BinaryAttention):
         q, k, v = self.qkv(x).chunk(3, -1)
         bias = self.position_bias()
         if mask is not None:
-            bias = (bias + mask[:, None]).repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
+            bias = bias + mask[:, None]
         out = self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
         return self.proj_drop(self.proj(out))  # type: ignore[no-any-return]
 

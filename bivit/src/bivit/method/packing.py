@@ -72,29 +72,39 @@ def popcount(packed: Tensor) -> Tensor:
     return ((x + (x >> 4)) & 0x0F).sum(-1, dtype=torch.int32)
 
 
-def packed_dot(a: Tensor, w: Tensor, entries: int, a_nonzeros: Tensor | None = None) -> Tensor:
+def packed_dot(
+    a: Tensor, w: Tensor, entries: int, a_nonzeros: Tensor | None = None, w_nonzeros: Tensor | None = None
+) -> Tensor:
     """Sums of sign products: (..., R, Q) and (..., O, Q) -> int32 (..., R, O).
 
-    K - 2 popcount(a ^ w); with the plane of non-zeros of a: popcount(nz) - 2 popcount((a ^ w) & nz).
+    K - 2 popcount(a ^ w); with a plane of non-zeros, or both: popcount(nz) - 2 popcount((a ^ w) & nz).
     """
     rows = []
     for i in range(a.shape[-2]):  # a row at a time: (..., O, Q) bytes of room
         row = a[..., i, None, :]
         differ = row ^ w
-        if a_nonzeros is None:
+        plane = None if a_nonzeros is None else a_nonzeros[..., i, None, :]
+        if w_nonzeros is not None:
+            plane = w_nonzeros if plane is None else plane & w_nonzeros
+        if plane is None:
             rows.append(entries - 2 * popcount(differ))
         else:
-            plane = a_nonzeros[..., i, None, :]
             rows.append(popcount(plane) - 2 * popcount(differ & plane))
     shape = torch.broadcast_shapes(a.shape[:-2], w.shape[:-2])
     return torch.stack(rows, -2) if rows else a.new_zeros(*shape, 0, w.shape[-2], dtype=torch.int32)
 
 
 def packed_linear(
-    a: Tensor, w: Tensor, entries: int, scale: Tensor, bias: Tensor, a_nonzeros: Tensor | None = None
+    a: Tensor,
+    w: Tensor,
+    entries: int,
+    scale: Tensor,
+    bias: Tensor,
+    a_nonzeros: Tensor | None = None,
+    w_nonzeros: Tensor | None = None,
 ) -> Tensor:
     """dot * scale + bias: (R, Q), (O, Q), scale and bias (O,) -> (R, O)."""
-    return packed_dot(a, w, entries, a_nonzeros) * scale + bias
+    return packed_dot(a, w, entries, a_nonzeros, w_nonzeros) * scale + bias
 
 
 def dot_margin(head_dim: int, beta: float = BETA) -> int:
@@ -110,7 +120,7 @@ def active_keys(dot: Tensor, head_dim: int, beta: float = BETA) -> Tensor:
     return dot.amax(-1, keepdim=True) - dot <= dot_margin(head_dim, beta)
 
 
-def packed_sums(active: Tensor, values: Tensor, keys: int, value_nonzeros: Tensor | None = None) -> Tensor:
+def packed_sums(active: Tensor, values: Tensor, value_nonzeros: Tensor | None = None) -> Tensor:
     """b v from bits: active keys (..., N, Q), values by channel (..., d, Q) -> int32 (..., N, d), Q bytes of M keys.
 
     2 popcount(b & v) - popcount(b); with zeros among the values, popcount(b & nz) in the place of the second.
