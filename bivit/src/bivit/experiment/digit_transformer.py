@@ -14,9 +14,9 @@ from torch import nn
 from bivit.experiment import settings as names
 from bivit.experiment.settings import CLB, TEACHER, TWO_STEPS
 from bivit.method.ledger import ledger
-from bivit.models.binarize import METHODS, TRAININGS, BinaryConfig, binarize, set_stage
+from bivit.models.binarize import METHODS, TRAININGS, BinaryConfig, Bits, binarize, set_stage
 
-MLPS = {names.FLOAT_MLP: "float", names.A32: "w1a32", names.A1: "w1a1"}
+MLPS: dict[str, Bits] = {names.FLOAT_MLP: "float", names.A32: "w1a32", names.A1: "w1a1"}
 BIVIT = METHODS["bivit"]
 FORMS: dict[str, BinaryConfig] = {
     names.SAB_PWS: BIVIT,
