@@ -12,6 +12,8 @@ command line answers at once.
 import importlib
 from typing import Any
 
+from paperkit.doors.timm_arrival import when_timm_arrives
+
 _HOMES = {
     "BinaryConfig": "models.binarize",
     "BinaryLinear": "method.binary_linear",
@@ -23,6 +25,7 @@ _HOMES = {
     "ledger": "method.ledger",
     "load_pretrained": "models.keys",
     "pack": "deployment.packed_model",
+    "save_pretrained": "models.classifier",
     "set_stage": "models.binarize",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
@@ -36,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+when_timm_arrives("bivit.models.timm_models")
