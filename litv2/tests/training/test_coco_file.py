@@ -11,7 +11,7 @@ from made import LITV2, make_coco, write_detection
 from PIL import Image
 from pycocotools import mask as masks_of
 
-from litv2.training.coco import CocoImages, as_results, average_precision
+from paperkit.data.coco import CocoImages, as_results, average_precision
 from paperkit.errors import UserError
 
 Change = Callable[[dict[str, Any]], Any]
@@ -204,7 +204,7 @@ def test_refused_before_there_is_a_run(split: str, tmp_path: Path) -> None:
     rewrite(tmp_path / "coco", each("annotations", category_id=17, segmentation=None), split)
     words = ["--detection.detector", "mask_rcnn"]
     line = LITV2.refused("train", "--config", config, *words, cwd=tmp_path)
-    assert "has no polygon or mask, which mask_rcnn learns; --detection.detector retinanet needs none" in line
+    assert "has no polygon or mask, which Mask R-CNN learns; a detector of boxes alone needs none" in line
     assert not (tmp_path / "runs").exists()
 
 

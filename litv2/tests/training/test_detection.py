@@ -18,11 +18,12 @@ from made import (  # noqa: F401
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.detectors import build_detector, load_backbone
 from litv2.training import detection
-from litv2.training.coco import CocoData, CocoImages, as_results, average_precision
-from litv2.training.detection import DetectionConfig, parameter_groups, rate_factor
+from litv2.training.detection import DetectionConfig, parameter_groups
+from paperkit.data.coco import CocoData, CocoImages, as_results, average_precision
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from paperkit.results.metrics import Metrics
+from paperkit.training.detection import rate_factor
 
 CONFIGS = sorted((made.CONFIGS / "coco").glob("*.yaml"))
 SHRINK = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
@@ -76,7 +77,8 @@ def test_recipe_of_the_specification(path: Path) -> None:
     assert millions == pytest.approx(published[config.detector][path.stem.split("_")[-2]], abs=1.2)
     body = model.backbone.body
     assert body.out_norms == (1, 2, 3) and body.layers[2].blocks[0].attn.window_size == config.window
-    factors = [rate_factor(step, 1000, config) for step in (0, 250, 500, 7999, 8000, 11000)]
+    curve = 1000, config.milestones, config.warmup_iters, config.warmup_factor
+    factors = [rate_factor(step, *curve) for step in (0, 250, 500, 7999, 8000, 11000)]
     assert factors == pytest.approx([1e-3, 0.5005, 1, 1, 0.1, 0.01])
 
 

@@ -9,7 +9,6 @@ batch, layer by layer within its forward pass; on several processes the first on
 """
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,6 @@ from ecoformer.models.released import fit_released, from_timm, read_released
 from ecoformer.models.twins import Twins
 from ecoformer.training.hashing import HashConfig, check_switches, fit_ahead
 from ecoformer.training.nan_layer import naming_its_layer
-from ecoformer.training.results import record, save_last_and_best, told
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
 from paperkit.data.sizes import check_sizes
@@ -38,7 +36,8 @@ from paperkit.errors import UserError, one_line
 from paperkit.files.hub import WEIGHTS
 from paperkit.files.keys import first_few
 from paperkit.files.runs import RunFolder, process_rank, weights_of
-from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup
+from paperkit.results.record import Costs, record, told
+from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup, measured_accuracy
 from paperkit.training.optim import (
     OptimConfig,
     build,
@@ -50,12 +49,20 @@ from paperkit.training.optim import (
 from paperkit.training.savings import EMA, Savings
 from paperkit.training.savings import check as check_savings
 from paperkit.training.switches import apply, callbacks, hardest, sharpened
-from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
+from paperkit.training.trainer import (
+    add_trainer_options,
+    fit,
+    last_evaluation,
+    make_trainer,
+    save_last_and_best,
+    trainer_options,
+)
 
 TIMM_NAMES = {"alt_gvt_small": "twins_svt_small", "alt_gvt_base": "twins_svt_base", "alt_gvt_large": "twins_svt_large"}
 RECIPE = {"optim.lr": 5e-5, "optim.lr_per_512": True, "optim.warmup_epochs": 5, "optim.warmup_lr": 1e-7,
           "optim.min_lr": 1e-6, "optim.step_per": "epoch", "optim.lag": 1}  # fmt: skip
 """The released schedule: a rate for 512 images, absolute bounds, one step an epoch with the index just finished."""
+ENERGY_UNIT = "G pJ"
 REFUSED = {
     "patch_drop": "the convolutions of a pyramid need the whole grid of tokens",
     "attention": "each layer chooses its own way; hash.backend sets that of the EcoFormer layers",
@@ -349,7 +356,7 @@ def finish(run: RunFolder, training: ImageTraining, options: Any, seconds: float
     books = ledgers(network, data.input_size)
     extra = {"optim": asdict(training.optim), "tuning": asdict(training.tuning), "hash": asdict(options.hash),
              "lengths": training.lengths, "energy": {name: book.as_dict() for name, book in books.items()}}  # fmt: skip
-    record(run.path, "last", found, options.training_seed, seconds, energies(books), extra)
+    record(run.path, "ecoformer", "last", found, options.training_seed, seconds, energies(books), extra)
     print(f"{run.path}: model/ (last), best/ (highest validation accuracy); evaluate: ecoformer eval --ckpt {run.path}")
 
 
@@ -369,29 +376,10 @@ def ledgers(model: PVTv2 | Twins, size: int) -> dict[str, Ledger]:
     return books
 
 
-def energies(books: dict[str, Ledger]) -> Iterable[tuple[str, float]]:
+def energies(books: dict[str, Ledger]) -> Costs:
     """Billions of pJ for an image: the network, the same with full attention, the unmodified one (reduced keys)."""
     names = {"network": "energy", "msa": "energy with full attention", "sra": "energy unmodified"}
-    return [(names[key], book.total.energy_pj() / 1e9) for key, book in books.items()]
-
-
-@torch.no_grad()
-def accuracy(model: PVTv2 | Twins, data: ImageData, on: torch.device, autocast: str | None = None) -> dict[str, float]:
-    """Top-1 and top-5 of the test split, in %.
-
-    Raises:
-        UserError: a hash that was never fitted.
-    """
-    data.use_head(model.num_classes)
-    data.setup()
-    found = accuracy_metrics(model.num_classes, "test/").to(on)
-    model = model.to(on).eval()
-    kind = getattr(torch, autocast or "float32")
-    for images, labels in data.test_dataloader():
-        with torch.autocast(on.type, dtype=kind, enabled=autocast is not None):
-            logits = model(images.to(on))
-        found.update(logits.float(), labels.to(on))
-    return {key: 100 * float(value) for key, value in found.compute().items()}
+    return [(names[key], book.total.energy_pj() / 1e9, ENERGY_UNIT) for key, book in books.items()]
 
 
 def evaluate(run: RunFolder | None, options: Any) -> None:
@@ -407,13 +395,16 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     if never:
         data.use_head(model.num_classes)
         fit_hashes(model, data.training_sample(options.fit_hash))
-    found = accuracy(model, data, device(options.device), options.autocast)
+    data.use_head(model.num_classes)
+    data.setup()
+    on = device(options.device)
+    found = measured_accuracy(model, data.test_dataloader(), model.num_classes, on, options.autocast)
     books = ledgers(model.cpu(), data.input_size)
     title = str(options.ckpt if run is None else run.path)
     told(title, found, energies(books))
     extra = {"energy": {name: book.as_dict() for name, book in books.items()}}
-    seconds = time.monotonic() - start
-    record(Path(options.output), "last", found, options.training_seed, seconds, energies(books), extra)
+    seconds, folder = time.monotonic() - start, Path(options.output)
+    record(folder, "ecoformer", "last", found, options.training_seed, seconds, energies(books), extra)
 
 
 def add_figure_arguments(parser: Any) -> None:

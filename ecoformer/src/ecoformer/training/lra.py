@@ -28,19 +28,26 @@ from ecoformer.method.energy import Ledger, ledger
 from ecoformer.training.encoder import Arm, Encoder
 from ecoformer.training.hashing import HashConfig, check_switches, fit_ahead
 from ecoformer.training.nan_layer import naming_its_layer
-from ecoformer.training.results import record, save_last_and_best, told
 from ecoformer.training.sequences import Batches, SequenceData
 from paperkit.command.engines import device
 from paperkit.data.resumable import Draw
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank, weights_of
 from paperkit.results.metrics import Metrics
+from paperkit.results.record import Costs, record, told
 from paperkit.results.report import save_figure
 from paperkit.training.optim import OptimConfig, build
 from paperkit.training.savings import EMA, Savings
 from paperkit.training.savings import check as check_savings
 from paperkit.training.switches import apply, callbacks, hardest, sharpened
-from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
+from paperkit.training.trainer import (
+    add_trainer_options,
+    fit,
+    last_evaluation,
+    make_trainer,
+    save_last_and_best,
+    trainer_options,
+)
 
 REFUSED = {
     "patch_drop": "an encoder of sequences is no plain ViT",
@@ -294,15 +301,16 @@ def report(
     found = dict(found or {})
     found[f"{split}/acc1"] = share_right(model, data, split, on)
     found[f"{split}/majority"] = 100 * data.majority_rate(split)
-    energy: list[tuple[str, float]] = []
+    energy: Costs = ()
     if model.attention != "elu":
         book = energy_book(model.cpu())
         softmax = sum(layer.softmax.energy_pj() for layer in book.layers)
-        energy = [("attention energy", book.attention.energy_pj() / 1e9), ("softmax energy", softmax / 1e9)]
+        energies = {"attention energy": book.attention.energy_pj(), "softmax energy": softmax}
+        energy = [(name, pj / 1e9, "G pJ") for name, pj in energies.items()]
     told(f"{data.task}, {model.attention}", found, energy)
     extra = {"task": data.task, "attention": model.attention, "recipe": asdict(options.recipe)}
     seconds = time.monotonic() - start
-    record(folder, model.attention, found, options.training_seed, seconds, energy, extra)
+    record(folder, "ecoformer", model.attention, found, options.training_seed, seconds, energy, extra)
 
 
 def energy_book(model: Encoder) -> Ledger:

@@ -17,39 +17,21 @@ Shapes: images are a list of (3, H, W) in [0, 1]; resizing to (800, 1333), norma
 detector's.
 """
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from litv2.models.backbone import DETECTION_NORMS, LITv2Backbone
 from litv2.models.pyramid import architecture
 from litv2.models.released import fit_released, read_released
+from paperkit.doors.mask_rcnn import CHANNELS, PyramidFeatures, mask_rcnn
 from paperkit.errors import UserError
 from paperkit.files.weights import load_strict
 
 Detector = Literal["retinanet", "mask_rcnn"]
-CHANNELS = 256
-
-
-class PyramidFeatures(nn.Module):
-    """Backbone and feature pyramid: (B, 3, H, W) -> name -> (B, 256, h, w)."""
-
-    def __init__(self, body: LITv2Backbone, extra: ExtraFPNBlock) -> None:
-        super().__init__()
-        self.body = body
-        self.fpn = FeaturePyramidNetwork(body.out_channels, CHANNELS, extra)
-        self.out_channels = CHANNELS
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """All levels, finest first."""
-        maps = self.body(x)
-        return self.fpn(OrderedDict((str(i), y) for i, y in zip(self.body.out_indices, maps, strict=True)))
 
 
 def build_backbone(
@@ -109,28 +91,19 @@ def build_detector(
     body = build_backbone(name, 1 if retina else 0, drop_path_rate, window, grad_checkpointing, **(options or {}))
     if weights:
         load_backbone(body, weights, part)
-    common: dict[str, Any] = dict(min_size=min_size, max_size=max_size)
-    ratios = ((0.5, 1.0, 2.0),) * 5
     if retina:
         scales = [2 ** (k / 3) for k in range(3)]
         anchors = AnchorGenerator(
-            tuple(tuple(4 * stride * s for s in scales) for stride in (8, 16, 32, 64, 128)), ratios
+            tuple(tuple(4 * stride * s for s in scales) for stride in (8, 16, 32, 64, 128)), ((0.5, 1.0, 2.0),) * 5
         )
         features = PyramidFeatures(body, LastLevelP6P7(body.out_channels[-1], CHANNELS))
         return RetinaNet(
             features, num_classes, anchor_generator=anchors, score_thresh=0.05, nms_thresh=0.5, detections_per_img=100,
-            fg_iou_thresh=0.5, bg_iou_thresh=0.4, topk_candidates=1000, **common,
+            fg_iou_thresh=0.5, bg_iou_thresh=0.4, topk_candidates=1000, min_size=min_size, max_size=max_size,
         )  # fmt: skip
     if detector != "mask_rcnn":
         raise UserError(f"detector '{detector}' is unknown; there are retinanet and mask_rcnn")
-    anchors = AnchorGenerator(tuple((8 * stride,) for stride in (4, 8, 16, 32, 64)), ratios)
-    return MaskRCNN(
-        PyramidFeatures(body, LastLevelMaxPool()), num_classes + 1, rpn_anchor_generator=anchors, rpn_nms_thresh=0.7,
-        rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000, rpn_post_nms_top_n_train=1000,
-        rpn_post_nms_top_n_test=1000, rpn_batch_size_per_image=256, rpn_positive_fraction=0.5,
-        box_batch_size_per_image=512, box_positive_fraction=0.25, box_score_thresh=0.05, box_nms_thresh=0.5,
-        box_detections_per_img=100, **common,
-    )  # fmt: skip
+    return mask_rcnn(body, num_classes, min_size, max_size)
 
 
 def load_backbone(body: LITv2Backbone, path: str | Path, part: str | None = None) -> None:

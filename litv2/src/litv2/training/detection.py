@@ -8,7 +8,6 @@ Mask R-CNN leaves those with "norm" in their name out.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from litv2.models.detectors import Detector, build_detector
 from litv2.models.pyramid import PlainOption
-from litv2.training.coco import CocoData, Sample, as_results, average_precision
-from litv2.training.results import record, report
+from litv2.training.results import report
 from paperkit.command.engines import device
+from paperkit.data.coco import CocoData, Sample
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.files.weights import load_strict, read_weights, save_weights
+from paperkit.results.record import record
+from paperkit.training.detection import Detections, average_precisions, log_average_precision, rate_factor
 from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
 
 WEIGHTS = "detector.safetensors"
@@ -81,14 +82,6 @@ def parameter_groups(model: nn.Module, config: DetectionConfig) -> list[dict[str
     return groups + ([dict(params=free, weight_decay=0.0)] if free else [])
 
 
-def rate_factor(step: int, steps_per_epoch: int, config: DetectionConfig) -> float:
-    """The rate of an iteration as a share of the peak."""
-    factor = 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in config.milestones)
-    if step < config.warmup_iters:
-        factor *= config.warmup_factor + (1 - config.warmup_factor) * step / config.warmup_iters
-    return factor
-
-
 class DetectionTraining(pl.LightningModule):
     """One step: the detector's own losses, summed; validation: COCO's average precision."""
 
@@ -100,8 +93,7 @@ class DetectionTraining(pl.LightningModule):
             config.grad_checkpointing, config.options, config.min_size, config.max_size, config.part,
         )  # fmt: skip
         self.first_label = 0 if config.detector == "retinanet" else 1
-        self._boxes: list[dict] = []
-        self._masks: list[dict] = []
+        self.judge = Detections(self.first_label, config.detector == "mask_rcnn")
 
     def training_step(self, batch: list[Sample], batch_index: int) -> Tensor:
         targets = [{**t, "labels": t["labels"] - 1 + self.first_label} for _, t in batch]
@@ -111,26 +103,11 @@ class DetectionTraining(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: list[Sample], batch_index: int) -> None:
-        for (_, target), output in zip(batch, self.detector([image for image, _ in batch]), strict=True):
-            boxes, masks = as_results(output, int(target["image_id"]), self.data.val_images, self.first_label)
-            self._boxes += boxes
-            self._masks += masks
+        self.judge.add(self.data.val_images, batch, self.detector([image for image, _ in batch]))
 
     def on_validation_epoch_end(self) -> None:
         """Average precision over all processes' detections."""
-        found: Sequence[tuple[list[dict], list[dict]]] = [(self._boxes, self._masks)]
-        if self.trainer.world_size > 1:
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, (self._boxes, self._masks))
-            found = gathered
-        boxes = [entry for one, _ in found for entry in one]
-        masks = [entry for _, one in found for entry in one]
-        for name, value in average_precision(self.data.val_images, boxes).items():
-            self.log(f"val/box_{name}", value, prog_bar=name == "AP", rank_zero_only=True)
-        if self.config.detector == "mask_rcnn":
-            for name, value in average_precision(self.data.val_images, masks, "segm").items():
-                self.log(f"val/mask_{name}", value, prog_bar=name == "AP", rank_zero_only=True)
-        self._boxes, self._masks = [], []
+        log_average_precision(self, self.judge.judged(self.data.val_images, self.trainer.world_size))
 
     def configure_optimizers(self) -> Any:
         if self.steps_per_epoch < 1:
@@ -138,7 +115,16 @@ class DetectionTraining(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             parameter_groups(self.detector, self.config), lr=self.config.lr, betas=(0.9, 0.999)
         )
-        schedule = LambdaLR(optimizer, lambda step: rate_factor(step, self.steps_per_epoch, self.config))
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: rate_factor(
+                step,
+                self.steps_per_epoch,
+                self.config.milestones,
+                self.config.warmup_iters,
+                self.config.warmup_factor,
+            ),
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -190,7 +176,7 @@ def train(run: RunFolder, options: Any, resuming: bool) -> DetectionTraining:
     if process_rank() == 0:
         save_weights(run.path / WEIGHTS, training.detector.state_dict())
         found = {key: value for key, value in last_evaluation(trainer).items() if key.startswith("val/")}
-        record(run.path, config.detector, found, seed, time.monotonic() - start)
+        record(run.path, "litv2", config.detector, found, seed, time.monotonic() - start)
         print(f"{run.path}: {WEIGHTS}, metrics.json")
     return training
 
@@ -206,7 +192,8 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     options.data.setup()
     training = DetectionTraining(replace(options.detection, weights=None), options.data, 1)
     load_strict(training.detector, state, str(weights))
-    found = average_precisions(training.detector.eval(), options.data, device(options.device))
+    judge, on = training.judge, device(options.device)
+    found = average_precisions(training.detector, options.data, on, judge.first_label, judge.masks)
     report(
         Path(options.output),
         options.detection.detector,
@@ -215,21 +202,3 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
         options.training_seed,
         time.monotonic() - start,
     )
-
-
-@torch.no_grad()
-def average_precisions(detector: nn.Module, data: CocoData, on: torch.device) -> dict[str, float]:
-    """Box (and, for Mask R-CNN, mask) average precision of a detector in eval mode on the validation split."""
-    detector = detector.to(on)
-    first = 0 if type(detector).__name__ == "RetinaNet" else 1
-    boxes: list[dict] = []
-    masks: list[dict] = []
-    for batch in data.val_dataloader():
-        for (_, target), output in zip(batch, detector([image.to(on) for image, _ in batch]), strict=True):
-            found = as_results(output, int(target["image_id"]), data.val_images, first)
-            boxes += found[0]
-            masks += found[1]
-    results = {f"val/box_{name}": value for name, value in average_precision(data.val_images, boxes).items()}
-    if first:
-        results |= {f"val/mask_{name}": v for name, v in average_precision(data.val_images, masks, "segm").items()}
-    return results

@@ -23,7 +23,7 @@ from litv2.models.images import read_images
 from litv2.models.pyramid import PlainOption, architecture
 from litv2.models.released import fit_released, read_released
 from litv2.training.recipe import Recipe, make_optimizer
-from litv2.training.results import record, report
+from litv2.training.results import report
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
 from paperkit.data.layouts import imagenet_classes
@@ -32,17 +32,18 @@ from paperkit.errors import UserError
 from paperkit.files.atomic import write_atomic
 from paperkit.files.runs import RunFolder, process_rank, weights_of
 from paperkit.files.weights import load_report, load_strict
-from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup
+from paperkit.results.record import record
+from paperkit.training.classification import accuracy_metrics, classification_loss, make_mixup, measured_accuracy
 from paperkit.training.optim import check_name, lightning_dict, step_schedule
 from paperkit.training.savings import EMA, Savings
 from paperkit.training.savings import check as check_savings
 from paperkit.training.switches import apply, callbacks, hardest, sharpened
 from paperkit.training.trainer import (
     add_trainer_options,
-    best_state,
     fit,
     last_evaluation,
     make_trainer,
+    save_last_and_best,
     trainer_options,
 )
 
@@ -228,27 +229,10 @@ def finish(run: RunFolder, training: ImageTraining, data: ImageData, seed: int, 
     network = training.network
     if data.class_names is not None and data.class_names != imagenet_classes():
         write_atomic(run.path / CLASSES, json.dumps(data.class_names, ensure_ascii=False) + "\n")
-    network.save_pretrained(run.path / "model")
+    save_last_and_best(network, run.path)
     found = {k: 100 * v for k, v in last_evaluation(training.trainer).items() if k.startswith("val/")}
-    record(run.path, "last", found, seed, seconds, recipe=asdict(training.recipe))
-    best = best_state(run.path)
-    if best is not None:
-        last = {key: value.clone() for key, value in network.state_dict().items()}
-        load_strict(network, best, str(run.path / "checkpoints" / "best.ckpt"))
-        network.save_pretrained(run.path / "best")
-        network.load_state_dict(last)
+    record(run.path, "litv2", "last", found, seed, seconds, extra={"recipe": asdict(training.recipe)})
     print(f"{run.path}: model/ (last), best/ (highest validation accuracy); evaluate: litv2 eval --ckpt {run.path}")
-
-
-@torch.no_grad()
-def accuracy(model: LITv2, data: ImageData, on: torch.device) -> dict[str, float]:
-    """Top-1 and top-5 of the test split, in percent."""
-    data.setup()
-    found = accuracy_metrics(model.num_classes, "test/").to(on)
-    model = model.to(on).eval()
-    for images, labels in data.test_dataloader():
-        found.update(model(images.to(on)), labels.to(on))
-    return {key: 100 * float(value) for key, value in found.compute().items()}
 
 
 def evaluate(run: RunFolder | None, options: Any) -> None:
@@ -256,7 +240,8 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     start, weights = time.monotonic(), weights_of(run, options.ckpt)
     model = load_classifier(weights, options.trust_pickle, options.part)
     options.data.use_head(model.num_classes, saved_classes(weights))
-    found = accuracy(model, options.data, device(options.device))
+    options.data.setup()
+    found = measured_accuracy(model, options.data.test_dataloader(), model.num_classes, device(options.device))
     title = str(options.ckpt if run is None else run.path)
     report(Path(options.output), "last", title, found, options.training_seed, time.monotonic() - start)
 

@@ -3,10 +3,12 @@
 Functions only; each paper owns its LightningModule and calls them. Shapes: B batch, K classes.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
+import torch
 from timm.data import Mixup
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -99,3 +101,28 @@ def accuracy_metrics(num_classes: int, prefix: str = "") -> MetricCollection:
     return MetricCollection(
         {f"acc{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in top}, prefix=prefix or None
     )
+
+
+@torch.no_grad()
+def measured_accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    on: torch.device,
+    autocast: str | None = None,
+) -> dict[str, float]:
+    """`test/acc1` and, with more than five classes, `test/acc5` in %, of a model that is put into eval mode on `on`.
+
+    Args:
+        batches: images (B, C, H, W) and labels (B,).
+        num_classes: K.
+        autocast: name of a lower precision, such as bfloat16; None computes in the weights' own.
+    """
+    found = accuracy_metrics(num_classes, "test/").to(on)
+    model = model.to(on).eval()
+    kind = getattr(torch, autocast or "float32")
+    for images, labels in batches:
+        with torch.autocast(on.type, dtype=kind, enabled=autocast is not None):
+            logits = model(images.to(on))
+        found.update(logits.float(), labels.to(on))
+    return {key: 100 * float(value) for key, value in found.compute().items()}

@@ -186,3 +186,21 @@ def best_state(folder: Path, prefix: str = "network.") -> "dict[str, Tensor] | N
     if not found:
         raise UserError(f"{path} holds no weights that begin with {prefix!r}")
     return found
+
+
+def save_last_and_best(network: Any, run: Path, folder: Path | None = None) -> None:
+    """Writes `run/model/`, the last weights, which the network keeps, and `run/best/`, those of the best validation.
+
+    Args:
+        network: with `save_pretrained`; a LightningModule trained it under the name `network`.
+        folder: whose `checkpoints/best.ckpt` is meant; the run's without.
+    """
+    from paperkit.files.weights import load_strict
+
+    network.save_pretrained(run / "model")
+    best = best_state(folder or run)
+    if best is not None:
+        last = {key: value.clone() for key, value in network.state_dict().items()}
+        load_strict(network, best, str((folder or run) / "checkpoints" / "best.ckpt"))
+        network.save_pretrained(run / "best")
+        network.load_state_dict(last)

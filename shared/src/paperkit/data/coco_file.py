@@ -156,7 +156,7 @@ def _annotation(where: str, entry: Mapping[str, Any], width: int, height: int, m
         shape = None
     if masks and shape is None:
         raise UserError(
-            f"{where} has no polygon or mask, which mask_rcnn learns; --detection.detector retinanet needs none"
+            f"{where} has no polygon or mask, which Mask R-CNN learns; a detector of boxes alone needs none"
         )
     encoded = None if shape is None else _encoded(shape, width, height)
     box = entry.get("bbox")

@@ -15,10 +15,11 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from litv2.training.coco_file import read_annotations
+from paperkit.data.coco_file import read_annotations
 from paperkit.data.pictures import read_picture
 from paperkit.data.resumable import Draw, ResumableData, generators_kept, seed_generators, seeded_loader
 from paperkit.errors import UserError
@@ -98,10 +99,10 @@ class CocoImages:
 
 
 class _Batches(Dataset[list[Sample]]):
-    """Answers a list of draws with a list of samples; a flip is a function of (seed, epoch, image)."""
+    """Answers a list of draws with a list of samples; flip and crop are functions of (seed, epoch, image)."""
 
-    def __init__(self, images: CocoImages, seed: int, flip: float) -> None:
-        self.images, self.seed, self.flip = images, seed, flip
+    def __init__(self, images: CocoImages, seed: int, flip: float, crop: float) -> None:
+        self.images, self.seed, self.flip, self.crop = images, seed, flip, crop
 
     def __len__(self) -> int:
         return len(self.images)
@@ -118,8 +119,38 @@ class _Batches(Dataset[list[Sample]]):
                 left, top, right, bottom = target["boxes"].unbind(1)
                 boxes = torch.stack((width - right, top, width - left, bottom), dim=1)
                 masks = {"masks": target["masks"].flip(2)} if "masks" in target else {}
-                return image.flip(2), {**target, "boxes": boxes, **masks}
+                image, target = image.flip(2), {**target, "boxes": boxes, **masks}
+            if self.crop and torch.rand(()).item() < self.crop:
+                image, target = resized_crop(image, target)
         return image, target
+
+
+CROP_FROM, CROP_TO, CROP_LONGEST = (400, 500, 600), (384, 600), 1333
+"""px of the shorter side before the crop, of the crop's sides, and of the longer side (DETR's and Swin's policy)."""
+
+
+def resized_crop(image: Tensor, target: dict[str, Tensor]) -> Sample:
+    """An image of a shorter side of 400, 500 or 600 px, of which 384 to 600 px of each side are kept.
+
+    Boxes are cut at the border; objects outside of it go. Draws from torch's generator.
+    """
+    height, width = image.shape[1:]
+    short = CROP_FROM[int(torch.randint(len(CROP_FROM), ()))]
+    scale = min(short / min(height, width), CROP_LONGEST / max(height, width))
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    image = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    lengths = [int(torch.randint(min(side, CROP_TO[0]), min(side, CROP_TO[1]) + 1, ())) for side in size]
+    top, left = (int(torch.randint(side - kept + 1, ())) for side, kept in zip(size, lengths, strict=True))
+    stretch = torch.tensor([size[1] / width, size[0] / height] * 2)
+    boxes = target["boxes"] * stretch - torch.tensor([left, top] * 2)
+    limits = torch.tensor([lengths[1], lengths[0]] * 2)
+    boxes = boxes.clamp(min=0).minimum(limits)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    kept = {**target, "boxes": boxes[inside], "labels": target["labels"][inside]}
+    if "masks" in target:
+        masks = interpolate(target["masks"][inside][:, None].float(), size, mode="nearest")[:, 0].to(torch.uint8)
+        kept["masks"] = masks[:, top : top + lengths[0], left : left + lengths[1]]
+    return image[:, top : top + lengths[0], left : left + lengths[1]], kept
 
 
 class CocoData(ResumableData, pl.LightningDataModule):
@@ -131,15 +162,17 @@ class CocoData(ResumableData, pl.LightningDataModule):
         num_workers: processes that decode.
         seed: run seed.
         flip: probability of a horizontal flip.
+        crop: probability of `resized_crop` before the detector's own resizing; Swin's recipe has 0.5.
         categories: names to keep; None for all.
     """
 
     def __init__(
         self, root: str = "data/coco", batch_size: int = 2, num_workers: int = 4, seed: int = 0, flip: float = 0.5,
-        categories: list[str] | None = None,
+        crop: float = 0.0, categories: list[str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.root, self.batch_size, self.num_workers, self.seed, self.flip = root, batch_size, num_workers, seed, flip
+        self.root, self.batch_size, self.num_workers, self.seed = root, batch_size, num_workers, seed
+        self.flip, self.crop = flip, crop
         self.categories, self.masks = categories, True
         self._ready = False
 
@@ -158,11 +191,11 @@ class CocoData(ResumableData, pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = self.train_sampler(len(self.train_images), self.seed, self.batch_size)
-        return seeded_loader(_Batches(self.train_images, self.seed, self.flip), sampler, self.num_workers)
+        return seeded_loader(_Batches(self.train_images, self.seed, self.flip, self.crop), sampler, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         sampler = self.eval_sampler(len(self.val_images), self.batch_size)
-        return seeded_loader(_Batches(self.val_images, self.seed, 0.0), sampler, self.num_workers)
+        return seeded_loader(_Batches(self.val_images, self.seed, 0.0, 0.0), sampler, self.num_workers)
 
 
 def as_results(
