@@ -25,7 +25,7 @@ Normalize = Literal["none", "count"]
 def wide_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32 at least, whatever autocast says: half precision rounds sums above 256 (bf16) or 2048 (fp16)."""
     kind = torch.promote_types(a.dtype, torch.float32)
-    if torch.is_autocast_enabled(a.device.type):
+    if not a.is_meta and torch.is_autocast_enabled(a.device.type):
         with torch.autocast(a.device.type, enabled=False):
             return a.to(kind) @ b.to(kind)
     return a.to(kind) @ b.to(kind)

@@ -43,7 +43,7 @@ class LinearRule:
     weights: Literal["sign", "float"] = "sign"
     centre: Literal["row", "tensor", "none"] = "row"
     scale: Scale = "mean"
-    weight_gradient: Gradient = "ste"
+    weight_gradient: Literal["ste", "clamp", "identity"] = "ste"
     inputs: Inputs = "sign"
     input_gradient: Gradient = "ste"
 
@@ -186,8 +186,8 @@ class BinaryLinear(nn.Linear):
         if self.rule.weights == "float":
             return self.weight
         centred, gradient = self.centred_weight(), self.rule.weight_gradient
-        if gradient in ("ste", "bireal"):
-            return self.scale() * sign(centred, gradient)
+        if gradient == "ste":
+            return self.scale() * sign(centred)
         passed = centred.clamp(-1, 1) if gradient == "clamp" else centred
         return (self.scale() * centred.sign()).detach() + (passed - passed.detach())
 
@@ -195,7 +195,11 @@ class BinaryLinear(nn.Linear):
         """(..., I) -> (..., O)."""
         if not self.scale_checked and not torch.compiler.is_compiling():
             self._check_scale()
-        return F.linear(self.binarize_input(x), self.binary_weight(), self.bias)
+        x, rule = self.binarize_input(x), self.rule
+        if rule.weights == "sign" and rule.weight_gradient == "ste" and rule.inputs in ("sign", "threshold"):
+            # Signs first and the scale behind: a whole number, so that a sum of 0 is 0 in any order and on bits.
+            return F.linear(x, sign(self.centred_weight())) * self.scale().flatten() + self.bias
+        return F.linear(x, self.binary_weight(), self.bias)
 
     def _check_scale(self) -> None:
         factor = self.scaling_factor

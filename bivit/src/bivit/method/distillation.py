@@ -24,7 +24,7 @@ def distribution_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.shape != teacher.shape:
         raise UserError(
-            f"logits of the student {tuple(student.shape)} and of the teacher {tuple(teacher.shape)} differ"
+            f"logits {tuple(student.shape)} of the student do not fit {tuple(teacher.shape)} of the teacher"
         )
     return -(teacher.detach().softmax(-1) * F.log_softmax(student, -1)).sum(-1).mean()
 

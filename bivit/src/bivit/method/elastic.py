@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from bivit.method.sign import plain_sign
+
 FLOOR = 1e-5
 """The least alpha."""
 
@@ -40,7 +42,7 @@ class _Elastic(torch.autograd.Function):
 def elastic_forward(x: Tensor, alpha: Tensor, signed: bool) -> Tensor:
     """Two-valued x, without a gradient rule."""
     alpha = alpha.clamp(min=FLOOR)
-    return alpha * (x.sign() if signed else (x / alpha).round().clamp(0, 1))
+    return alpha * (plain_sign(x) if signed else (x / alpha).round().clamp(0, 1))
 
 
 def initial_alpha(x: Tensor, signed: bool) -> Tensor:

@@ -42,9 +42,9 @@ class _Sign(torch.autograd.Function):
 
 
 def plain_sign(x: Tensor, zero: Zero = "ternary") -> Tensor:
-    """Signs of x, same shape and dtype: -1, +1, and 0 for 0 as `zero` says. NaN stays NaN."""
-    signs = x.sign()
-    return signs if zero == "ternary" else torch.where(x == 0, 1.0, signs).to(x.dtype)
+    """Signs of x, same shape and dtype: -1, +1, and 0 for 0 as `zero` says. NaN stays NaN (torch's sign makes it 0)."""
+    signs = x.sign() if zero == "ternary" else torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    return torch.where(x.isnan(), x, signs)
 
 
 def sign(x: Tensor, gradient: Gradient = "ste", zero: Zero = "ternary") -> Tensor:

@@ -29,7 +29,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, binary: Tensor) -> Tensor:
         ctx.save_for_backward(logits.abs() < 1)
-        return binary.clone()
+        return binary.view_as(binary)
 
     @staticmethod
     def backward(ctx: Any, *cotangent: Tensor) -> tuple[Tensor, None]:
@@ -38,7 +38,8 @@ class _Direct(torch.autograd.Function):
 
 
 def past_softmax(logits: Tensor, binary: Tensor) -> Tensor:
-    """`binary` with the gradient straight to the logits, where |logit| < 1 (equation 12)."""
+    """`binary` with the gradient straight to the logits, where |logit| < 1 (equation 12); NaN stays NaN."""
+    binary = torch.where(logits.detach().isnan(), torch.nan, binary)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _Direct.apply(logits, binary)  # type: ignore[no-untyped-call, no-any-return]
     return binary
@@ -117,8 +118,8 @@ class Optimum:
 
 
 def best_scale(scores: Tensor, binary: Tensor) -> Tensor:
-    """v* = a.b / b.b, the mean of the active scores (equation 7): (..., N, 1)."""
-    return (scores * binary).sum(-1, keepdim=True) / binary.sum(-1, keepdim=True)
+    """v* = a.b / b.b, the mean of the active scores (equation 7), 0 without one: (..., N, 1)."""
+    return (scores * binary).sum(-1, keepdim=True) / binary.sum(-1, keepdim=True).clamp(min=1)
 
 
 def squared_error(scores: Tensor, binary: Tensor, scale: Tensor | float = 1.0) -> Tensor:

@@ -73,9 +73,8 @@ def elastic(file: ReferenceFile) -> Computed:
         raise UserError(f"alpha_init {c['alpha_init']!r} does not exist; known: first batch, given")
     x = file.inputs["x"].clone().requires_grad_()
     layer = Elastic(bool(c["signed"])).to(x.dtype)
-    load_strict(
-        layer, {"alpha": file.inputs["alpha"].reshape(1), "ready": torch.tensor(c["alpha_init"] == "given")}, "in.alpha"
-    )
+    ready = torch.tensor(c["alpha_init"] == "given")
+    load_strict(layer, {"alpha": file.inputs["alpha"].reshape(1), "ready": ready}, "in.alpha")
     y = layer(x)
     return {
         "out.y": y,
