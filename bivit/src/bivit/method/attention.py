@@ -83,10 +83,12 @@ class BinaryAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         self.attn_drop = nn.Dropout(attn_drop)
         self.scores = SoftmaxAware() if scores is None else scores
-        elastic = linear.inputs == "elastic"
-        for name in ("binarize_q", "binarize_k", "binarize_v"):
-            layer = Elastic(signed=True, shift=inner) if elastic else Sign(linear.input_gradient, zero)
-            self.add_module(name, layer)
+
+        def one_bit() -> nn.Module:
+            elastic = linear.inputs == "elastic"
+            return Elastic(signed=True, shift=inner) if elastic else Sign(linear.input_gradient, zero)
+
+        self.binarize_q, self.binarize_k, self.binarize_v = one_bit(), one_bit(), one_bit()
 
     def _make_projections(self, dim: int, linear: LinearRule, zero: Zero) -> None:
         self.qkv = BinaryLinear(dim, 3 * self.num_heads * self.head_dim, linear, zero)
@@ -144,7 +146,7 @@ class BinaryAttention(nn.Module):
             blind = (bias == -torch.inf).all(-1, keepdim=True)
             bias = bias.masked_fill(blind, 0)
         out = self.attend(q, k, v, bias, blind).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(out))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(out))
 
 
 class WindowAttention(BinaryAttention):
@@ -207,7 +209,7 @@ class WindowAttention(BinaryAttention):
         if mask is not None:
             bias = bias + mask[:, None]
         out = self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(out))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(out))
 
 
 def relative_positions(height: int, width: int) -> Tensor:
@@ -224,7 +226,7 @@ class BlockAttention(BinaryAttention):
         """(B, T, N, C) -> (B, T, N, C)."""
         q, k, v = self.qkv(x.flatten(0, 1)).chunk(3, -1)
         out = self.attend(q, k, v).permute(0, 2, 3, 1).flatten(2)
-        return self.proj_drop(self.proj(out)).view(x.shape)  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(out)).view(x.shape)
 
 
 class ReducedAttention(BinaryAttention):
@@ -268,4 +270,4 @@ class ReducedAttention(BinaryAttention):
             source = self.norm(source)
         k, v = self.kv(source).chunk(2, -1)
         out = self.attend(self.q(x), k, v).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(out))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(out))

@@ -95,7 +95,7 @@ class Elastic(nn.Module):
                 self.start(x)
         alpha = self.alpha.to(x.dtype)
         if torch.is_grad_enabled() and (x.requires_grad or alpha.requires_grad):
-            return _Elastic.apply(x, alpha, self.signed)  # type: ignore[no-untyped-call, no-any-return]
+            return _Elastic.apply(x, alpha, self.signed)
         return elastic_forward(x, alpha, self.signed)
 
     def extra_repr(self) -> str:

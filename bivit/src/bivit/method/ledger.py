@@ -237,8 +237,8 @@ def _products(name: str, module: nn.Module, x: Tensor, keys: int | None) -> Laye
     """q k^T and b v of every head: N M d multiply-adds each."""
     *parts, tokens, _ = x.shape
     keys = tokens if keys is None else keys
-    width = module.get_submodule("proj").in_features
-    heads = int(module.num_heads)  # type: ignore[arg-type]
+    layer: Any = module
+    width, heads = int(layer.proj.in_features), int(layer.num_heads)
     pairs, bits = torch.Size(parts).numel() * tokens, 1 if isinstance(module, BinaryAttention) else 32
     # Rows of bits of q and k (d of a head), one word count per pair; rows of scores (M keys) against each channel of v.
     words = pairs * (keys * heads * -(-(width // heads) // 64) + width * -(-keys // 64))

@@ -25,7 +25,9 @@ RELEASED_MLPS: dict[str, LinearRule] = {
 
 def activation_layer(name: str, hidden: int) -> nn.Module:
     """GELU (exact erf) as released, ReLU as in BiT, RPReLU as in ReActNet."""
-    return {"gelu": nn.GELU, "relu": nn.ReLU, "rprelu": lambda: RPReLU(hidden)}[name]()
+    if name == "rprelu":
+        return RPReLU(hidden)
+    return nn.GELU() if name == "gelu" else nn.ReLU()
 
 
 def second_rule(rule: LinearRule, activation: nn.Module) -> LinearRule:
@@ -64,4 +66,4 @@ class BinaryMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., out_dim)."""
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))  # type: ignore[no-any-return]
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))

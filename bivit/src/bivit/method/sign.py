@@ -50,7 +50,7 @@ def plain_sign(x: Tensor, zero: Zero = "ternary") -> Tensor:
 def sign(x: Tensor, gradient: Gradient = "ste", zero: Zero = "ternary") -> Tensor:
     """Signs of x with a straight-through gradient (`BinaryQuantizer` of the released code with the defaults)."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Sign.apply(x, gradient, zero)  # type: ignore[no-untyped-call, no-any-return]
+        return _Sign.apply(x, gradient, zero)
     return plain_sign(x, zero)
 
 

@@ -41,7 +41,7 @@ def past_softmax(logits: Tensor, binary: Tensor) -> Tensor:
     """`binary` with the gradient straight to the logits, where |logit| < 1 (equation 12); NaN stays NaN."""
     binary = torch.where(logits.detach().isnan(), torch.nan, binary)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _Direct.apply(logits, binary)  # type: ignore[no-untyped-call, no-any-return]
+        return _Direct.apply(logits, binary)
     return binary
 
 

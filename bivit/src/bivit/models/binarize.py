@@ -313,7 +313,7 @@ def _attention(old: nn.Module, config: BinaryConfig) -> nn.Module:
     if isinstance(old, BinaryAttention):
         for name in ("qkv", "q", "kv", "proj"):
             if hasattr(old, name):
-                setattr(old, name, binary_linear_of(old.get_submodule(name), rule, config.zero))
+                setattr(old, name, binary_linear_of(getattr(o, name), rule, config.zero))
         return old
     dim = (o.qkv if hasattr(o, "qkv") else o.q).in_features
     options: dict[str, Any] = dict(
@@ -335,7 +335,7 @@ def _attention(old: nn.Module, config: BinaryConfig) -> nn.Module:
         new.relative_position_bias_table = o.relative_position_bias_table
     for name in ("qkv", "q", "kv", "proj"):
         if hasattr(old, name):
-            setattr(new, name, binary_linear_of(old.get_submodule(name), rule, config.zero))
+            setattr(new, name, binary_linear_of(getattr(o, name), rule, config.zero))
     return new.train(old.training)
 
 

@@ -1,6 +1,8 @@
 """Reference files of packed bits and of the ledger, recomputed."""
 
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -85,8 +87,6 @@ def ops_ledger(file: ReferenceFile) -> Computed:
         for part, known in (("macs", _MACS), ("ops", VARIANTS), ("size_bytes", SIZES)):
             check_options(row.get(part, {}), known, f"config.{name}.{part}")
         side = int(row.get("input", 224))
-        resized = {} if name.startswith("pvt") or side == 224 else {"img_size": side}
-        computed[f"config.{name}"] = ledger(
-            lambda name=name, resized=resized: timm.create_model(name, **resized), (3, side, side)
-        ).as_dict()
+        resized: dict[str, Any] = {} if name.startswith("pvt") or side == 224 else {"img_size": side}
+        computed[f"config.{name}"] = ledger(partial(timm.create_model, name, **resized), (3, side, side)).as_dict()
     return computed

@@ -18,8 +18,7 @@ EXACT = ("out.binary", "out.binary_approx", "out.attn", "out.context", "out.weig
 def _in_float64(compute: Callable[[ReferenceFile], Computed]) -> Callable[[ReferenceFile], Computed]:
     def run(file: ReferenceFile) -> Computed:
         wide = {name: t.double() if t.is_floating_point() else t for name, t in file.tensors.items()}
-        tensors = type(file.tensors)(wide, "tensor ")  # keeps the naming of what is missing
-        return compute(dataclasses.replace(file, tensors=tensors))
+        return compute(dataclasses.replace(file, tensors=wide))
 
     return run
 

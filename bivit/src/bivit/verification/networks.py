@@ -63,5 +63,5 @@ def swin(file: ReferenceFile) -> Computed:
 def nest(file: ReferenceFile) -> Computed:
     """A nested transformer."""
     c = file.config
-    options = dict(embed_dims=tuple(c["dims"]), depths=tuple(c["depths"]), num_heads=tuple(c["heads"]))
+    options: dict[str, Any] = dict(embed_dims=tuple(c["dims"]), depths=tuple(c["depths"]), num_heads=tuple(c["heads"]))
     return _run(file, Nest(num_levels=len(c["dims"]), drop_path_rate=0.0, **options, **_common(c)))
