@@ -9,19 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bivit.models.binarize import BinaryConfig, binarize
+from bivit.models.names import ARCHITECTURES
 from paperkit.errors import UserError
 
-ARCHITECTURES = (
-    "deit_tiny_patch16_224",
-    "deit_small_patch16_224",
-    "deit_base_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "swin_small_patch4_window7_224",
-    "nest_tiny_jx",
-    "nest_small_jx",
-    "pvt_v2_b1",
-)
-"""Those of table 3 that timm has weights of (of CvT-13 it has no network), and DeiT-S, which the paper leaves out."""
 NOT_OPTIONS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable",
     "exportable", "no_jit", "num_classes", "features_only",

@@ -13,32 +13,29 @@ import timm
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from bivit.models.architectures import ARCHITECTURES
-from bivit.models.binarize import METHODS, BinaryConfig, binarize
+from bivit.models.names import ARCHITECTURES, VARIANTS
 
-VARIANTS = {
-    "bivit": METHODS["bivit"],
-    "bivit_w1a1": replace(METHODS["bivit"], mlp="w1a1"),
-    "bibert": METHODS["bibert"],
-    "bibert_w1a1": replace(METHODS["bibert"], mlp="w1a1"),
-}
 CONSUMED = ("pretrained_cfg", "pretrained_cfg_overlay")
 
 
-def create(arch: str, config: BinaryConfig, pretrained: bool, **options: Any) -> nn.Module:
+def create(arch: str, variant: str, pretrained: bool, **options: Any) -> nn.Module:
     """timm's network, binarized after its weights are read, if they are asked for."""
-    described = {key: options.pop(key) for key in CONSUMED if key in options}
-    overlay = described["pretrained_cfg_overlay"] if described.get("pretrained_cfg_overlay") else None
+    from bivit.models.binarize import METHODS, binarize
+
+    described = {key: options.pop(key, None) for key in CONSUMED}
+    overlay = described["pretrained_cfg_overlay"]
     model = timm.create_model(arch, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+    method, mlp = VARIANTS[variant]
+    config: Any = replace(METHODS[method], mlp=mlp)  # type: ignore[arg-type]
     binarize(model, config)
     return model
 
 
-def _register(arch: str, variant: str, config: BinaryConfig) -> None:
+def _register(arch: str, variant: str) -> None:
     name = f"{arch}_{variant}"
 
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
-        return create(arch, config, pretrained, **options)
+        return create(arch, variant, pretrained, **options)
 
     entry.__name__ = entry.__qualname__ = name
     entry.__doc__ = f"{arch} by {variant}; arguments of the network go through."
@@ -55,5 +52,5 @@ def _cfg() -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs({f"{arch}_{variant}": _cfg() for arch in ARCHITECTURES for variant in VARIANTS})
 for _arch in ARCHITECTURES:
-    for _variant, _config in VARIANTS.items():
-        _register(_arch, _variant, _config)
+    for _variant in VARIANTS:
+        _register(_arch, _variant)

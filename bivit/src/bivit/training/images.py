@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from bivit.figures.curves import draw_curves
 from bivit.figures.of_a_model import figures_of_student
 from bivit.method.ledger import Ledger, ledger
-from bivit.models.architectures import build_float, is_head
+from bivit.models.architectures import build_float, check_architecture, is_head
 from bivit.models.binarize import BinaryConfig
 from bivit.models.classifier import BinaryClassifier, load_classifier, packed
 from bivit.models.images import read_images
@@ -280,6 +280,7 @@ def check(options: Any, run: RunFolder | None) -> None:
         raise UserError(f"{line}: a stage hands on whole weights; take ddp")
     check_clipping(options.optim, trainer.get("gradient_clip_val"))
     data.sizes.check_length(min(stage.epochs for stage in plan))
+    check_architecture(network.name)
     for source in {network.weights, teacher} - {None, "timm"}:
         weight_file(source.replace("{name}", network.name))
     several = len(sizes) > 1
@@ -410,7 +411,11 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     data.use_head(classes)
     data.setup()
     seen = torch.zeros(classes, dtype=torch.long)
-    model.register_forward_hook(lambda module, args, out: seen.add_(out.argmax(1).cpu().bincount(minlength=classes)))
+
+    def count(module: nn.Module, args: Any, logits: Tensor) -> None:
+        seen.add_(logits.argmax(1).cpu().bincount(minlength=classes))
+
+    model.register_forward_hook(count)
     found = measured_accuracy(model, data.test_dataloader(), classes, device(options.device), options.autocast)
     told(str(options.ckpt if run is None else run.path), found, costs(book))
     if classes > 1 and int(seen.max()) == int(seen.sum()):
