@@ -95,6 +95,19 @@ def test_nan_is_not_swallowed() -> None:
     assert BinaryLinear(2, 2)(torch.tensor([1.0, float("nan")])).isnan().all()
 
 
+def test_sums_of_zero_are_zero() -> None:
+    """Without a bias, as many +1 as -1 give exactly 0, in any order of summation and under autocast."""
+    torch.manual_seed(0)
+    layer, x = BinaryLinear(96, 64), torch.randn(50, 96)
+    with torch.no_grad():
+        layer.bias.zero_()
+    dot = x.double().sign() @ layer.centred_weight().double().sign().T
+    assert torch.equal(layer(x) == 0, dot == 0) and (dot == 0).any()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16 and torch.equal(y.sign(), dot.sign().bfloat16())
+
+
 def test_learned_scale_starts_once() -> None:
     """Zeros are set by the first pass, in the parameter that an optimiser holds; a learned scale is never touched."""
     layer = BinaryLinear(8, 4, RULES["pws"])

@@ -198,7 +198,8 @@ class BinaryLinear(nn.Linear):
         x, rule = self.binarize_input(x), self.rule
         if rule.weights == "sign" and rule.weight_gradient == "ste" and rule.inputs in ("sign", "threshold"):
             # Signs first and the scale behind: a whole number, so that a sum of 0 is 0 in any order and on bits.
-            return F.linear(x, sign(self.centred_weight())) * self.scale().flatten() + self.bias
+            dot = F.linear(x, sign(self.centred_weight()))
+            return torch.addcmul(self.bias, dot, self.scale().flatten()).to(dot.dtype)
         return F.linear(x, self.binary_weight(), self.bias)
 
     def _check_scale(self) -> None:
