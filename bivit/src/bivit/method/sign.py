@@ -19,7 +19,7 @@ Gradient = Literal["ste", "clamp", "bireal", "identity"]
 
 
 class _Sign(torch.autograd.Function):
-    """sign(x) with one of the gradients above; keeps a mask, or x where the gradient is a function of it."""
+    """sign(x) with one of the gradients above; keeps the mask of what is cut, or x where the gradient is a function of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Gradient, zero: Zero) -> Tensor:
@@ -27,7 +27,7 @@ class _Sign(torch.autograd.Function):
         if gradient == "bireal":
             ctx.save_for_backward(x)
         elif gradient != "identity":
-            ctx.save_for_backward(x.abs() < 1 if gradient == "ste" else x.abs() <= 1)
+            ctx.save_for_backward(x.abs() >= 1 if gradient == "ste" else x.abs() > 1)
         return plain_sign(x, zero)
 
     @staticmethod
@@ -38,13 +38,13 @@ class _Sign(torch.autograd.Function):
         (kept,) = ctx.saved_tensors
         if ctx.gradient == "bireal":
             return g * (2 - 2 * kept.abs()).clamp(min=0), None, None
-        return torch.where(kept, g, 0), None, None
+        return g.masked_fill(kept, 0), None, None
 
 
 def plain_sign(x: Tensor, zero: Zero = "ternary") -> Tensor:
     """Signs of x, same shape and dtype: -1, +1, and 0 for 0 as `zero` says. NaN stays NaN (torch's sign makes it 0)."""
     signs = x.sign() if zero == "ternary" else torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    return torch.where(x.isnan(), x, signs)
+    return signs.masked_fill(x.isnan(), torch.nan)
 
 
 def sign(x: Tensor, gradient: Gradient = "ste", zero: Zero = "ternary") -> Tensor:

@@ -28,18 +28,18 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, binary: Tensor) -> Tensor:
-        ctx.save_for_backward(logits.abs() < 1)
+        ctx.save_for_backward(logits.abs() >= 1)
         return binary.view_as(binary)
 
     @staticmethod
     def backward(ctx: Any, *cotangent: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return torch.where(inside, cotangent[0], 0), None
+        (outside,) = ctx.saved_tensors
+        return cotangent[0].masked_fill(outside, 0), None
 
 
 def past_softmax(logits: Tensor, binary: Tensor) -> Tensor:
     """`binary` with the gradient straight to the logits, where |logit| < 1 (equation 12); NaN stays NaN."""
-    binary = torch.where(logits.detach().isnan(), torch.nan, binary)
+    binary = binary.masked_fill(logits.detach().isnan(), torch.nan)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _Direct.apply(logits, binary)
     return binary
