@@ -19,7 +19,7 @@ Gradient = Literal["ste", "clamp", "bireal", "identity"]
 
 
 class _Sign(torch.autograd.Function):
-    """sign(x) with one of the gradients above; keeps the mask of what is cut, or x where the gradient is a function of it."""
+    """sign(x) with one of the gradients above; keeps the mask of what is cut, or x for "bireal"."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Gradient, zero: Zero) -> Tensor:
