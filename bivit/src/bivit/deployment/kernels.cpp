@@ -36,8 +36,9 @@ struct Attention {
     int64_t heads, width, tokens, windows;  // tokens of a window, windows of an image
     const int32_t* map;                     // [windows][tokens]: place of the token in the image, -1: outside
     const float *bias, *mask;               // [heads or windows][tokens][tokens up to a multiple of 64]
-    int64_t relative, threshold, plus;      // active: width - dot at most `threshold` (above the row's least: relative)
-    double scale, log_beta;                 // the same in logits, where there is a bias or a mask
+    int64_t relative, threshold, plus;      // active: width - dot at most `threshold`, above the row's least if relative
+    double scale, log_beta;                 // where there is a bias or a mask: logits at least this below the largest, or
+                                            // above 0 if not relative
 };
 struct Block {
     int64_t residual;

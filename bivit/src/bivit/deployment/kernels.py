@@ -88,7 +88,7 @@ def kernels() -> Kernels | None:
 
 @functools.cache
 def _best() -> str:
-    return next(name for name, needs in NEEDS.items() if needs <= cpu_features())
+    return available()[0]
 
 
 @functools.cache

@@ -263,8 +263,7 @@ struct Head {  // keys and values of one window and head
             }
 #pragma omp simd reduction(max : largest)
             for (long j = 0; j < tokens; j++) largest = l[j] > largest ? l[j] : largest;
-            const float absolute = rule.threshold < width ? FLT_MIN : -INFINITY;  // above 0, or any
-            const float limit = rule.relative ? largest + (float)rule.log_beta : absolute;
+            const float limit = rule.relative ? largest + (float)rule.log_beta : FLT_MIN;
             for (long c = 0; c < columns; c++) set[c] = at_least(l + 64 * c, limit);
             if (tokens % 64) set[columns - 1] &= ((uint64_t)1 << tokens % 64) - 1;
             return;

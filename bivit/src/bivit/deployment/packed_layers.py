@@ -2,12 +2,13 @@
 
 `PackedLinear` stands for a `BinaryLinear`; attention, MLPs and timm's blocks keep their classes' forward passes over
 such linears (plain PyTorch, any device), and give the whole of it to one call of the kernels where these serve: float32
-on a CPU, no gradients. Between the layers of such a call there are only bits: LayerNorm and sign in one pass, q, k and v by
-thresholds on integers, sums of the attention as signs, fc1 by a threshold that takes GELU's place.
+on a CPU, no gradients. Between the layers of such a call there are only bits: LayerNorm and sign in one pass; q, k and
+v by thresholds on integers; sums of the attention as signs; fc1 by a threshold that takes GELU's place.
 
 Shapes: B batch, N tokens, C channels, H heads, I inputs, O outputs, W = ceil(I / 64) words.
 """
 
+import functools
 import math
 import weakref
 from collections.abc import Callable
@@ -26,9 +27,9 @@ from bivit.method.attention import BinaryAttention, BlockAttention, WindowAttent
 from bivit.method.attention_rules import BoolScores, NaiveScores
 from bivit.method.binary_linear import BinaryLinear
 from bivit.method.mlp import BinaryMlp
-from bivit.method.packing import dot_margin, pack_bits, row_bytes, unpack_bits, unpack_signs
+from bivit.method.packing import active_keys, dot_margin, pack_bits, row_bytes, unpack_bits, unpack_signs
 from bivit.method.sign import Sign, Zero, plain_sign
-from bivit.method.softmax_aware import SoftmaxAware
+from bivit.method.softmax_aware import BETA, SoftmaxAware
 from paperkit.errors import UserError
 
 ZeroRule = Literal["plus", "ternary", "exact"]
@@ -256,6 +257,11 @@ def served_attention(attn: nn.Module) -> bool:
     return signs and scores and one_bit(attn.qkv) and one_bit(attn.proj)
 
 
+def underflows(attn: Any, mask: object) -> bool:
+    """Whether scores depend on what a softmax rounds to 0, which only the softmax itself can say."""
+    return mask is not None and isinstance(attn.scores, NaiveScores)
+
+
 def served_mlp(mlp: nn.Module) -> bool:
     """Whether the kernels compute this MLP: one bit all through, and the exact GELU."""
     if not isinstance(mlp, BinaryMlp) or not one_bit(mlp.fc1) or not one_bit(mlp.fc2):
@@ -270,7 +276,7 @@ def attention_bytes(
     width, scores = attn.head_dim, attn.scores
     relative, threshold, log_beta = 0, width - 1, 0.0  # bool: dot > 0
     if isinstance(scores, NaiveScores):
-        threshold = 4 * width
+        relative, threshold, log_beta = 1, 4 * width, -math.inf
     elif isinstance(scores, SoftmaxAware):
         relative, threshold, log_beta = 1, dot_margin(width, scores.beta), math.log(scores.beta)
     padded = -(-tokens // 64) * 64
@@ -293,6 +299,26 @@ def heads_fastest(attn: nn.Module) -> Tensor | None:
     if not isinstance(attn, BlockAttention):
         return None
     return torch.arange(attn.num_heads * attn.head_dim).view(attn.head_dim, attn.num_heads).T.flatten()
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, beta: float = BETA) -> Tensor:
+    """Sums of the active values from the signs of q, k, v (B, H, N, d): the same shape; exact zeros count as 0."""
+    native, width = serving(q), q.shape[-1]
+    if native is None:
+        q, k, v = q.sign(), k.sign(), v.sign()
+        return active_keys(q @ k.mT, width, beta).to(v.dtype) @ v
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out = torch.empty_like(q)
+    data = _products(width, q.shape[-2], beta)
+    pairs, pointers = q.shape[0] * q.shape[1], [part.data_ptr() for part in (q, k, v, out)]
+    native.attention(data, *pointers, pairs, native.number, torch.get_num_threads())
+    return out
+
+
+@functools.cache
+def _products(width: int, tokens: int, beta: float) -> bytes:
+    numbers = (1, width, tokens, 1, 0, 0, 0, 1, dot_margin(width, beta), 0, width**-0.5, math.log(beta))
+    return kernels.ATTENTION.pack(*numbers)
 
 
 def block_struct(
@@ -359,7 +385,7 @@ class PackedWindowAttention(WindowAttention):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """(B W, N, C) -> (B W, N, C); mask (W, N, N)."""
-        native = serving(x) if served_attention(self) else None
+        native = serving(x) if served_attention(self) and not underflows(self, mask) else None
         if native is None or self.proj.out_features != x.shape[-1]:
             return super().forward(x, mask)
         windows, tokens = 1 if mask is None else mask.shape[0], x.shape[1]
@@ -453,7 +479,9 @@ class PackedSwinBlock(SwinTransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         """(B, height, width, C) -> the same shape."""
         out = None
-        if (native := serving(x)) is not None:
+        attn: Any = self.attn
+        masked = True if any(self.shift_size) else None
+        if served_attention(attn) and not underflows(attn, masked) and (native := serving(x)) is not None:
             out = fused(self, native, x, x.shape[1:3], lambda: self._windows(x))
         return super().forward(x) if out is None else out
 
