@@ -3,6 +3,7 @@
 Shapes: L layers as a list, R rows, N tokens.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,14 +60,14 @@ def draw_thresholds(layers: Sequence[Tensor]) -> Figure:
 
 def draw_scores(layers: Sequence[Tensor], logits: Sequence[Tensor]) -> Figure:
     """Histogram of softmax scores (R, N) on a log axis; share of active entries in each layer by SAB and by bool."""
-    edges = torch.logspace(-6, 0, 61)
+    edges = torch.logspace(math.log10(LOWEST), 0, 61)
     with style():
         drawn, (left, right) = figure(1, 2, width=10, height=3.8)
         for layer, rows in enumerate(layers):
             counts = torch.histogram(rows.float().clamp_min(LOWEST).flatten(), edges).hist / rows.numel()
             left.stairs(counts.tolist(), edges.tolist(), color=COLORS[layer % len(COLORS)], label=f"layer {layer + 1}")
         low = sum(int((rows < 0.05).sum()) for rows in layers) / sum(rows.numel() for rows in layers)
-        left.set(xscale="log", xlabel="softmax score", ylabel="share of the scores")
+        left.set(xscale="log", xlabel=f"softmax score (first bar: {LOWEST:g} and less)", ylabel="share of the scores")
         left.set_title(f"{100 * low:.1f} % of the scores are below 0.05")
         left.legend(fontsize=8, ncols=1 + len(layers) // 6)
         places = range(1, len(layers) + 1)

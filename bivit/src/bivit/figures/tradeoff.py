@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from paperkit.results.report import COLORS, figure, style
 
@@ -24,6 +25,9 @@ def draw_tradeoff(
                 color, mark = COLORS[i % len(COLORS)], MARKS[i // len(COLORS) % len(MARKS)]
                 panel.errorbar(numbers[place], numbers[2], numbers[3], fmt=mark, color=color, label=name)
             panel.set(xscale="log", xlabel=label)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter(NullFormatter())
         panels[0].set_ylabel(accuracy)
         drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
         drawn.suptitle("What accuracy costs (bars: spread over seeds)")
