@@ -19,9 +19,7 @@ DEIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth
 SWIN: dict[str, Any] = {
     "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4],
 }  # fmt: skip
-NEST: dict[str, Any] = {
-    "img_size": 32, "patch_size": 2, "embed_dims": [12, 16, 24], "num_heads": [2, 2, 2], "depths": [1, 1, 1],
-}  # fmt: skip
+NEST: dict[str, Any] = {"img_size": 32}  # timm takes no other widths by its names
 PVT: dict[str, Any] = {"embed_dims": [8, 16, 24, 32], "num_heads": [1, 2, 3, 4], "depths": [1, 1, 1, 1]}
 """Networks of milliseconds for images of 32 px (PVT: of any size)."""
 SMALL = {"deit": DEIT, "swin": SWIN, "nest": NEST, "pvt_": PVT}

@@ -129,8 +129,15 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     return BinaryClassifier.from_pretrained(folder).network
 
 
+def runs_on_bits(network: nn.Module) -> bool:
+    """Whether a network is packed."""
+    return any(type(module).__name__ == "PackedLinear" for module in network.modules())
+
+
 def packed(network: nn.Module) -> nn.Module:
-    """The same network on bits (`bivit.pack`)."""
+    """The same network on bits (`bivit.pack`); itself if it is that already."""
+    if runs_on_bits(network):
+        return network
     return importlib.import_module(PACKED_MODEL).pack(network)
 
 

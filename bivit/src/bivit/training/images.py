@@ -29,7 +29,7 @@ from bivit.figures.of_a_model import figures_of_student
 from bivit.method.ledger import Ledger, ledger
 from bivit.models.architectures import build_float, check_architecture, is_head
 from bivit.models.binarize import BinaryConfig
-from bivit.models.classifier import BinaryClassifier, load_classifier, packed
+from bivit.models.classifier import BinaryClassifier, load_classifier, packed, runs_on_bits
 from bivit.models.images import read_images
 from bivit.models.keys import SCALE, begin, read_start, weight_file
 from bivit.training.distillation import Distillation, DistillationConfig, attention_names
@@ -404,10 +404,10 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
     weights = weights_of(run, options.ckpt)
     sizes = options.network.sizes(data.input_size) if weights.is_file() else None
     model = load_classifier(weights, options.trust_pickle, options.arch, options.method, sizes)
-    book = ledger(model, (3, data.input_size, data.input_size))
     classes: Any = model.num_classes
-    if options.packed:
-        model = packed(model)
+    book = None if runs_on_bits(model) else ledger(model, (3, data.input_size, data.input_size))
+    on_bits = options.packed or book is None
+    model = packed(model) if on_bits else model
     data.use_head(classes)
     data.setup()
     seen = torch.zeros(classes, dtype=torch.long)
@@ -417,12 +417,12 @@ def evaluate(run: RunFolder | None, options: Any) -> None:
 
     model.register_forward_hook(count)
     found = measured_accuracy(model, data.test_dataloader(), classes, device(options.device), options.autocast)
-    told(str(options.ckpt if run is None else run.path), found, costs(book))
+    spent = costs(book) if book is not None else [("packed", weight_file(weights).stat().st_size / 1e6, "MB")]
+    told(str(options.ckpt if run is None else run.path), found, spent)
     if classes > 1 and int(seen.max()) == int(seen.sum()):
         print(f"note: class {int(seen.argmax())} for all {int(seen.sum())} images: a network that has collapsed")
-    seconds, extra = time.monotonic() - start, {"ledger": book.as_dict(), "packed": options.packed}
-    arm = "packed" if options.packed else "last"
-    record(Path(options.output), "bivit", arm, found, options.training_seed, seconds, costs(book), extra)
+    seconds, arm = time.monotonic() - start, "packed" if on_bits else "last"
+    record(Path(options.output), "bivit", arm, found, options.training_seed, seconds, spent)
 
 
 def add_figure_arguments(parser: Any) -> None:
