@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,19 @@ def test_sigterm_leaves_a_resumable_run(whole: Path) -> None:
 
 TRACED = (
     *(student(form, A32) for form in (names.SAB_PWS, names.MEAN, names.BIBERT)),
-    *(student(form, A1) for form in (names.CLB, names.BIT, names.NAIVE, names.REACTNET)),
+    *(student(form, A1) for form in (names.CLB, names.NAIVE, names.REACTNET)),
 )
 
 
-def test_loss_trace(tmp_path: Path) -> None:
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """In float32 the order of a sum, another on each processor, turns a sign now and then."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_loss_trace(tmp_path: Path, float64: None) -> None:
     """The first 20 losses of every stage are those that were stored: the computation is the same."""
     config = ExperimentConfig(seeds=1, teacher_epochs=1, student_epochs=2, students=TRACED)
     run_seed(1, lambda steps: None, str(tmp_path), config)

@@ -111,7 +111,7 @@ def test_every_file_opens_with_its_command() -> None:
 
 
 def test_every_row_of_the_paper_has_a_config() -> None:
-    """Rows that have none are float, of CNNs, of CvT-13 (no network of timm's) or of Cascade (no head of torchvision's)."""
+    """Those without are float, of CNNs, of CvT-13 (no network of timm's) or of Cascade (no head of torchvision's)."""
     rows_of = {f"table {n}": sum(name.startswith(f"table {n},") for name in ROWS) for n in range(2, 9)}
     assert rows_of == {
         "table 2": 12,

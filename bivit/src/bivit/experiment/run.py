@@ -32,7 +32,8 @@ WARM_UP = 0.05  # of the steps
 def split_digits(seed: int) -> tuple[Batch, Batch, Batch]:
     """Images (B, 1, 8, 8) in [-1, 1] with labels, to train, validate and test on; the split is the seed's."""
     scans, targets = load_digits(return_X_y=True)
-    images, labels = torch.from_numpy(scans.reshape(-1, 1, 8, 8)).float() / 8 - 1, torch.from_numpy(targets).long()
+    images = torch.from_numpy(scans.reshape(-1, 1, 8, 8)).to(torch.get_default_dtype()) / 8 - 1
+    labels = torch.from_numpy(targets).long()
     split = partial(train_test_split, random_state=seed)
     train, rest = split(range(len(targets)), train_size=TRAIN, stratify=targets)
     val, test = split(rest, train_size=VAL, test_size=TEST, stratify=targets[rest])
