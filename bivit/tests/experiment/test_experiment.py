@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bivit.deployment.packed_file import write_packed
+from bivit.deployment.packed_model import pack
 from bivit.experiment import settings as names
-from bivit.experiment.digit_transformer import SHORT, config_of, digit_transformer
+from bivit.experiment.digit_transformer import SHORT, config_of, costs, digit_transformer
 from bivit.experiment.rows import measure_rows
 from bivit.experiment.run import run_seed, seed_folder, split_digits, trained
 from bivit.experiment.settings import A1, A32, STUDENTS, TEACHER, ExperimentConfig, SeedResult, student
@@ -103,6 +105,18 @@ def test_every_student_can_be_built_and_is_as_binary_as_its_name_says(whole: Pat
     weight = network.blocks[1].attn.qkv.binary_weight()
     assert all(len(channel.abs().unique()) == 1 for channel in weight)
     assert trained(SHORT, TEACHER, folder)(images[:2]).shape == (2, 10)
+
+
+def test_bytes_of_the_table_are_those_of_the_packed_file(whole: Path, tmp_path: Path) -> None:
+    """A trained student on bits: the same logits, and as many bytes as the table says, but for the file's header."""
+    name, (images, _) = student(names.CLB, A32), split_digits(1)[2]
+    network = trained(SHORT, name, seed_folder(whole, 1))
+    packed = pack(network)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(images), network(images), rtol=1e-4, atol=1e-4)
+    write_packed(tmp_path / "packed.safetensors", packed, "vit_tiny_patch16_224", config_of(name))
+    told, written = costs([name])[name][1], (tmp_path / "packed.safetensors").stat().st_size
+    assert told < written < told + 10_000
 
 
 def test_rows_are_measured_by_their_definition() -> None:
