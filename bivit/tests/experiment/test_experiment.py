@@ -180,9 +180,9 @@ def test_claims_can_fail() -> None:
     accuracies |= {student(names.SAB_PWS, A32): 80.0, student(names.SAB_PWS, A1): 79.0}
     accuracies |= {student(names.MEAN, A32): 81.0, student(names.BIBERT, A32): 82.0}
     long = dict.fromkeys(names.LONG_STUDENTS, 50.0)
-    results = [SeedResult(seed, errors, errors, errors, 0.5, 0.8, accuracies, {}, long) for seed in range(3)]
+    results = [SeedResult(seed, errors, errors, errors, 0.5, 0.8, accuracies, {}, long) for seed in range(5)]
     claims = [*row_claims(results), *student_claims(results)]
     asserted = [claim for claim in claims if claim.asserted]
-    assert len(asserted) == 7 and not any(claim.held for claim in asserted)
-    assert sum(claim.asserted for claim in student_claims(results[:1])) == 1  # a mean of pairs needs three seeds
+    assert len(asserted) == 6 and not any(claim.held for claim in asserted)
+    assert sum(claim.asserted for claim in student_claims(results[:1])) == 1  # a mean of pairs needs two seeds
     assert not any(claim.held for claim in long_claims(results))

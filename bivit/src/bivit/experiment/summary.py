@@ -1,6 +1,9 @@
 """The embedded experiment's result: rows and claims of metrics.json.
 
-Asserted is what the specification of the experiment calls safe; the rest is reported as it comes.
+Asserted is what was safe in an earlier prototype (seeds 1 to 5) and came out on five fresh seeds, 6 to 10, which nobody
+had looked at: SAB above naive attention by 5.7 points in W1A32 (2.7 to 7.7) and 18.5 in W1A1 (16.8 to 21.2); above
+BiBERT's rule by 2.3 (-0.3 to 5.4), which is asserted of five seeds only. A learned scale above the mean one was safe in
+the prototype (+3.5) and is not here: 0.5 (-1.3 to 2.0), so it is reported, as is all else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,7 @@ from bivit.experiment.settings import A1, A32, FLOAT_MLP, TEACHER, SeedResult, s
 from bivit.figures.active_sets import BIT_START, BOOL, ONES, OPTIMAL, RULES, SAB
 from paperkit.results.metrics import Claim, Metrics, Row
 
-SEEDS = 3  # for which the claims on means of pairs are asserted
+PAIRS, MANY = 2, 5  # seeds for which the claims on means of pairs are asserted
 ACCURACY, LONG_ACCURACY = "B digits: accuracy", "C 64 tokens: accuracy"
 OPS, BYTES = "B digits: operations", "B digits: bytes"
 
@@ -74,7 +77,7 @@ def row_claims(results: Sequence[SeedResult]) -> list[Claim]:
 
 def student_claims(results: Sequence[SeedResult]) -> list[Claim]:
     """Part B: paired differences of students, means over the seeds."""
-    enough = len(results) >= SEEDS
+    pairs_enough, enough = len(results) >= PAIRS, len(results) >= MANY
 
     def above(ours: str, theirs: str, margin: float, asserted: bool) -> list[Claim]:
         if not all({ours, theirs} <= set(r.accuracies) for r in results):
@@ -87,9 +90,9 @@ def student_claims(results: Sequence[SeedResult]) -> list[Claim]:
 
     ours, naive = names.SAB_PWS, names.NAIVE
     claims = [
-        *above(student(ours, A32), student(naive, A32), 2, enough),
-        *above(student(ours, A1), student(naive, A1), 10, enough),
-        *above(student(ours, A32), student(names.MEAN, A32), 0, enough),
+        *above(student(ours, A32), student(naive, A32), 2, pairs_enough),
+        *above(student(ours, A1), student(naive, A1), 10, pairs_enough),
+        *above(student(ours, A32), student(names.MEAN, A32), 0, False),
         *above(student(ours, A32), student(names.BIBERT, A32), 0, enough),
     ]
     best = [max((v, k) for k, v in r.accuracies.items() if k != TEACHER) for r in results]
