@@ -11,7 +11,7 @@ import torch
 from bivit.deployment.packed_file import write_packed
 from bivit.deployment.packed_model import pack
 from bivit.experiment import settings as names
-from bivit.experiment.digit_transformer import SHORT, config_of, costs, digit_transformer
+from bivit.experiment.digit_transformer import LONG, SHORT, built, config_of, costs, digit_transformer
 from bivit.experiment.rows import measure_rows
 from bivit.experiment.run import run_seed, seed_folder, split_digits, trained
 from bivit.experiment.settings import A1, A32, STUDENTS, TEACHER, ExperimentConfig, SeedResult, student
@@ -101,6 +101,8 @@ def test_every_student_can_be_built_and_is_as_binary_as_its_name_says(whole: Pat
     assert len(set(STUDENTS)) == len(STUDENTS)
     for name in (*STUDENTS, *names.LONG_STUDENTS):
         assert config_of(name).mlp == {"A1": "w1a1", "32": "w1a32", "LP": "float"}[name[-2:]]
+    for name in (TEACHER, *names.LONG_STUDENTS):
+        assert built(name, LONG)(images[:2]).shape == (2, 10)
     network = trained(SHORT, student(names.CLB, A32), folder)
     weight = network.blocks[1].attn.qkv.binary_weight()
     assert all(len(channel.abs().unique()) == 1 for channel in weight)
