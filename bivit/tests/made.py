@@ -24,7 +24,7 @@ PVT: dict[str, Any] = {"embed_dims": [8, 16, 24, 32], "num_heads": [1, 2, 3, 4],
 """Networks of milliseconds for images of 32 px (PVT: of any size)."""
 SMALL = {"deit": DEIT, "swin": SWIN, "nest": NEST, "pvt_": PVT}
 
-bivit = Command("bivit", "bivit.cli:main", preload=("bivit.training.images",))
+bivit = Command("bivit", "bivit.cli:main", preload=("bivit.training.images", "bivit.training.detection"))
 
 
 def small(name: str) -> dict[str, Any]:

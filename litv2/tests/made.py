@@ -1,7 +1,6 @@
 """Short runs of the three engines on made data, what must hold of each, and the command itself."""
 
 import contextlib
-import json
 import resource
 import signal
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from litv2.training.segmentation import changed
 from paperkit.command.cli import make_parser
 from paperkit.files.weights import read_weights
 from paperkit.testing.commands import Command, Ended, at_call
-from paperkit.testing.made_images import make_image_folder
+from paperkit.testing.made_images import make_coco, make_image_folder
 from paperkit.testing.runs import check_same_runs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -78,28 +77,6 @@ def options_of(engine: ModuleType, config: Path) -> Any:
     parser.add_argument("--engine", type=str)
     engine.add_arguments(parser)
     return parser.instantiate_classes(parser.parse_args(["--config", str(config)]))
-
-
-def make_coco(root: Path, count: int = 4) -> Path:
-    """COCO's layout: images with one bright box each, of category cat or dog."""
-    generator = np.random.default_rng(0)
-    (root / "annotations").mkdir(parents=True)
-    for split in ("train2017", "val2017"):
-        (root / split).mkdir()
-        images, objects = [], []
-        for i in range(count):
-            pixels = generator.integers(0, 90, (80, 100, 3), dtype=np.uint8)
-            left, top, width, height = 10 + 5 * i, 20, 30, 25
-            pixels[top : top + height, left : left + width, i % 2] = 255
-            Image.fromarray(pixels).save(root / split / f"{i}.jpg")
-            images.append(dict(id=i + 1, file_name=f"{i}.jpg", height=80, width=100))
-            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
-            objects.append(dict(id=i + 1, image_id=i + 1, category_id=[17, 18][i % 2], bbox=[left, top, width, height],
-                                area=width * height, iscrowd=0, segmentation=[corners]))  # fmt: skip
-        categories = [dict(id=17, name="cat"), dict(id=18, name="dog")]
-        content = dict(images=images, annotations=objects, categories=categories)
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
 
 
 def make_ade20k(root: Path, count: int = 3) -> Path:

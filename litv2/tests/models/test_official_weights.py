@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import CONFIGS, LITV2, limited_disk, make_ade20k, make_coco, write_images
+from made import CONFIGS, LITV2, limited_disk, make_ade20k, write_images
 from PIL import Image
 
 from litv2.deployment.window_choice import set_window
@@ -20,7 +20,7 @@ from litv2.models.detectors import load_backbone
 from litv2.models.pyramid import architecture
 from litv2.models.released import fit_released, load_released, read_released
 from paperkit.errors import UserError
-from paperkit.testing.made_images import make_image_folder
+from paperkit.testing.made_images import make_coco, make_image_folder
 
 SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=5)  # head width 32, as published
 

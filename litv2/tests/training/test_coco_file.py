@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from made import LITV2, make_coco, write_detection
+from made import LITV2, write_detection
 from PIL import Image
 from pycocotools import mask as masks_of
 
 from paperkit.data.coco import CocoImages, as_results, average_precision
 from paperkit.errors import UserError
+from paperkit.testing.made_images import make_coco
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -10,7 +10,6 @@ from made import (  # noqa: F401
     EngineCases,
     World,
     full_disk,
-    make_coco,
     options_of,
     write_detection,
 )
@@ -23,6 +22,7 @@ from paperkit.data.coco import CocoData, CocoImages, as_results, average_precisi
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from paperkit.results.metrics import Metrics
+from paperkit.testing.made_images import make_coco
 from paperkit.training.detection import rate_factor
 
 CONFIGS = sorted((made.CONFIGS / "coco").glob("*.yaml"))

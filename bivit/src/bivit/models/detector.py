@@ -10,7 +10,6 @@ Shapes: B batch, H x W image, C channels of a stage, h x w its map.
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
@@ -50,10 +49,9 @@ class SwinFeatures(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        model = build_float(name, 0, {"img_size": BUILT_FOR, "strict_img_size": False, **dict(options or {})})
-        if not isinstance(model, SwinTransformer):
-            raise UserError(f"detection.name {name}: the detector's backbone is a Swin")
-        body: Any = model
+        if not name.startswith("swin_"):
+            raise UserError(f"detection.name {name}: the detector's backbone is a Swin, swin_tiny_patch4_window7_224")
+        body: Any = build_float(name, 0, {"img_size": BUILT_FOR, "strict_img_size": False, **dict(options or {})})
         body.norm, body.head = nn.Identity(), nn.Identity()  # of the classifier
         own = body.state_dict() if state is None else state
         begin(body, binary, {k: v for k, v in own.items() if not k.startswith(("norm.", "head."))}, source)

@@ -1,5 +1,6 @@
 """Tiny data sets of random images in the layouts that :mod:`paperkit.data.images` reads, for tests and dry runs."""
 
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,28 @@ def make_cifar(root: Path, dataset: str = "cifar10", per_file: int = 10) -> Path
         pixels = generator.integers(0, 256, (per_file, 3072), dtype=np.uint8)
         content = {b"data": pixels, key: [i % classes for i in range(per_file)]}
         (root / folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return root
+
+
+def make_coco(root: Path, count: int = 4) -> Path:
+    """COCO's layout: images with one bright box each, of category cat or dog."""
+    generator = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir()
+        images, objects = [], []
+        for i in range(count):
+            pixels = generator.integers(0, 90, (80, 100, 3), dtype=np.uint8)
+            left, top, width, height = 10 + 5 * i, 20, 30, 25
+            pixels[top : top + height, left : left + width, i % 2] = 255
+            Image.fromarray(pixels).save(root / split / f"{i}.jpg")
+            images.append(dict(id=i + 1, file_name=f"{i}.jpg", height=80, width=100))
+            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+            objects.append(dict(id=i + 1, image_id=i + 1, category_id=[17, 18][i % 2], bbox=[left, top, width, height],
+                                area=width * height, iscrowd=0, segmentation=[corners]))  # fmt: skip
+        categories = [dict(id=17, name="cat"), dict(id=18, name="dog")]
+        content = dict(images=images, annotations=objects, categories=categories)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
 
 
