@@ -40,58 +40,62 @@ struct Bits {  // of a tile of rows
     }
 };
 
-// dot[row][64] of one block of channels.
-static inline void dots(const Linear& layer, Bits& in, long block, int16_t* dot) {
-    uint16_t pop[TILE * 64];
+// pop[row][64] of one block of channels; dot = total - 2 pop.
+static inline void pops(const Linear& layer, Bits& in, long block, uint16_t* pop) {
     const uint8_t* w = layer.weights + block * in.words * 512;
     if (in.zeros)
         count<true>(in.x.data(), in.n.data(), in.aligned, w, in.words, pop);
     else
         count<false>(in.x.data(), nullptr, in.aligned, w, in.words, pop);
-    for (int r = 0; r < TILE; r++) {
-        const int16_t total = in.total[r];
-#pragma omp simd
-        for (int c = 0; c < 64; c++) dot[64 * r + c] = (int16_t)(total - 2 * (int16_t)pop[64 * r + c]);
-    }
 }
 
 // out = dot * scale + bias, plus `base` where there is one; rows of `stride` floats.
+template <bool ADDED>
+static inline void scaled(const uint16_t* pop, int32_t total, const float* scale, const float* bias, const float* base,
+                          float* y, long width) {
+    if (width == 64)  // a number that the compiler knows
+#pragma omp simd
+        for (int c = 0; c < 64; c++) {
+            const float v = (float)(total - 2 * (int32_t)pop[c]) * scale[c] + bias[c];
+            y[c] = ADDED ? base[c] + v : v;
+        }
+    else
+        for (long c = 0; c < width; c++) {
+            const float v = (float)(total - 2 * (int32_t)pop[c]) * scale[c] + bias[c];
+            y[c] = ADDED ? base[c] + v : v;
+        }
+}
+
 static void to_floats(const Linear& layer, Bits& in, long rows, const float* base, float* out, long stride) {
-    int16_t dot[TILE * 64];
+    alignas(64) uint16_t pop[TILE * 64];
     for (long block = 0; 64 * block < layer.outputs; block++) {
-        dots(layer, in, block, dot);
+        pops(layer, in, block, pop);
         const float *scale = layer.scale + 64 * block, *bias = layer.bias + 64 * block;
         const long width = layer.outputs - 64 * block < 64 ? layer.outputs - 64 * block : 64;
         for (long r = 0; r < rows; r++) {
-            float* y = out + r * stride + 64 * block;
-            const int16_t* d = dot + 64 * r;
-            if (base) {
-                const float* b = base + r * stride + 64 * block;
-                if (width == 64)
-#pragma omp simd
-                    for (int c = 0; c < 64; c++) y[c] = b[c] + ((float)d[c] * scale[c] + bias[c]);
-                else
-                    for (long c = 0; c < width; c++) y[c] = b[c] + ((float)d[c] * scale[c] + bias[c]);
-            } else if (width == 64)
-#pragma omp simd
-                for (int c = 0; c < 64; c++) y[c] = (float)d[c] * scale[c] + bias[c];
+            const long at = r * stride + 64 * block;
+            if (base)
+                scaled<true>(pop + 64 * r, in.total[r], scale, bias, base + at, out + at, width);
             else
-                for (long c = 0; c < width; c++) y[c] = (float)d[c] * scale[c] + bias[c];
+                scaled<false>(pop + 64 * r, in.total[r], scale, bias, nullptr, out + at, width);
         }
     }
 }
 
 // Signs of dot * scale + bias, by integer thresholds; a row is ceil(outputs / 64) words.
 static void to_bits(const Linear& layer, Bits& in, long rows, uint64_t* x, uint64_t* n, long words) {
-    int16_t dot[TILE * 64];
+    alignas(64) uint16_t pop[TILE * 64];
     for (long block = 0; 64 * block < layer.outputs; block++) {
-        dots(layer, in, block, dot);
+        pops(layer, in, block, pop);
         const int16_t *positive = layer.positive + 64 * block, *zero = layer.zero + 64 * block,
                       *low = layer.low + 64 * block;
         const long left = layer.outputs - 64 * block;
         const uint64_t valid = left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0;
         for (long r = 0; r < rows; r++) {
-            const int16_t* d = dot + 64 * r;
+            alignas(64) int16_t d[64];
+            const int16_t total = in.total[r];
+#pragma omp simd
+            for (int c = 0; c < 64; c++) d[c] = (int16_t)(total - 2 * (int16_t)pop[64 * r + c]);
             uint64_t bits = at_least(d, positive);
             if (layer.plane == FOLDED) bits |= ~at_least(d, low) & valid;
             x[r * words + block] = bits;
@@ -102,9 +106,31 @@ static void to_bits(const Linear& layer, Bits& in, long rows, uint64_t* x, uint6
 
 // --- signs of tokens -------------------------------------------------------------------------------------------------
 
-// Signs of a row of floats, after a LayerNorm where there is one. False if the row holds what is no number.
+// Signs of a row of floats. False if it holds what is no number.
+static inline bool signs_of(const float* from, long width, bool plus, uint64_t* x, uint64_t* n) {
+    uint64_t missing = 0;
+    const long whole = width / 64, left = width % 64;
+    for (long k = 0; k < whole; k++) {
+        signs(from + 64 * k, plus, x + k, n + k);
+        missing |= ~n[k];
+    }
+    if (left) {
+        float last[64] = {};
+        memcpy(last, from + 64 * whole, left * 4);
+        signs(last, plus, x + whole, n + whole);
+        const uint64_t valid = ((uint64_t)1 << left) - 1;
+        x[whole] &= valid, n[whole] &= valid;
+        missing |= ~n[whole] & valid;
+    }
+    if (missing)  // a zero, or what is no number
+        for (long c = 0; c < width; c++)
+            if (from[c] != from[c]) return false;
+    return true;
+}
+
+// The same, after a LayerNorm where there is one.
 static bool signs_of(const float* from, long width, const Norm& norm, bool plus, float* row, uint64_t* x, uint64_t* n) {
-    float odd = 0;
+    float odd;
     if (norm.present) {
         float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
@@ -122,13 +148,7 @@ static bool signs_of(const float* from, long width, const Norm& norm, bool plus,
             for (long c = 0; c < width; c++) row[c] = (from[c] - mean) * scale;
         }
     } else {
-        int nans = 0;
-#pragma omp simd reduction(+ : nans)
-        for (long c = 0; c < width; c++) {
-            nans += from[c] != from[c];
-            row[c] = from[c];
-        }
-        odd = nans ? NAN : 0;
+        return signs_of(from, width, plus, x, n);
     }
     const long words = (width + 63) / 64;
     for (long k = 0; k < words; k++) signs(row + 64 * k, plus, x + k, n + k);
@@ -177,7 +197,8 @@ struct Head {  // keys and values of one window and head
     long tokens, width, words, padded, columns;  // words of a token; tokens up to a vector's multiple; words of a mask
     std::vector<uint64_t> q, nq, k, nk, v, nv, distance, penalty;  // k: [words][padded]; v: [columns][width up to 64s]
     std::vector<float> logits;
-    bool zeros;
+    std::vector<uint8_t> near;  // distances as bytes, where `narrow`
+    bool zeros, narrow;         // narrow: AVX-512, and a token is one word
 
     void size(long of_tokens, long of_width) {
         tokens = of_tokens, width = of_width;
@@ -189,6 +210,8 @@ struct Head {  // keys and values of one window and head
         distance.assign(padded, 0);
         penalty.assign(padded, 0);
         logits.assign(padded, -INFINITY);
+        near.assign(padded, 0);
+        narrow = LANES == 8 && words == 1 && tokens < 16384;
         for (long j = tokens; j < padded; j++) penalty[j] = 1 << 24;
     }
 
@@ -201,7 +224,7 @@ struct Head {  // keys and values of one window and head
             const uint64_t* row = rows(j);
             get_bits(row, offset_q, width, &q[j * words]);
             get_bits(row, offset_k, width, one.data());
-            for (long w = 0; w < words; w++) k[w * padded + j] = one[w];
+            for (long w = 0; w < words; w++) k[place(j, w)] = one[w];
             get_bits(row, offset_v, width, one.data());
             for (long w = 0; w < words; w++) v[(j / 64 * words + w) * 64 + j % 64] = one[w];
             const uint64_t* plane = planes(j);
@@ -209,7 +232,7 @@ struct Head {  // keys and values of one window and head
             get_bits(plane, offset_q, width, &nq[j * words]);
             for (long w = 0; w < words; w++) missing |= ~nq[j * words + w] & full(w);
             get_bits(plane, offset_k, width, one.data());
-            for (long w = 0; w < words; w++) nk[w * padded + j] = one[w], missing |= ~one[w] & full(w);
+            for (long w = 0; w < words; w++) nk[place(j, w)] = one[w], missing |= ~one[w] & full(w);
             get_bits(plane, offset_v, width, one.data());
             for (long w = 0; w < words; w++)
                 nv[(j / 64 * words + w) * 64 + j % 64] = one[w], missing |= ~one[w] & full(w);
@@ -220,7 +243,22 @@ struct Head {  // keys and values of one window and head
         for (long i = 0; i < columns * words; i++) {
             transpose(&v[64 * i]);
             if (zeros) transpose(&nv[64 * i]);
+            if (narrow) {
+                by_fours(&v[64 * i]);
+                if (zeros) by_fours(&nv[64 * i]);
+            }
         }
+    }
+
+    // Where key j stands. Narrow: in its 64 tokens at [j % 8][j / 8], so that eight vectors of counts, shifted into one
+    // another, are 64 bytes in the tokens' order.
+    long place(long j, long w) const { return narrow ? j / 64 * 64 + j % 8 * 8 + j % 64 / 8 : w * padded + j; }
+
+    // Channels 4 l + v of each 32 to [v][l]: four vectors of counts then make 32 numbers of 16 bits in order.
+    static void by_fours(uint64_t* columns) {
+        uint64_t old[64];
+        memcpy(old, columns, sizeof old);
+        for (int i = 0; i < 64; i++) columns[i / 32 * 32 + i % 4 * 8 + i % 32 / 4] = old[i];
     }
 
     uint64_t full(long word) const {
@@ -252,20 +290,7 @@ struct Head {  // keys and values of one window and head
         }
         for (long c = 0; c < columns; c++) set[c] = 0;
         if (bias || mask) {
-            float largest = -INFINITY;
-            const long sign = ZEROS ? 1 : 2;
-            float* l = logits.data();
-            for (long j = 0; j < tokens; j++) {
-                float value = (float)(int32_t)(width - sign * (long)distance[j]) * (float)rule.scale;
-                if (bias) value += bias[i * padded + j];
-                if (mask) value += mask[i * padded + j];
-                l[j] = value;
-            }
-#pragma omp simd reduction(max : largest)
-            for (long j = 0; j < tokens; j++) largest = l[j] > largest ? l[j] : largest;
-            const float limit = rule.relative ? largest + (float)rule.log_beta : FLT_MIN;
-            for (long c = 0; c < columns; c++) set[c] = at_least(l + 64 * c, limit);
-            if (tokens % 64) set[columns - 1] &= ((uint64_t)1 << tokens % 64) - 1;
+            by_logits<ZEROS>(i, rule, bias, mask, distance.data(), set);
             return;
         }
         const int64_t start = rule.relative ? (int64_t)least_of(smallest) : 0;
@@ -274,30 +299,146 @@ struct Head {  // keys and values of one window and head
             set[LANES * j / 64] |= at_most(load(&distance[LANES * j]), limit) << (LANES * j % 64);
     }
 
+    // The same where logits are not integers.
+    template <bool ZEROS, typename Distance>
+    void by_logits(long i, const Attention& rule, const float* bias, const float* mask, const Distance* far,
+                   uint64_t* set) {
+        const int32_t sign = ZEROS ? 1 : 2, all_channels = (int32_t)width;
+        const float scale = (float)rule.scale;
+        float* l = logits.data();
+#pragma omp simd
+        for (long j = 0; j < tokens; j++) l[j] = (float)(all_channels - sign * (int32_t)far[j]) * scale;
+        for (const float* more : {bias, mask}) {
+            if (!more) continue;
+#pragma omp simd
+            for (long j = 0; j < tokens; j++) l[j] += more[i * padded + j];
+        }
+        float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+        for (long j = 0; j < tokens; j++) largest = l[j] > largest ? l[j] : largest;
+        const float limit = rule.relative ? largest + (float)rule.log_beta : FLT_MIN;
+        for (long c = 0; c < columns; c++) set[c] = at_least(l + 64 * c, limit);
+        if (tokens % 64) set[columns - 1] &= ((uint64_t)1 << tokens % 64) - 1;
+    }
+
+#if TIER == VPOPCNT || TIER == AVX512BW
+    template <bool ZEROS>
+    void active_narrow(long i, const Attention& rule, const float* bias, const float* mask, uint64_t* set) {
+        const Words query = all(q[i]), present = all(nq[i]), channels = all(width);
+        Words smallest = _mm512_set1_epi8(-1);
+        for (long c = 0; c < columns; c++) {
+            Words far[8];
+            for (int v = 0; v < 8; v++) {
+                Words differ = exclusive_or(query, load(&k[64 * c + 8 * v]));
+                if (ZEROS) {
+                    const Words seen = both(present, load(&nk[64 * c + 8 * v]));
+                    differ = popcount(both(differ, seen));
+                    far[v] = subtract(add(add(differ, differ), channels), popcount(seen));
+                } else {
+                    far[v] = popcount(differ);
+                }
+            }
+            for (int v = 0; v < 4; v++) far[v] = _mm512_or_si512(far[v], _mm512_slli_epi64(far[v + 4], 32));
+            for (int v = 0; v < 2; v++) far[v] = _mm512_or_si512(far[v], _mm512_slli_epi64(far[v + 2], 16));
+            Words bytes = _mm512_or_si512(far[0], _mm512_slli_epi64(far[1], 8));
+            if (c == columns - 1 && tokens % 64)  // no token is there
+                bytes = _mm512_mask_set1_epi8(bytes, ~(uint64_t)0 << tokens % 64, -1);
+            _mm512_storeu_si512(&near[64 * c], bytes);
+            smallest = _mm512_min_epu8(smallest, bytes);
+        }
+        if (bias || mask) {
+            by_logits<ZEROS>(i, rule, bias, mask, near.data(), set);
+            return;
+        }
+        int64_t limit = ZEROS ? rule.threshold : rule.threshold >> 1;
+        if (rule.relative) {
+            __m256i half = _mm256_min_epu8(_mm512_castsi512_si256(smallest), _mm512_extracti64x4_epi64(smallest, 1));
+            __m128i part = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+            part = _mm_minpos_epu16(_mm_min_epu8(part, _mm_srli_epi16(part, 8)));
+            limit += _mm_cvtsi128_si32(part) & 255;
+        }
+        const Words most = _mm512_set1_epi8((char)(limit < 254 ? limit : 254));
+        for (long c = 0; c < columns; c++) set[c] = _mm512_cmple_epu8_mask(load((uint64_t*)&near[64 * c]), most);
+    }
+
+    template <bool ZEROS, int HALVES>  // of 32 channels
+    void sum_narrow(const uint64_t* set, uint64_t* x, uint64_t* n, float* sums) {
+        Words plus[4 * HALVES], present[4 * HALVES];
+        for (int g = 0; g < 4 * HALVES; g++) plus[g] = present[g] = all(0);
+        long count = 0;
+        for (long c = 0; c < columns; c++) {
+            const Words chosen = all(set[c]);
+            count += __builtin_popcountll(set[c]);
+            for (int g = 0; g < 4 * HALVES; g++) {
+                plus[g] = add(plus[g], popcount(both(chosen, load(&v[64 * c + 8 * g]))));
+                if (ZEROS) present[g] = add(present[g], popcount(both(chosen, load(&nv[64 * c + 8 * g]))));
+            }
+        }
+        uint64_t positive = 0, nonzero = 0;
+        for (int h = 0; h < HALVES; h++) {
+            const Words chosen = sixteens(plus + 4 * h), zero = all(0);
+            const Words taken = ZEROS ? sixteens(present + 4 * h) : _mm512_set1_epi16((short)count);
+            const Words total = _mm512_sub_epi16(_mm512_add_epi16(chosen, chosen), taken);
+            positive |= (uint64_t)_mm512_cmpgt_epi16_mask(total, zero) << (32 * h);
+            nonzero |= (uint64_t)_mm512_cmpneq_epi16_mask(total, zero) << (32 * h);
+            if (!sums) continue;
+            const __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(total));
+            const __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(total, 1));
+            const uint64_t valid = full(0) >> (32 * h);
+            _mm512_mask_storeu_ps(sums + 32 * h, (__mmask16)valid, _mm512_cvtepi32_ps(low));
+            _mm512_mask_storeu_ps(sums + 32 * h + 16, (__mmask16)(valid >> 16), _mm512_cvtepi32_ps(high));
+        }
+        *x = positive & full(0);
+        *n = nonzero & full(0);
+    }
+
+    static Words sixteens(const Words* v) {
+        const Words low = _mm512_or_si512(v[0], _mm512_slli_epi64(v[1], 16));
+        const Words high = _mm512_or_si512(v[2], _mm512_slli_epi64(v[3], 16));
+        return _mm512_or_si512(low, _mm512_slli_epi64(high, 32));
+    }
+
+    template <bool ZEROS>
+    void attend_narrow(long i, const Attention& rule, const float* bias, const float* mask, uint64_t* set, uint64_t* x,
+                       uint64_t* n, float* sums) {
+        active_narrow<ZEROS>(i, rule, bias, mask, set);
+        if (width > 32)
+            sum_narrow<ZEROS, 2>(set, x, n, sums);
+        else
+            sum_narrow<ZEROS, 1>(set, x, n, sums);
+    }
+#endif
+
     // Sums of the active values: their signs into bits, and themselves into `sums` where it is given.
     template <bool ZEROS>
     void sum(const uint64_t* set, uint64_t* x, uint64_t* n, float* sums) {
+        constexpr int GROUPS = 4;  // vectors of channels at a time
+        const Words zero = all(0);
         long count = 0;
         for (long c = 0; c < columns; c++) count += __builtin_popcountll(set[c]);
-        const Words zero = all(0);
         for (long w = 0; w < words; w++) {
             uint64_t positive = 0, nonzero = 0;
             const long channels = width - 64 * w < 64 ? width - 64 * w : 64;
-            for (long first = 0; first < channels; first += LANES) {
-                Words plus = zero, present = zero;
+            for (long start = 0; start < channels; start += GROUPS * LANES) {
+                Words plus[GROUPS], present[GROUPS];
+                for (int g = 0; g < GROUPS; g++) plus[g] = present[g] = zero;
                 for (long c = 0; c < columns; c++) {
                     const Words chosen = all(set[c]);
-                    plus = add(plus, popcount(both(chosen, load(&v[(c * words + w) * 64 + first]))));
-                    if (ZEROS) present = add(present, popcount(both(chosen, load(&nv[(c * words + w) * 64 + first]))));
+                    const long at = (c * words + w) * 64 + start;
+                    for (int g = 0; g < GROUPS; g++) {
+                        plus[g] = add(plus[g], popcount(both(chosen, load(&v[at + LANES * g]))));
+                        if (ZEROS) present[g] = add(present[g], popcount(both(chosen, load(&nv[at + LANES * g]))));
+                    }
                 }
-                const Words total = subtract(add(plus, plus), ZEROS ? present : all((uint64_t)count));
-                positive |= above(total, zero) << first;
-                nonzero |= unequal(total, zero) << first;
-                if (sums) {
-                    uint64_t values[LANES];
-                    store(values, total);
-                    for (long i = 0; i < LANES && first + i < channels; i++)
-                        sums[64 * w + first + i] = (float)(int64_t)values[i];
+                for (int g = 0; g < GROUPS; g++) {
+                    const Words total = subtract(add(plus[g], plus[g]), ZEROS ? present[g] : all((uint64_t)count));
+                    const long first = start + LANES * g;
+                    positive |= above(total, zero) << first;
+                    nonzero |= unequal(total, zero) << first;
+                    if (!sums) continue;
+                    float values[LANES];
+                    store_floats(values, total);
+                    for (long i = 0; i < LANES && first + i < channels; i++) sums[64 * w + first + i] = values[i];
                 }
             }
             x[w] = positive & full(w);
@@ -307,6 +448,15 @@ struct Head {  // keys and values of one window and head
 
     void attend(long i, const Attention& rule, const float* bias, const float* mask, uint64_t* set, uint64_t* x,
                 uint64_t* n, float* sums) {
+#if TIER == VPOPCNT || TIER == AVX512BW
+        if (narrow) {
+            if (zeros)
+                attend_narrow<true>(i, rule, bias, mask, set, x, n, sums);
+            else
+                attend_narrow<false>(i, rule, bias, mask, set, x, n, sums);
+            return;
+        }
+#endif
         if (zeros) {
             active<true>(i, rule, bias, mask, set);
             sum<true>(set, x, n, sums);
@@ -320,19 +470,17 @@ struct Head {  // keys and values of one window and head
 // --- what Python calls -----------------------------------------------------------------------------------------------
 
 static void linear(const Linear& layer, const float* in, float* out, long rows, int threads) {
-    const Norm none = {0, nullptr, nullptr, 0};
     const long words = (layer.inputs + 63) / 64;
 #pragma omp parallel num_threads(threads)
     {
         Bits tile;
         tile.size(words);
-        std::vector<float> row(words * 64, 0.0f);
 #pragma omp for schedule(static)
         for (long first = 0; first < rows; first += TILE) {
             const long many = rows - first < TILE ? rows - first : TILE;
             bool whole[TILE];
             for (long r = 0; r < many; r++)
-                whole[r] = signs_of(in + (first + r) * layer.inputs, layer.inputs, none, layer.rule == PLUS, row.data(),
+                whole[r] = signs_of(in + (first + r) * layer.inputs, layer.inputs, layer.rule == PLUS,
                                     &tile.x[r * words], &tile.n[r * words]);
             tile.close(layer, many);
             float* y = out + first * layer.outputs;
@@ -346,13 +494,11 @@ static void linear(const Linear& layer, const float* in, float* out, long rows, 
 // q, k, v [pairs of sample and head][tokens][width] as floats to sums of the active values.
 static void attention(const Attention& rule, const float* q, const float* k, const float* v, float* out, long pairs,
                       int threads) {
-    const Norm none = {0, nullptr, nullptr, 0};
     const long tokens = rule.tokens, width = rule.width, words = (width + 63) / 64;
 #pragma omp parallel num_threads(threads)
     {
         Head head;
         head.size(tokens, width);
-        std::vector<float> row(words * 64, 0.0f);
         std::vector<uint64_t> x(3 * words * tokens), n(3 * words * tokens), set(head.columns), bits(words), plane(words);
 #pragma omp for schedule(static)
         for (long pair = 0; pair < pairs; pair++) {
@@ -360,8 +506,8 @@ static void attention(const Attention& rule, const float* q, const float* k, con
             bool whole = true;
             for (long j = 0; j < tokens; j++)
                 for (long p = 0; p < 3; p++)
-                    whole &= signs_of(parts[p] + (pair * tokens + j) * width, width, none, rule.plus, row.data(),
-                                      &x[(3 * j + p) * words], &n[(3 * j + p) * words]);
+                    whole &= signs_of(parts[p] + (pair * tokens + j) * width, width, rule.plus, &x[(3 * j + p) * words],
+                                      &n[(3 * j + p) * words]);
             head.read(
                 0, 64 * words, 128 * words, [&](long j) { return &x[3 * j * words]; },
                 [&](long j) { return rule.plus ? nullptr : &n[3 * j * words]; });

@@ -19,6 +19,7 @@ static inline uint64_t least_of(Words v) { return (uint64_t)_mm512_reduce_min_ep
 static inline uint64_t at_most(Words a, Words b) { return _mm512_cmple_epi64_mask(a, b); }
 static inline uint64_t above(Words a, Words b) { return _mm512_cmpgt_epi64_mask(a, b); }
 static inline uint64_t unequal(Words a, Words b) { return _mm512_cmpneq_epi64_mask(a, b); }
+static inline void store_floats(float* p, Words v) { _mm256_storeu_ps(p, _mm512_cvtepi64_ps(v)); }
 
 // 64 floats to 64 bits: those above 0 (at least 0 where `plus`), and those that are not 0.
 static inline void signs(const float* x, bool plus, uint64_t* positive, uint64_t* nonzero) {
@@ -61,6 +62,10 @@ static inline uint64_t above(Words a, Words b) {
 static inline uint64_t at_most(Words a, Words b) { return above(a, b) ^ 15; }
 static inline uint64_t unequal(Words a, Words b) {
     return (uint64_t)_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b))) ^ 15;
+}
+static inline void store_floats(float* p, Words v) {
+    const __m256i even = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0));
+    _mm_storeu_ps(p, _mm_cvtepi32_ps(_mm256_castsi256_si128(even)));
 }
 static inline uint64_t least_of(Words v) {
     uint64_t w[4];
@@ -118,6 +123,7 @@ static inline uint64_t least_of(Words v) { return v; }
 static inline uint64_t at_most(Words a, Words b) { return (int64_t)a <= (int64_t)b; }
 static inline uint64_t above(Words a, Words b) { return (int64_t)a > (int64_t)b; }
 static inline uint64_t unequal(Words a, Words b) { return a != b; }
+static inline void store_floats(float* p, Words v) { *p = (float)(int64_t)v; }
 
 static inline void signs(const float* x, bool plus, uint64_t* positive, uint64_t* nonzero) {
     uint64_t p = 0, n = 0;
