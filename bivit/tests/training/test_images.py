@@ -117,6 +117,20 @@ def test_evaluation_of_a_run_and_of_its_folder(folder: Path, whole: Path) -> Non
     assert len(binary_layers(best)) == 8
 
 
+def test_evaluation_on_bits(folder: Path, whole: Path) -> None:
+    """Packed on the fly, and from a packed file: the same accuracy; the file's bytes are those on the disk."""
+    bivit.here("eval", "--ckpt", whole / "model", "--packed", "--output", "fly", cwd=folder)
+    bivit.here("pack", whole, "--rest", "fp32", "--output", "packed.safetensors", cwd=folder)
+    words = ["--config", "recipe.yaml", "--ckpt", "packed.safetensors", "--output", "file"]
+    bivit.here("eval", *words, cwd=folder)
+    bivit.here("eval", "--ckpt", whole / "model", "--output", "plain", cwd=folder)
+    fly, file, plain = (Metrics.read(folder / name / "metrics.json") for name in ("fly", "file", "plain"))
+    assert fly.row("packed", "test/acc1").values == plain.row("last", "test/acc1").values
+    assert file.row("packed", "test/acc1").values == plain.row("last", "test/acc1").values
+    size = (folder / "packed.safetensors").stat().st_size
+    assert file.row("packed", "packed").mean == pytest.approx(size / 1e6)
+
+
 def test_figures_of_a_run(folder: Path, whole: Path) -> None:
     image = next((folder / "images" / "val").rglob("*.JPEG"))
     out = bivit.here("figures", whole, "--images", json.dumps([str(image)]), "--output", "drawn", cwd=folder).out
