@@ -6,7 +6,7 @@ is named; packing of activations is always part of the time.
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def thread_counts(threads: int | None) -> list[int]:
 
 def raced(
     case: dict[str, Any], step: Step, rivals: dict[str, Step], aims: Callable[[str], float | None], pairs: int,
-    others: dict[str, Step] | None = None,
+    others: Mapping[str, Step] | None = None,
 ) -> Rows:  # fmt: skip
     """Times of a packed step at every tier against rivals. `others`: further packed forms, without an aim."""
     tiers = [tier for tier in kernels.available() if tier not in ("portable", "torch")] or list(kernels.available()[:1])
@@ -143,7 +143,7 @@ def attention(quick: bool, threads: int | None = None) -> Rows:
             }
             rows += raced(case, partial(packed_attention, q, k, v), rivals, AIMS.get, 5 if quick else 11, simulated)
             show([r for r in rows if r["case"] == name and r["threads"] == count],
-                 f"Attention products of {name}, windows x heads x tokens x width {shape}, threads {count}")  # fmt: skip
+                 f"Attention of {name}, windows x heads x tokens x width {shape}, threads {count}")  # fmt: skip
     return rows
 
 
@@ -212,15 +212,16 @@ def network(quick: bool, threads: int | None = None) -> Rows:
 
 
 def profile(quick: bool, threads: int | None = None) -> Rows:
-    """Where a packed block of DeiT-S spends its time, each part by itself, and the whole; the rest is waiting and copies."""
+    """Where a packed block of DeiT-S spends its time: each part by itself, and the whole."""
     rows: Rows = []
     _, packed = networks_of("deit_small_patch16_224", W1A1)
     blocks: Any = packed.blocks
+    embed: Any = packed.patch_embed
     one, x = blocks[0], torch.randn(1, 197, 384, generator=torch.Generator().manual_seed(0))
     hidden, (q, k, v) = torch.randn(1, 197, 1536), torch.randn(3, 1, 6, 197, 64)
     assert isinstance(one.attn, PackedAttention)
     parts: dict[str, Step] = {
-        "patch embedding": partial(packed.patch_embed, torch.randn(1, 3, 224, 224)),  # type: ignore[operator]
+        "patch embedding": partial(embed, torch.randn(1, 3, 224, 224)),
         "qkv": partial(one.attn.qkv, x),
         "attention products": partial(packed_attention, q, k, v),
         "proj": partial(one.attn.proj, x),

@@ -165,6 +165,10 @@ static bool signs_of(const float* from, long width, const Norm& norm, bool plus,
 // `width` bits of a row from bit `first` on, as words of their own.
 static inline void get_bits(const uint64_t* row, long first, long width, uint64_t* out) {
     const long words = (width + 63) / 64;
+    if (width == 64 && first % 64 == 0) {
+        *out = row[first / 64];
+        return;
+    }
     for (long k = 0; k < words; k++) {
         const long at = first + 64 * k, shift = at % 64, left = width - 64 * k;
         uint64_t v = row[at / 64] >> shift;
@@ -228,7 +232,7 @@ struct Head {  // keys and values of one window and head
             get_bits(row, offset_v, width, one.data());
             for (long w = 0; w < words; w++) v[(j / 64 * words + w) * 64 + j % 64] = one[w];
             const uint64_t* plane = planes(j);
-            if (!plane) continue;
+            if (!plane) continue;  // of all tokens or of none
             get_bits(plane, offset_q, width, &nq[j * words]);
             for (long w = 0; w < words; w++) missing |= ~nq[j * words + w] & full(w);
             get_bits(plane, offset_k, width, one.data());
@@ -508,9 +512,12 @@ static void attention(const Attention& rule, const float* q, const float* k, con
                 for (long p = 0; p < 3; p++)
                     whole &= signs_of(parts[p] + (pair * tokens + j) * width, width, rule.plus, &x[(3 * j + p) * words],
                                       &n[(3 * j + p) * words]);
+            bool planes = false;
+            for (long i = 0; i < 3 * tokens * words; i++) planes |= n[i] != head.full(i % words);
+            planes &= !rule.plus;
             head.read(
                 0, 64 * words, 128 * words, [&](long j) { return &x[3 * j * words]; },
-                [&](long j) { return rule.plus ? nullptr : &n[3 * j * words]; });
+                [&](long j) { return planes ? &n[3 * j * words] : nullptr; });
             float* y = out + pair * tokens * width;
             for (long i = 0; i < tokens; i++)
                 head.attend(i, rule, nullptr, nullptr, set.data(), bits.data(), plane.data(), y + i * width);
