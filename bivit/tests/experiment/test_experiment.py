@@ -23,7 +23,7 @@ from paperkit.testing.golden import TRACE, check_losses
 from paperkit.testing.runs import check_same_runs
 
 BIVIT = Command("bivit", "bivit.cli:main", preload=("bivit.experiment.run",))
-SHORTENED = ["--seeds", "1", "--teacher_epochs", "20", "--student_epochs", "8"]
+SHORTENED = ["--seeds", "1", "--teacher_epochs", "12", "--student_epochs", "4"]
 SHORTENED += ["--students", json.dumps([student(names.SAB_PWS, A32), student(names.NAIVE, A32)])]
 TINY = ["--seeds", "1", "--teacher_epochs", "3", "--student_epochs", "4", "--batch_size", "40"]
 TINY += ["--students", json.dumps([student(names.CLB, A32), student(names.BIT, A1)])]
