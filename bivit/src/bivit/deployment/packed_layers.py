@@ -8,6 +8,7 @@ v by thresholds on integers; sums of the attention as signs; fc1 by a threshold 
 Shapes: B batch, N tokens, C channels, H heads, I inputs, O outputs, W = ceil(I / 64) words.
 """
 
+import contextlib
 import functools
 import math
 import weakref
@@ -122,9 +123,13 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O) in the dtype of x. A row with a NaN becomes NaN."""
         native = serving(x) if self.in_features <= kernels.MOST_INPUTS else None
-        if native is None or (self.float_inputs and x.device.type != "cpu"):
+        if native is None:
             if self.float_inputs:
                 return F.linear(x, (self.signs() * self.scale[:, None]).to(x.dtype), self.bias.to(x.dtype))
+            if x.is_cuda and (kernel := triton_linear()) is not None and kernel.fits(x, self.out_features):
+                scale, bias = self.scale.float(), self.bias.float()
+                out = kernel.packed_linear(x, self.weight_bits, scale, bias, self.zero == "plus")
+                return self._without_zero_weights(out, x).to(x.dtype)
             dot = F.linear(plain_sign(x, self.sign_zero).float(), self.signs())
             return (dot * self.scale.float() + self.bias.float()).to(x.dtype)
         threads = torch.get_num_threads()
@@ -140,9 +145,12 @@ class PackedLinear(nn.Module):
         struct = cached(self, native, lambda: linear_struct(self, native.tier))
         rows = out.numel() // self.out_features
         native.linear(struct.data, x.data_ptr(), out.data_ptr(), rows, native.number, threads)
-        if self.zero_weights is not None:  # counted as -1
+        return self._without_zero_weights(out, x)
+
+    def _without_zero_weights(self, out: Tensor, x: Tensor) -> Tensor:
+        if self.zero_weights is not None:  # the kernels counted them as -1
             row, column = self.zero_weights.T.long()
-            out.index_add_(-1, row, plain_sign(x[..., column], self.sign_zero) * self.scale[row])
+            out.index_add_(-1, row, plain_sign(x[..., column], self.sign_zero).to(out.dtype) * self.scale[row])
         return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
@@ -156,6 +164,16 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         bits = "W1A32" if self.float_inputs else "W1A1"
         return f"{self.in_features}, {self.out_features}, {bits}, zero={self.zero}"
+
+
+@functools.cache
+def triton_linear() -> Any:
+    """The module with the Triton kernels; None where Triton is not installed."""
+    with contextlib.suppress(ImportError):
+        from bivit.deployment import kernels_triton
+
+        return kernels_triton
+    return None
 
 
 # --- the compiled form of a module -----------------------------------------------------------------------------------
