@@ -16,7 +16,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from bivit.models.binarize import BinaryConfig
 from bivit.models.detector import build_detector, is_without_decay
@@ -27,7 +26,7 @@ from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.files.weights import load_strict, read_weights, save_weights
 from paperkit.results.record import record, told
-from paperkit.training.detection import Detections, average_precisions, log_average_precision, rate_factor
+from paperkit.training.detection import Detections, average_precisions, log_average_precision, stepped_adamw
 from paperkit.training.trainer import add_trainer_options, fit, last_evaluation, make_trainer, trainer_options
 
 WEIGHTS = "detector.safetensors"
@@ -106,13 +105,9 @@ class DetectionTraining(pl.LightningModule):
         log_average_precision(self, self.judge.judged(self.data.val_images, self.trainer.world_size))
 
     def configure_optimizers(self) -> Any:
-        if self.steps_per_epoch < 1:
-            raise UserError("not even one batch an epoch")
         c = self.config
-        optimizer = torch.optim.AdamW(parameter_groups(self.detector, c.weight_decay), lr=c.lr, betas=(0.9, 0.999))
-        curve = self.steps_per_epoch, c.milestones, c.warmup_iters, c.warmup_factor
-        schedule = LambdaLR(optimizer, lambda step: rate_factor(step, *curve))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        groups = parameter_groups(self.detector, c.weight_decay)
+        return stepped_adamw(groups, c.lr, self.steps_per_epoch, c.milestones, c.warmup_iters, c.warmup_factor)
 
 
 def add_arguments(parser: Any) -> None:

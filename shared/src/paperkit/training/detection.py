@@ -6,8 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from paperkit.data.coco import CocoData, CocoImages, Sample, as_results, average_precision
+from paperkit.errors import UserError
 
 
 def rate_factor(
@@ -18,6 +20,26 @@ def rate_factor(
     if step < warmup_iters:
         factor *= warmup_factor + (1 - warmup_factor) * step / warmup_iters
     return factor
+
+
+def stepped_adamw(
+    groups: list[dict[str, Any]],
+    lr: float,
+    steps_per_epoch: int,
+    milestones: Iterable[int],
+    warmup_iters: int,
+    warmup_factor: float,
+) -> dict[str, Any]:
+    """AdamW and `rate_factor`, as `configure_optimizers` returns them.
+
+    Raises:
+        UserError: not even one batch an epoch.
+    """
+    if steps_per_epoch < 1:
+        raise UserError("not even one batch an epoch")
+    optimizer, curve = torch.optim.AdamW(groups, lr=lr), (steps_per_epoch, tuple(milestones))
+    schedule = LambdaLR(optimizer, lambda step: rate_factor(step, *curve, warmup_iters, warmup_factor))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class Detections:
