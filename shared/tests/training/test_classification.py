@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from paperkit.errors import UserError
-from paperkit.training.classification import accuracy_metrics, classification_loss, distillation_loss, make_mixup
+from paperkit.training.classification import (
+    accuracy_metrics,
+    classification_loss,
+    distillation_loss,
+    make_mixup,
+    measured_accuracy,
+)
 
 
 @pytest.fixture
@@ -104,3 +110,16 @@ def test_accuracies_count_images() -> None:
         "val_acc5": 0.7,
     }
     assert set(accuracy_metrics(5)) == {"acc1"}
+
+
+def test_measured_accuracy_counts_over_all_batches_in_eval_mode() -> None:
+    """Logits that name the brightest of six channels; every other label is off by one."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9)).train()
+    labels = torch.arange(7) % 6
+    images = torch.eye(6)[labels].view(7, 6, 1, 1)
+    told = torch.where(torch.arange(7) % 2 == 0, labels, (labels + 1) % 6)
+    batches = [(images[:4], told[:4]), (images[4:], told[4:])]
+    found = measured_accuracy(model, batches, 6, torch.device("cpu"))
+    assert found["test/acc1"] == pytest.approx(100 * 4 / 7) and not model.training
+    assert set(found) == {"test/acc1", "test/acc5"}
+    assert measured_accuracy(model, batches, 6, torch.device("cpu"), "bfloat16") == found
