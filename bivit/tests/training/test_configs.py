@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
-from made import CONFIGS, CPU, bivit, merged, options_of, small, small_network, write_yaml
+from made import CONFIGS, CPU, bivit, merged, options_of, pictures, small, small_network, write_yaml
 
 from bivit.method.distillation import direction_matching, distribution_loss
 from bivit.method.ledger import ledger
@@ -20,6 +20,7 @@ from bivit.models.detector import build_detector, is_without_decay
 from bivit.training import detection, images
 from bivit.training.distillation import Distillation
 from bivit.training.images import build_student, build_teacher, parameter_groups, plan_of
+from paperkit.errors import UserError
 from paperkit.testing.made_images import make_image_folder
 from paperkit.training.classification import classification_loss
 from paperkit.training.detection import rate_factor
@@ -248,12 +249,20 @@ def test_one_step_of_each_stage(recipe: str, world: Path, tmp_path: Path) -> Non
         state = {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
-def test_losses_are_those_of_the_method() -> None:
-    teacher, student = small_network(config=None), small_network(seed=1)
-    x = torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "nest_tiny_jx"])
+def test_losses_are_those_of_the_method(name: str) -> None:
+    """BiBERT's directions: q, k and v of every layer and every hidden state, of unit norm each, differ by 2 at most."""
+    teacher, student = small_network(name, None), small_network(name, seed=1)
+    x = pictures()
     plain, directed = (Distillation(teacher, on)(student, x).item() for on in (False, True))
     assert plain == pytest.approx(distribution_loss(student(x), teacher(x)).item())
-    assert directed > plain and direction_matching([x], [x]) == 0
+    layers = sum(name.endswith("attn.qkv") for name in binary_layers(student))
+    assert 0 < directed - plain < 2 * 4 * layers and direction_matching([x], [x]) == 0
+
+
+def test_directions_need_one_linear_for_q_k_and_v() -> None:
+    with pytest.raises(UserError, match="has no attention with one linear qkv"):
+        Distillation(small_network("pvt_v2_b1", None), True)(small_network("pvt_v2_b1"), pictures(size=64))
 
 
 def test_detection_recipe() -> None:

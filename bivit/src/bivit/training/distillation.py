@@ -74,7 +74,8 @@ def _noted(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
 
     def note_relations(heads: int) -> Any:
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            found.extend(relations(x.unflatten(-1, (heads, -1)).transpose(-3, -2).float()) for x in out.chunk(3, -1))
+            tokens = out.flatten(0, -3)  # blocks and windows are so many images
+            found.extend(relations(x.unflatten(-1, (heads, -1)).transpose(1, 2).float()) for x in tokens.chunk(3, -1))
 
         return hook
 
