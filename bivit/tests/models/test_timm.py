@@ -12,6 +12,7 @@ from timm.optim import create_optimizer_v2
 
 from bivit.models.binarize import binary_layers
 from bivit.models.names import ARCHITECTURES, VARIANTS
+from paperkit.errors import UserError
 
 
 @pytest.mark.parametrize("first", ["bivit", "timm", "bivit.models.architectures", "bivit.models.timm_models"])
@@ -61,6 +62,15 @@ def test_checkpointing_changes_no_gradient(name: str) -> None:
         gradients.append([p.grad.clone() for p in model.parameters()])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **options: Any) -> None:
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
+    with pytest.raises(UserError, match="timm gave no weights of deit_tiny_patch16_224: no route to the hub; load a"):
+        timm.create_model("deit_tiny_patch16_224_bivit", pretrained=True)
 
 
 def test_help_answers_without_torch() -> None:

@@ -14,17 +14,28 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from bivit.models.names import ARCHITECTURES, VARIANTS
+from paperkit.errors import UserError, one_line
 
 CONSUMED = ("pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def create(arch: str, variant: str, pretrained: bool, **options: Any) -> nn.Module:
-    """timm's network, binarized after its weights are read, if they are asked for."""
+    """timm's network, binarized after its weights are read, if they are asked for.
+
+    Raises:
+        UserError: `pretrained` without a network or a cache to read them from.
+    """
     from bivit.models.binarize import METHODS, binarize
 
     described = {key: options.pop(key, None) for key in CONSUMED}
     overlay = described["pretrained_cfg_overlay"]
-    model = timm.create_model(arch, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+    try:
+        model = timm.create_model(arch, pretrained=pretrained, pretrained_cfg_overlay=overlay, **options)
+    except OSError as error:  # the hub's client without a network raises kinds of it
+        reason = one_line(str(error))[:200]
+        raise UserError(
+            f"timm gave no weights of {arch}: {reason}; load a file with bivit.load_pretrained(model, PATH)"
+        ) from error
     method, mlp = VARIANTS[variant]
     config: Any = replace(METHODS[method], mlp=mlp)  # type: ignore[arg-type]
     binarize(model, config)
