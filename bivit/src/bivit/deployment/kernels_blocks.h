@@ -115,12 +115,8 @@ static inline bool signs_of(const float* from, long width, bool plus, uint64_t* 
         missing |= ~n[k];
     }
     if (left) {
-        float last[64] = {};
-        memcpy(last, from + 64 * whole, left * 4);
-        signs(last, plus, x + whole, n + whole);
-        const uint64_t valid = ((uint64_t)1 << left) - 1;
-        x[whole] &= valid, n[whole] &= valid;
-        missing |= ~n[whole] & valid;
+        some_signs(from + 64 * whole, left, plus, x + whole, n + whole);
+        missing |= ~n[whole] & (((uint64_t)1 << left) - 1);
     }
     if (missing)  // a zero, or what is no number
         for (long c = 0; c < width; c++)

@@ -33,6 +33,21 @@ static inline void signs(const float* x, bool plus, uint64_t* positive, uint64_t
     *positive = p, *nonzero = n;
 }
 
+// The same of fewer floats.
+static inline void some_signs(const float* x, long count, bool plus, uint64_t* positive, uint64_t* nonzero) {
+    const __m512 zero = _mm512_setzero_ps();
+    uint64_t p = 0, n = 0;
+    for (long first = 0; first < count; first += 16) {
+        const __mmask16 valid = (__mmask16)(count - first < 16 ? (1 << (count - first)) - 1 : 0xffff);
+        const __m512 v = _mm512_maskz_loadu_ps(valid, x + first);
+        const __mmask16 above = plus ? _mm512_mask_cmp_ps_mask(valid, v, zero, _CMP_GE_OQ)
+                                     : _mm512_mask_cmp_ps_mask(valid, v, zero, _CMP_GT_OQ);
+        p |= (uint64_t)above << first;
+        n |= (uint64_t)_mm512_mask_cmp_ps_mask(valid, v, zero, _CMP_NEQ_OQ) << first;
+    }
+    *positive = p, *nonzero = n;
+}
+
 static inline uint64_t at_least(const int16_t* a, const int16_t* b) {  // of 64
     const uint64_t low = _mm512_cmpge_epi16_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
     return low | (uint64_t)_mm512_cmpge_epi16_mask(_mm512_loadu_si512(a + 32), _mm512_loadu_si512(b + 32)) << 32;
@@ -144,6 +159,16 @@ static inline uint64_t at_least(const float* a, float b) {
     uint64_t bits = 0;
     for (int i = 0; i < 64; i++) bits |= (uint64_t)(a[i] >= b) << i;
     return bits;
+}
+#endif
+
+#if TIER == AVX2 || TIER == PORTABLE
+static inline void some_signs(const float* x, long count, bool plus, uint64_t* positive, uint64_t* nonzero) {
+    float padded[64] = {};
+    memcpy(padded, x, count * sizeof(float));
+    signs(padded, plus, positive, nonzero);
+    const uint64_t valid = ((uint64_t)1 << count) - 1;
+    *positive &= valid, *nonzero &= valid;
 }
 #endif
 
