@@ -50,7 +50,7 @@ class BinaryConfig:
         depth: share of the blocks, from the input on, that are binarized.
 
     Raises:
-        UserError: a value that does not exist, or one that is out of range.
+        UserError: a value that does not exist, of another type, or out of range.
     """
 
     attention: AttentionRule = "sab"
@@ -72,6 +72,10 @@ class BinaryConfig:
             known, value = get_args(item.type), getattr(self, item.name)
             if known and value not in known:
                 raise UserError(f"{item.name} '{value}' does not exist; known: {', '.join(known)}")
+            if item.type is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise UserError(f"{item.name} {value!r:.40} is no number")
+            if item.type in (bool, str) and type(value) is not item.type:
+                raise UserError(f"{item.name} {value!r:.40} is no {'yes or no' if item.type is bool else 'name'}")
         rule_of(self.attention_linear)
         rule_of(self.mlp_linear)
         SoftmaxAware(self.beta, self.backward)
