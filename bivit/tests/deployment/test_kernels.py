@@ -217,3 +217,5 @@ def test_a_compiler_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch) -
         warnings.simplefilter("error")
         PackedLinear.of(layer)(x)
     assert kernels.available() == ("torch",) and kernels.tier() == "torch"
+    monkeypatch.setenv("BIVIT_TIER", "portable")
+    assert kernels.tier() == "torch"  # what is printed beside a figure is what runs

@@ -1,5 +1,6 @@
 """`pack` gives the same logits from one bit per weight, on every tier; the packed file gives the network back."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,13 @@ def test_layer_scale_registers_and_a_mask() -> None:
         torch.testing.assert_close(packed.blocks[0](x, attn_mask=mask), model.blocks[0](x, attn_mask=mask))
 
 
+def test_a_packed_network_is_apart_from_its_model() -> None:
+    """Trainable parameters leave no graph in it: it can be copied, and does not keep the float weights."""
+    packed, x = pack(network(NAMES[0])), pictures()
+    assert not packed(x).requires_grad
+    assert torch.equal(copy.deepcopy(packed)(x), packed(x))
+
+
 def test_the_report() -> None:
     model = network(NAMES[0])
     with torch.no_grad():
@@ -186,9 +194,14 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     for says, (metadata, tensors) in twins.items():
         with pytest.raises(UserError, match=says):
             read_packed(altered(path, metadata, tensors))
-    other = {**small("deit"), "embed_dim": 48}
-    with pytest.raises(UserError, match="has 24 inputs there and 48 in a deit_tiny"):
-        read_packed(altered(path, {"options": json.dumps(other)}))
+    sizes = {
+        "has 24 inputs there and 48 in a deit_tiny": {"embed_dim": 48},
+        "describes a network of [0-9]{12} numbers": {"img_size": 10**6},
+        "options name 10000000 blocks": {"depth": 10**7},
+    }
+    for says, other in sizes.items():
+        with pytest.raises(UserError, match=says):
+            read_packed(altered(path, {"options": json.dumps({**small("deit"), **other})}))
     with pytest.raises(UserError, match=r"holds a packed deit_tiny_patch16_224, not a deit_base_patch16_224"):
         read_packed(path, "deit_base_patch16_224")
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint with one bit per binary weight; `bivit eval FILE` and `bivit predict` run it, on bits.
+"""Write a checkpoint with one bit per binary weight; `bivit eval --ckpt FILE` and `bivit predict --ckpt FILE` run it.
 
 Everything that is no binary weight is stored as fp16 (or fp32); the logits of the file are compared with those of the
 checkpoint on a picture of noise, and the difference is printed.

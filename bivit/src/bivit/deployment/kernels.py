@@ -66,7 +66,7 @@ def available() -> tuple[str, ...]:
 
 
 def tier() -> str:
-    """The tier that runs.
+    """The tier that runs; without a compiler "torch", whatever is forced.
 
     Raises:
         UserError: `BIVIT_TIER` names one that does not exist or that the processor cannot run.
@@ -78,7 +78,7 @@ def tier() -> str:
         raise UserError(f"BIVIT_TIER={forced} does not exist; known: {', '.join(NEEDS)}")
     if missing := NEEDS[forced] - cpu_features():
         raise UserError(f"BIVIT_TIER={forced}: this processor lacks {', '.join(sorted(missing))}")
-    return forced
+    return forced if forced == "torch" or _library() is not None else "torch"
 
 
 def kernels() -> Kernels | None:

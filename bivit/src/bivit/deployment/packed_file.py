@@ -31,6 +31,9 @@ FORMAT, VERSION = "bivit-packed", 1
 Rest = Literal["fp16", "fp32"]
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 LARGEST_HALF = torch.finfo(torch.float16).max
+SMALL, MOST_SWELLING = 1 << 24, 16
+"""Numbers of a network that a file may describe anyway, and times the numbers that it holds; what is no more than that
+is built, and the layer that does not fit is named."""
 
 
 def write_packed(
@@ -96,7 +99,7 @@ def read_packed(path: str | Path, architecture: str | None = None) -> nn.Module:
     config = binary_config(told["binary"])
     try:
         with torch.random.fork_rng(devices=[]):
-            network = build(told["architecture"], told["num_classes"], config, told["options"])
+            network = _network(told, config, state)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for name, layer in [(n, part) for n, part in network.named_modules() if isinstance(part, BinaryLinear)]:
@@ -131,6 +134,25 @@ def _metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     if not isinstance(told["architecture"], str):
         raise UserError(f"{path}: its metadata names no architecture")
     return told
+
+
+def _network(told: Mapping[str, Any], config: BinaryConfig, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network of the file's description, unless it is far larger than what the file holds.
+
+    Raises:
+        UserError: no network, or one too large.
+    """
+    wanted = told["architecture"], told["num_classes"], config, told["options"]
+    depths = [told["options"].get(name, 0) for name in ("depth", "depths")]
+    blocks = sum(n for depth in depths for n in (depth if isinstance(depth, list) else [depth]) if isinstance(n, int))
+    held = sum(t.numel() * (8 if t.dtype == torch.uint8 else 1) for t in state.values())
+    if blocks > len(state):
+        raise UserError(f"options name {blocks} blocks, and there are {len(state)} tensors")
+    with torch.device("meta"):
+        claimed = sum(value.numel() for value in build(*wanted).parameters())
+    if claimed > max(SMALL, MOST_SWELLING * held):
+        raise UserError(f"it describes a network of {claimed} numbers, and there are {held}")
+    return build(*wanted)
 
 
 def _empty(

@@ -90,7 +90,7 @@ class PackedLinear(nn.Module):
             if not layer.scale_checked:
                 layer._check_scale()
             centred, scale = layer.centred_weight().float(), layer.scale().float().flatten().clone()
-            bias = layer.bias.float()
+            bias = layer.bias.detach().float()  # `float` of a float32 parameter is the parameter
         if not all(bool(part.isfinite().all()) for part in (centred, scale, bias)):
             raise UserError(f"{name} cannot be packed: it holds weights that are not finite")
         constant = (centred == 0).all(1)
