@@ -1,0 +1,32 @@
+"""FocusFormer: one sampler call instead of a search (arXiv 2208.10861).
+
+    import focusformer
+    space = focusformer.SPACES["ti"]                             # or SearchSpace.from_yaml("my_space.yaml")
+    supernet = focusformer.Supernet(space.sizes)                 # AutoFormer's keys: its checkpoints load
+    logits = supernet(images, space.smallest())                  # the architecture is an argument, no state
+
+Names are loaded when they are first used, so that the command line answers at once.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Architecture": "method.architecture",
+    "SPACES": "method.architecture",
+    "SearchSpace": "method.architecture",
+    "SuperSizes": "method.architecture",
+    "Supernet": "method.supernet",
+    "cost": "method.cost",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"focusformer.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'focusformer' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

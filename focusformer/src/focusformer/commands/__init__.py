@@ -1,0 +1,1 @@
+"""The verbs that are this paper's own."""

@@ -1,0 +1,1 @@
+"""Export of extracted sub-networks."""

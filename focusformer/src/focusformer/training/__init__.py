@@ -1,0 +1,1 @@
+"""Training on real images, one file per engine."""
