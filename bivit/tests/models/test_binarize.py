@@ -129,7 +129,7 @@ def test_released_state_keys() -> None:
 
 
 REFUSED = {
-    "resnet18": (lambda: timm.create_model("resnet18"), "ResNet has no block with attn and mlp"),
+    "resnet18": (lambda: timm.create_model("resnet18"), "ResNet has no block with one attn and one mlp"),
     "swin v2": (lambda: timm.create_model("swinv2_tiny_window8_256"), "only timm's Attention"),
     "beit": (lambda: timm.create_model("beit_base_patch16_224"), "only timm's Attention"),
     "qk_norm": (lambda: vit(qk_norm=True), "blocks.0.attn, Attention, cannot be binary: queries and keys"),

@@ -21,7 +21,7 @@ def run(arguments: Any) -> int:
 
     import timm
 
-    from bivit.deployment.packed_file import description_of
+    from bivit.deployment.packed_file import description_of, holds_packed, simulated_twin
     from bivit.method.ledger import SIZES, VARIANTS, ledger
     from bivit.models.architectures import build
     from bivit.models.binarize import METHODS
@@ -34,10 +34,15 @@ def run(arguments: Any) -> int:
     if timm.is_model(arguments.model) and not Path(arguments.model).exists():
         network: Any = partial(build, arguments.model, 1000, METHODS["bivit"])
     elif Path(arguments.model).exists():
-        network = description_of(arguments.model)[0]
+        packed = holds_packed(Path(arguments.model))
+        network = simulated_twin(arguments.model) if packed else description_of(arguments.model)[0]
     else:
         raise UserError(f"{arguments.model} is neither a network of timm's nor a file or folder here")
-    book = ledger(network, (3, arguments.size, arguments.size))
+    try:
+        book = ledger(network, (3, arguments.size, arguments.size))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"--size {arguments.size} is no size of this network's images: {reason}") from error
     words = {"fp": "float32", "stage1": "attention binary", "w1a32": "MLPs W1A32", "w1a1": "all W1A1"}
     full = book.ops("fp")
     rows = [(words[v], f"{book.ops(v) / 1e9:.3f}", f"{full / book.ops(v):.1f}") for v in VARIANTS]

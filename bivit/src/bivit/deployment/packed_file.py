@@ -9,7 +9,7 @@ in_features, zero_rule and constant_rows by layer.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,10 +22,10 @@ from bivit.deployment.packed_model import packing, replace, with_packed_forms
 from bivit.method.binary_linear import BinaryLinear
 from bivit.models.architectures import build
 from bivit.models.binarize import BinaryConfig
-from bivit.models.classifier import BinaryClassifier, binary_config
+from bivit.models.classifier import BinaryClassifier, binary_config, is_packed
 from paperkit.errors import UserError
 from paperkit.files.hub import WEIGHTS
-from paperkit.files.weights import check_finite, load_strict, read_safetensors, save_weights
+from paperkit.files.weights import check_finite, load_strict, read_metadata, read_safetensors, save_weights
 
 FORMAT, VERSION = "bivit-packed", 1
 Rest = Literal["fp16", "fp32"]
@@ -105,6 +105,9 @@ def read_packed(path: str | Path, architecture: str | None = None) -> nn.Module:
     for name, layer in [(n, part) for n, part in network.named_modules() if isinstance(part, BinaryLinear)]:
         replace(network, name, _empty(layer, name, told, state, path))
     network = with_packed_forms(network)
+    for key, wanted in network.state_dict().items():
+        if key in state and wanted.is_floating_point() != state[key].is_floating_point():
+            raise UserError(f"{path}: {key} is {state[key].dtype}, where {wanted.dtype} belongs")
     load_strict(network, {key: t.float() if t.is_floating_point() else t for key, t in state.items()}, str(path))
     return network
 
@@ -133,7 +136,28 @@ def _metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key} in its metadata is no {kind.__name__}")
     if not isinstance(told["architecture"], str):
         raise UserError(f"{path}: its metadata names no architecture")
+    if missing := {item.name for item in fields(BinaryConfig)} - told["binary"].keys():
+        raise UserError(f"{path}: binary in its metadata lacks {', '.join(sorted(missing))}")
     return told
+
+
+def simulated_twin(path: str | Path) -> nn.Module:
+    """The network that a packed file was made from, without weights: for its ledger.
+
+    Raises:
+        UserError: as `read_packed`.
+    """
+    path = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    state, metadata = read_safetensors(path)
+    told = _metadata(metadata, path)
+    return _network(told, binary_config(told["binary"]), state)
+
+
+def holds_packed(path: Path) -> bool:
+    """Whether a file, folder or run is packed."""
+    if path.is_dir():
+        return is_packed(path)
+    return path.suffix == ".safetensors" and path.is_file() and "zero_rule" in read_metadata(path)
 
 
 def _network(told: Mapping[str, Any], config: BinaryConfig, state: Mapping[str, Tensor]) -> nn.Module:
@@ -207,13 +231,13 @@ def description_of(path: str | Path, **told: Any) -> tuple[nn.Module, dict[str, 
     Raises:
         UserError: as there, and for what has no binary layer or is packed already.
     """
-    from bivit.models.classifier import describe, is_packed
+    from bivit.models.classifier import describe
     from bivit.models.keys import load_state, to_timm
-    from paperkit.files.weights import read_metadata, read_weights
+    from paperkit.files.weights import read_weights
 
     path = Path(path)
     folder = path / "model" if (path / "model").is_dir() else path
-    if is_packed(folder) or (path.suffix == ".safetensors" and path.is_file() and "zero_rule" in read_metadata(path)):
+    if holds_packed(folder):
         raise UserError(f"{path} is packed already")
     if folder.is_dir():
         description = described(folder)

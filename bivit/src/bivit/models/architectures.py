@@ -25,9 +25,9 @@ def check_architecture(arch: str) -> None:
     Raises:
         UserError: with the names that the paper uses.
     """
-    name, _, tag = arch.partition(".")
+    name, _, tag = str(arch).partition(".")
     if tag or not timm.is_model(name):
-        raise UserError(f"timm has no network '{arch[:100]}'; the paper's are {', '.join(ARCHITECTURES)}")
+        raise UserError(f"timm has no network '{arch!s:.100}'; the paper's are {', '.join(ARCHITECTURES)}")
 
 
 def build_float(arch: str, num_classes: int, options: Mapping[str, Any] | None = None) -> nn.Module:

@@ -238,7 +238,7 @@ def _apply(model: nn.Module, config: BinaryConfig) -> Report:
     blocks = list(transformer_blocks(model))
     if not blocks:
         raise UserError(
-            f"{type(model).__name__} has no block with attn and mlp; known are ViT, DeiT, Swin, NesT, PVTv2"
+            f"{type(model).__name__} has no block with one attn and one mlp, as ViT, DeiT, Swin, NesT and PVTv2 have"
         )
     chosen = blocks[: max(1, round(config.depth * len(blocks)))]
     for name, block in blocks:  # all is checked before anything changes
