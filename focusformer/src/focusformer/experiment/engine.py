@@ -1,0 +1,91 @@
+"""The embedded experiment: a uniform and a focused supernet on digits, and what each search finds in them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from focusformer.experiment.settings import FOCUS, TRAIN, ExperimentConfig
+from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
+from paperkit.errors import UserError
+
+
+def add_arguments(parser: Any) -> None:
+    """The settings."""
+    parser.add_class_arguments(ExperimentConfig)
+
+
+def check(options: Any, run: Any) -> None:
+    """Refuse settings that cannot be run, and any that differ from those of a run that goes on.
+
+    Raises:
+        UserError: the first of them.
+    """
+    refuse_changes(options, run, free=("processes",))
+    config = settings_of(options, ExperimentConfig)
+    refuse_below_one(config, ("seeds", "batch_size", "alone_steps"))
+    if config.steps < 10:
+        raise UserError(f"steps {config.steps} is below 10, of which the sampler is left out of the first")
+    if config.alone < 0:
+        raise UserError(f"alone {config.alone} is below 0")
+    if config.batch_size > TRAIN:
+        raise UserError(f"batch_size {config.batch_size} is above the {TRAIN} images of an epoch")
+    if config.policy not in ("lstm", "table"):
+        raise UserError(f"policy {config.policy} is none of lstm, table")
+
+
+def train(run: Any, options: Any, resuming: bool) -> None:
+    """Every seed, side by side; stages that are done are not done again."""
+    from paperkit.command.seeds import run_seeds
+
+    config, start = settings_of(options, ExperimentConfig), time.monotonic()
+    print(f"{config.seeds} seeds of up to {config.most_steps:,} steps", flush=True)
+    results = run_seeds(
+        "focusformer.experiment.run:run_seed",
+        config.seed_list,
+        {"run": str(run.path), "config": config},
+        config.most_steps,
+        processes=config.processes or None,
+        resume_with=f"focusformer train --resume {run.path}",
+    )
+    finish(list(results.values()), time.monotonic() - start, run.path)
+
+
+def evaluate(run: Any, options: Any) -> None:
+    """Every search again, from the saved supernets and sampler."""
+    import torch
+
+    from focusformer.experiment.run import measure_seed
+
+    if run is None:
+        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
+    refuse_changes(options, run, free=("processes",))
+    config, start = settings_of(options, ExperimentConfig), time.monotonic()
+    torch.set_num_threads(1)
+    results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
+    finish(results, time.monotonic() - start, Path(options.output))
+
+
+def figures(run: Any, options: Any) -> list[Path]:
+    """Every figure of a run again, from its metrics.json."""
+    from focusformer.experiment.figures import draw
+    from paperkit.results.metrics import Metrics
+
+    if run is None:
+        raise UserError(f"{options.run} is no run folder of the embedded experiment")
+    return draw(Metrics.read(run.path / "metrics.json"), Path(options.output or run.path / "figures"))
+
+
+def finish(results: Any, seconds: float, output: Path) -> None:
+    """Write metrics.json and the figures into `output`, and print the tables."""
+    from focusformer.experiment.figures import draw
+    from focusformer.experiment.summary import arm_table, summarise
+    from paperkit.results.report import print_metrics, table
+
+    metrics = summarise(results, seconds)
+    metrics.write(output / "metrics.json")
+    drawn = draw(metrics, output / "figures")
+    print_metrics(metrics, f"FocusFormer: supernets on digits; {len(results)} seeds, a thread each")
+    table(*arm_table(metrics))
+    share = sum(r.times["sampler"] for r in results) / sum(r.times[FOCUS] for r in results)
+    print(f"the sampler and its rewards took {100 * share:.0f} % of the focused supernet's training time")
+    print(f"{output}: metrics.json, {', '.join(f'figures/{path.name}' for path in drawn)}")
