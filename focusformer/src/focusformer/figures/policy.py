@@ -1,42 +1,25 @@
 """Figure 3: what a sampler has learned to choose, for each budget."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from focusformer.method.architecture import Architecture, SearchSpace
+from focusformer.method.architecture import SearchSpace
 from paperkit.results.report import COLORS, figure, style
 
-Shares = Mapping[str, Sequence[Sequence[float | None]]]
-"""`depth` and `embed`: one row of the shares of each choice; `heads` and `ratios`: a row for each choice, a column for
-each layer, among the samples that have the layer (nan where none has it)."""
+Shares = Mapping[str, Sequence[Any]]
+"""`depth` and `embed`: the share of each choice; `heads` and `ratios`: the same for each layer. As lists, what
+`ArchitectureSampler.chances` gives."""
 
 NAMES = {"depth": "depth", "embed": "width", "heads": "heads", "ratios": "MLP ratio"}
-
-
-def choice_shares(samples: Sequence[Architecture], space: SearchSpace) -> dict[str, list[list[float]]]:
-    """How often each choice of the space was made in some samples."""
-    shares = {
-        kind: [[sum(getattr(sample, kind) == value for sample in samples) / len(samples) for value in choices]]
-        for kind, choices in (("depth", space.depth), ("embed", space.embed))
-    }
-    for kind in ("heads", "ratios"):
-        layers = [
-            [getattr(sample, kind)[layer] for sample in samples if sample.depth > layer]
-            for layer in range(max(space.depth))
-        ]
-        shares[kind] = [
-            [sum(found == value for found in layer) / len(layer) if layer else float("nan") for layer in layers]
-            for value in getattr(space, kind)
-        ]
-    return shares
 
 
 def draw_policy(policies: Mapping[str, Shares], space: SearchSpace, title: str) -> Figure:
     """A column for each budget: bars of depth and width, maps of heads and MLP ratios over the layers.
 
     Args:
-        policies: budget -> its shares; None, as JSON has it, for nan. space: whose choices they are.
+        policies: budget -> its shares. space: whose choices they are.
     """
     columns = len(policies)
     with style():
@@ -45,10 +28,10 @@ def draw_policy(policies: Mapping[str, Shares], space: SearchSpace, title: str) 
             for row, kind in enumerate(NAMES):
                 panel, labels = panels[row][column], [f"{value:g}" for value in getattr(space, kind)]
                 if kind in ("depth", "embed"):
-                    panel.bar(labels, shares[kind][0], color=COLORS[0])
+                    panel.bar(labels, shares[kind], color=COLORS[0])
                     panel.set(ylim=(0, 1), xlabel=NAMES[kind])
                     continue
-                values = [[float("nan") if share is None else share for share in line] for line in shares[kind]]
+                values = list(zip(*shares[kind], strict=True))  # a row for each choice
                 shown = panel.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="lower", aspect="auto")
                 panel.set_yticks(range(len(labels)), labels)
                 layers = range(len(values[0]))
