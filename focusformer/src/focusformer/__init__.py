@@ -14,10 +14,12 @@ from typing import Any
 _HOMES = {
     "Architecture": "method.architecture",
     "SPACES": "method.architecture",
+    "LatencyTable": "method.cost",
     "SearchSpace": "method.architecture",
     "SuperSizes": "method.architecture",
     "Supernet": "method.supernet",
     "cost": "method.cost",
+    "costs_of": "method.cost",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -180,6 +180,11 @@ class SuperSizes:
         """P, the class token not counted."""
         return self.grid**2
 
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch: channels times its area."""
+        return self.in_chans * self.patch_size**2
+
     def q(self, heads: int) -> int:
         """Width of queries, keys and values of a layer with h heads."""
         return self.head_dim * heads if self.change_qkv else self.embed
