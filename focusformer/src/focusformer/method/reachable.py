@@ -97,13 +97,17 @@ class Reachable:
             UserError: no architecture lies there; names the nearest possible budget.
         """
         window = Window(self.least * budget, budget)
-        if not self.count(window):
+        if not self.feasible(budget):
             raise UserError(
                 f"no architecture of the space has {self.name} from {window.low:.6g} to {window.high:.6g}; "
                 f"the space reaches from {self.smallest:.6g} to {self.largest:.6g}, "
                 f"and the nearest possible budget is {self.nearest(budget):.6g}"
             )
         return window
+
+    def feasible(self, budget: float) -> bool:
+        """Whether any architecture meets a budget."""
+        return self.count(Window(self.least * budget, budget)) > 0
 
     @property
     def smallest(self) -> float:
