@@ -10,8 +10,8 @@ All five stand behind one interface, `Strategy`, and one loop trains with any of
         update = strategy.learn(step, evaluate)     # FocusFormer's sampler; nothing in the others
 
 `evaluate(architectures)` scores them on one held-out batch, the same for all that are scored in a step. Every draw
-comes from a generator that (seed, step) seeds, never from a global one: the ranks agree without a word, and a resumed run
-draws what the uninterrupted one drew.
+comes from a generator that (seed, step) seeds, never from a global one: the ranks agree without a word, and a resumed
+run draws what the uninterrupted one drew.
 """
 
 import random
