@@ -26,6 +26,9 @@ from paperkit.errors import UserError
 GRID = 4096
 """Steps of a measured latency's range on which its sums are held; a counter's sums are held as they are."""
 
+SLIP = 1e-9
+"""Of such a step: what sums of floats may be off by, taken as cost."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -80,15 +83,15 @@ class Reachable:
         exact = {e: _summands(space, cost, e) for e in space.embed}
         halves = all(bool((2 * layers == np.rint(2 * layers)).all()) for layers in exact.values())
         self._step = 0.5 if halves else max(layers.max((1, 2)).sum() for layers in exact.values()) / GRID
+        self._rounded, self._slip = (0, 0.0) if halves else (1, SLIP)
         for e, layers in exact.items():  # the official FLOPs hold halves
-            steps = np.ceil(layers / self._step).astype(np.int64)
+            steps = np.ceil(layers / self._step + self._slip).astype(np.int64)
             for d in space.depth:
                 left = [_Sums(np.zeros(1, np.int64), np.array([0.0, 1.0]))]
                 for layer in steps[:d][::-1]:
                     left.append(_with_layer(left[-1], layer.ravel()))
                 self._left[e, d] = left[::-1]
             self._layers[e] = steps
-        self._rounded = 0 if halves else 1
 
     def window(self, budget: float) -> Window:
         """The feasible costs of a budget tau.
@@ -201,9 +204,9 @@ class Reachable:
         return float(self._left[embed, depth][0].between(np.array(low), np.array(high)))
 
     def _bounds(self, window: Window, depth: int) -> tuple[int, int]:
-        """The window in steps; narrowed from below by what d summands were rounded up by at most."""
-        low = math.ceil(window.low / self._step) + self._rounded * depth if window.low > 0 else 0
-        return low, math.floor(window.high / self._step)
+        """The window in steps; narrowed from below by more than d summands were rounded up by."""
+        low = math.ceil(window.low / self._step) + self._rounded * (depth + 1) if window.low > 0 else 0
+        return low, math.floor(window.high / self._step + self._slip)
 
     @cached_property
     def _all(self) -> _Sums:
