@@ -9,12 +9,13 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from paperkit.errors import UserError
 from paperkit.files.settings import read_settings
 
 Flat = tuple[float, ...]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ class SuperSizes:
         """Numbers of a patch: channels times its area."""
         return self.in_chans * self.patch_size**2
 
+    @property
+    def table_width(self) -> int:
+        """Stored width of the tables of relative position, D // super heads; a layer uses the width of its heads."""
+        return self.embed // self.heads
+
     def q(self, heads: int) -> int:
         """Width of queries, keys and values of a layer with h heads."""
         return self.head_dim * heads if self.change_qkv else self.embed
@@ -210,8 +216,9 @@ class SuperSizes:
             for heads in a.heads:
                 if self.embed % heads:
                     raise UserError(f"{heads} heads do not divide the width {self.embed} (architecture {a})")
-                if self.relative_position and self.embed // heads > self.head_dim:
-                    raise UserError(f"heads of {self.embed // heads} exceed relative tables of {self.head_dim} ({a})")
+                if self.relative_position and self.embed // heads > self.table_width:
+                    wide = f"heads of width {self.embed // heads} exceed relative tables of {self.table_width}"
+                    raise UserError(f"{wide} (architecture {a})")
 
     @property
     def largest(self) -> Architecture:
@@ -295,10 +302,8 @@ class SearchSpace:
 
     def middle(self) -> Architecture:
         """The middle of every choice, the lower one of two."""
-        embed, depth, heads, ratio = (
-            values[(len(values) - 1) // 2] for values in (self.embed, self.depth, self.heads, self.ratios)
-        )
-        return Architecture(embed, (heads,) * depth, (ratio,) * depth)
+        depth = _middle(self.depth)
+        return Architecture(_middle(self.embed), (_middle(self.heads),) * depth, (_middle(self.ratios),) * depth)
 
     def largest(self) -> Architecture:
         """The most of every choice; the supernet may be wider."""
@@ -327,6 +332,10 @@ class SearchSpace:
             layers = list(itertools.product(self.heads, self.ratios))
             for chosen in itertools.product(layers, repeat=depth):
                 yield Architecture(embed, tuple(h for h, _ in chosen), tuple(r for _, r in chosen))
+
+
+def _middle(choices: tuple[Number, ...]) -> Number:
+    return choices[(len(choices) - 1) // 2]
 
 
 def _whole(value: Any) -> bool:

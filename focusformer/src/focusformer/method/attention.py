@@ -20,7 +20,7 @@ class ElasticAttention(nn.Module):
 
     Args:
         embed: D. head_dim: C, the same for every h, with `change_qkv`.
-        max_relative_position: M, or None for no relative position; table_width: stored C of its tables.
+        table_width: stored C of the tables of relative position. max_relative_position: M, or None for no such tables.
         change_qkv: q = C h. Without it q stays D, heads are D // h wide, and the scale is (e // h)^-0.5, which is not
             that of the head width: as released.
         scale: multiplies the merged heads by D / q.
@@ -31,9 +31,9 @@ class ElasticAttention(nn.Module):
         self,
         embed: int,
         head_dim: int,
-        max_relative_position: int | None = 14,
+        table_width: int,
+        max_relative_position: int | None,
         *,
-        table_width: int | None = None,
         change_qkv: bool = True,
         qkv_bias: bool = True,
         layout: Literal["contiguous", "interleaved"] = "contiguous",
@@ -49,9 +49,8 @@ class ElasticAttention(nn.Module):
             self.qkv = ElasticLinear(embed, 3 * embed, qkv_bias)
         self.rel_pos_embed_k = self.rel_pos_embed_v = None
         if max_relative_position is not None:
-            width = table_width or head_dim
-            self.rel_pos_embed_k = RelativePosition2d(width, max_relative_position)
-            self.rel_pos_embed_v = RelativePosition2d(width, max_relative_position)
+            self.rel_pos_embed_k = RelativePosition2d(table_width, max_relative_position)
+            self.rel_pos_embed_v = RelativePosition2d(table_width, max_relative_position)
         self.proj = ElasticLinear(embed, embed)
 
     def q(self, heads: int) -> int:

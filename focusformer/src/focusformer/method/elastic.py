@@ -6,7 +6,7 @@ is a view of the one parameter, so that gradients reach the used part and are ze
 Shapes: D stored width, e used width, q width of queries.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,10 +52,9 @@ class ElasticQkv(ElasticLinear):
 
     def sliced(self, inputs: int, outputs: int) -> tuple[Tensor, Tensor | None]:
         """The weight (3 q, inputs), the rows of Q, K and V one after the other, and the bias (3 q); outputs = 3 q."""
-        weight, bias = self.weight[:outputs, :inputs], self.bias
-        if bias is not None:
-            bias = bias[:outputs]
-            bias = deinterleave(bias) if self.layout == "interleaved" else bias
+        weight, bias = super().sliced(inputs, outputs)
+        if bias is not None and self.layout == "interleaved":
+            bias = deinterleave(bias)
         return deinterleave(weight), bias
 
 
@@ -87,6 +86,7 @@ class ElasticPatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor, embed: int) -> Tensor:
         """(B, channels, H, W) -> (B, patches, e)."""
-        tokens = F.conv2d(images, self.proj.weight[:embed], self.proj.bias[:embed], self.proj.stride)
+        weight, bias = self.proj.weight[:embed], cast("Tensor", self.proj.bias)[:embed]
+        tokens = F.conv2d(images, weight, bias, self.proj.stride)
         tokens = tokens.flatten(2).transpose(1, 2)
         return tokens * (self.proj.out_channels / embed) if self.scale else tokens

@@ -18,6 +18,8 @@ Shapes: B batch, H heads, N tokens with the class token first, s side of the pat
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,25 +43,34 @@ class RelativePosition2d(nn.Module):
 
     def forward(self, tokens: int, width: int | None = None) -> Tensor:
         """The materialised embedding (N, N, C) of N tokens."""
-        rows, columns = _offsets(tokens, self.clip, self.embeddings_table_v.device)
+        rows, columns = _constant(_offsets, tokens, self.clip, self.embeddings_table_v.device)
         return self.embeddings_table_v[:, :width][rows] + self.embeddings_table_h[:, :width][columns]
 
     def of_grid(self, side: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of row offsets and of column offsets, (s, s, C) each by query's and key's place, and of the class
         token, (C)."""
-        offsets = _side_offsets(side, self.clip, self.embeddings_table_v.device)
+        offsets = _constant(_side_offsets, side, self.clip, self.embeddings_table_v.device)
         v, h = self.embeddings_table_v[:, :width], self.embeddings_table_h[:, :width]
         return v[offsets], h[offsets], v[0] + h[0]
 
 
-@functools.lru_cache(maxsize=32)
+def _constant(make: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function makes, kept between calls; made anew in a traced graph, whose tensors mean nothing outside."""
+    return make(*arguments) if torch.compiler.is_compiling() else _kept(make, *arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(make: Callable[..., Any], *arguments: Any) -> Any:
+    with torch.inference_mode(False):  # or a constant made while evaluating could not be used in training
+        return make(*arguments)
+
+
 def _side_offsets(side: int, clip: int, device: torch.device) -> Tensor:
     """Table entries (s, s) for a query's place and a key's place along one side of the grid."""
     place = torch.arange(side, device=device)
     return (place[None, :] - place[:, None]).clamp(-clip, clip) + clip + 1
 
 
-@functools.lru_cache(maxsize=8)
 def _offsets(tokens: int, clip: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Table entries (N, N) of rows and columns; the side is derived from N, the grid taken as square."""
     side = math.isqrt(tokens - 1)
@@ -71,7 +82,6 @@ def _offsets(tokens: int, clip: int, device: torch.device) -> tuple[Tensor, Tens
     return entries[0], entries[1]
 
 
-@functools.lru_cache(maxsize=32)
 def _indicators(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(N, 2 s): which row and which column a token lies in; the class token in none."""
     line = torch.eye(side, device=device, dtype=dtype)
@@ -105,7 +115,7 @@ def separable_attention(
     by_column = torch.einsum("bhrxc,xkc->bhrxk", patches, columns)
     terms = F.pad(torch.cat((by_row, by_column), -1).flatten(2, 3), (0, 0, 1, 0))
 
-    marks = _indicators(side, q.device, q.dtype).expand(batch, heads, -1, -1)
+    marks = _constant(_indicators, side, q.device, q.dtype).expand(batch, heads, -1, -1)
     out = F.scaled_dot_product_attention(
         torch.cat((q, terms), -1), torch.cat((k, marks), -1), torch.cat((v, marks), -1), scale=scale
     )
@@ -114,4 +124,4 @@ def separable_attention(
     # A row of attention sums to 1: what its patches do not take falls on the class token, hence the subtraction.
     value_term = torch.einsum("bhrxk,rkc->bhrxc", sums[..., :side], rows - of_class)
     value_term = value_term + torch.einsum("bhrxk,xkc->bhrxc", sums[..., side:], columns)
-    return attended + of_class + F.pad(value_term.flatten(2, 3), (0, 0, 1, 0))
+    return attended + of_class.to(attended.dtype) + F.pad(value_term.flatten(2, 3), (0, 0, 1, 0))

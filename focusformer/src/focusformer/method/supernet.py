@@ -28,6 +28,7 @@ class Block(nn.Module):
         self.attn = ElasticAttention(
             sizes.embed,
             sizes.head_dim,
+            sizes.table_width,
             sizes.max_relative_position if sizes.relative_position else None,
             change_qkv=sizes.change_qkv,
             qkv_bias=sizes.qkv_bias,
@@ -53,7 +54,8 @@ class Block(nn.Module):
     def mlp(self, x: Tensor, ratio: float, drop: float = 0.0) -> Tensor:
         """fc2(GELU(fc1(x))) of hidden width int(e r), GELU in float32; times stored ratio / r with `scale`."""
         hidden = self.fc1(x, int(x.shape[-1] * ratio))
-        hidden = self._dropped(F.gelu(hidden.float()).to(hidden.dtype), drop)
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        hidden = self._dropped(F.gelu(wide).to(hidden.dtype), drop)
         y = self._dropped(self.fc2(hidden, x.shape[-1]), drop)
         return y * (self.ratio / ratio) if self.scale else y
 
