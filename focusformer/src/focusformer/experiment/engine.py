@@ -25,6 +25,8 @@ def check(options: Any, run: Any) -> None:
     refuse_below_one(config, ("seeds", "batch_size", "alone_steps"))
     if config.steps < 10:
         raise UserError(f"steps {config.steps} is below 10, of which the sampler is left out of the first")
+    if config.evaluations < 4 or config.evaluations % 4:
+        raise UserError(f"evaluations {config.evaluations} is no multiple of 4, as evolution needs: such as 200")
     if config.alone < 0:
         raise UserError(f"alone {config.alone} is below 0")
     if config.batch_size > TRAIN:
@@ -47,7 +49,7 @@ def train(run: Any, options: Any, resuming: bool) -> None:
         processes=config.processes or None,
         resume_with=f"focusformer train --resume {run.path}",
     )
-    finish(list(results.values()), time.monotonic() - start, run.path)
+    finish(list(results.values()), config, time.monotonic() - start, run.path)
 
 
 def evaluate(run: Any, options: Any) -> None:
@@ -62,7 +64,7 @@ def evaluate(run: Any, options: Any) -> None:
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     torch.set_num_threads(1)
     results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
-    finish(results, time.monotonic() - start, Path(options.output))
+    finish(results, config, time.monotonic() - start, Path(options.output))
 
 
 def figures(run: Any, options: Any) -> list[Path]:
@@ -75,17 +77,17 @@ def figures(run: Any, options: Any) -> list[Path]:
     return draw(Metrics.read(run.path / "metrics.json"), Path(options.output or run.path / "figures"))
 
 
-def finish(results: Any, seconds: float, output: Path) -> None:
+def finish(results: Any, config: ExperimentConfig, seconds: float, output: Path) -> None:
     """Write metrics.json and the figures into `output`, and print the tables."""
     from focusformer.experiment.figures import draw
-    from focusformer.experiment.summary import arm_table, summarise
+    from focusformer.experiment.summary import SECONDS, arm_table, summarise
     from paperkit.results.report import print_metrics, table
 
-    metrics = summarise(results, seconds)
+    metrics = summarise(results, config.evaluations, seconds)
     metrics.write(output / "metrics.json")
     drawn = draw(metrics, output / "figures")
     print_metrics(metrics, f"FocusFormer: supernets on digits; {len(results)} seeds, a thread each")
     table(*arm_table(metrics))
-    share = sum(r.times["sampler"] for r in results) / sum(r.times[FOCUS] for r in results)
-    print(f"the sampler and its rewards took {100 * share:.0f} % of the focused supernet's training time")
+    spent, whole = (metrics.row(what, SECONDS).mean for what in ("sampler and rewards", f"training, {FOCUS}"))
+    print(f"the sampler and its rewards took {100 * spent / whole:.0f} % of the focused supernet's training time")
     print(f"{output}: metrics.json, {', '.join(f'figures/{path.name}' for path in drawn)}")

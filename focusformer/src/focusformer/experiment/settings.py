@@ -6,6 +6,7 @@ and tested with the weights that they inherit.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 UNIFORM, FOCUS, FURTHER = "uniform", "focus", "uniform, further steps"
 """The supernets, by how they are trained; names of their folders as well."""
@@ -16,8 +17,8 @@ FURTHER1, FURTHER30 = "U1, further steps", "U30, further steps"
 ARMS = {
     U1: "uniform supernet, a random architecture that fits (mean of 12)",
     U30: "uniform supernet, the best of 30 random ones",
-    RANDOM: "uniform supernet, the best of 200 random ones",
-    EVOLUTION: "uniform supernet, evolution with 200 evaluations",
+    RANDOM: "uniform supernet, the best of as many random ones as E evaluates",
+    EVOLUTION: "uniform supernet, AutoFormer's evolution",
     F1: "focused supernet, the sampler's greedy architecture",
     F30: "focused supernet, the best of 30 samples and the greedy one",
     FURTHER1: "uniform supernet with further steps, a random architecture that fits (mean of 12)",
@@ -31,10 +32,12 @@ COST = "macs"
 BUDGETS = 4
 WINDOW = 0.75
 """An architecture fits a budget if it costs at most that, and at least this share of it."""
-SINGLE_DRAWS, DRAWS, EVALUATIONS = 12, 30, 200
-"""Architectures of U1, of U30 and F30, of random search and evolution."""
+SINGLE_DRAWS, DRAWS = 12, 30
+"""Architectures of U1, of U30 and F30."""
 UPDATE_EVERY, GROUP, REWARD_IMAGES = 2, 4, 100
 """Steps between updates of the sampler; architectures of an update, and the images of its one reward batch."""
+POLICY_CLIP = 4.0
+"""Bound of the policy's logits: a choice keeps some chance."""
 REWARD_START, SAMPLED_START = 0.1, 0.2
 """Shares of the steps after which the sampler is updated, and after which its samples are trained."""
 
@@ -52,6 +55,7 @@ class ExperimentConfig:
         policy: the sampler's form: `lstm` (the reference design) or `table` (independent choices).
         policy_lr: its learning rate.
         entropy: weight of its entropy bonus, which falls to 0.
+        evaluations: of random search and of evolution for each budget, a multiple of 4: random, then three generations.
         alone: sub-networks that are also trained alone, for the first seed, beside their inherited accuracy; 0: none.
         alone_steps: of training, of each of these.
         processes: seeds that run side by side; 0 is one a core.
@@ -65,6 +69,7 @@ class ExperimentConfig:
     policy: str = "lstm"
     policy_lr: float = 0.01
     entropy: float = 0.05
+    evaluations: int = 200
     alone: int = 10
     alone_steps: int = 300
     processes: int = 0
@@ -75,19 +80,9 @@ class ExperimentConfig:
         return list(range(self.first_seed, self.first_seed + self.seeds))
 
     @property
-    def reward_start(self) -> int:
-        """The step from which the sampler is updated."""
-        return round(REWARD_START * self.steps)
-
-    @property
-    def sampled_start(self) -> int:
-        """The step from which its samples are trained."""
-        return round(SAMPLED_START * self.steps)
-
-    @property
     def updates(self) -> int:
         """Updates of the sampler."""
-        return len(range(self.reward_start, self.steps, UPDATE_EVERY))
+        return len(range(round(REWARD_START * self.steps), self.steps, UPDATE_EVERY))
 
     @property
     def further_steps(self) -> int:
@@ -144,10 +139,10 @@ class SeedResult:
         sampled: supernet -> cost of the architecture of every training step.
         sampler: what each update of the sampler told: `step`, `anchor`, `reward` (its mean), `entropy` (mean of a
             token, 1 for uniform), `feasible` (share), `distance` (mean of |C / tau - 1|).
-        policy: what the trained sampler chooses: a list of a budget's shares, see `figures.policy`.
+        policy: what the trained sampler chooses for each budget, see `figures.policy`.
         entropies: of the trained sampler at each budget.
         alone: `inherited` and `alone` accuracy in %, and `cost`, of the sub-networks that were trained alone as well.
-        times: supernet -> seconds of its training, and `sampler` those spent in the sampler; `search ARM` of searches.
+        times: seconds of each training, of the sampler and its rewards in it, and of each search.
     """
 
     seed: int
@@ -156,7 +151,7 @@ class SeedResult:
     traces: dict[str, list[list[float]]]
     sampled: dict[str, list[float]]
     sampler: dict[str, list[float]]
-    policy: list[dict[str, list[list[float]]]]
+    policy: list[dict[str, Any]]
     entropies: list[float]
     alone: dict[str, list[float]] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
