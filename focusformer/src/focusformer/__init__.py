@@ -4,22 +4,29 @@
     space = focusformer.SPACES["ti"]                             # or SearchSpace.from_yaml("my_space.yaml")
     supernet = focusformer.Supernet(space.sizes)                 # AutoFormer's keys: its checkpoints load
     logits = supernet(images, space.smallest())                  # the architecture is an argument, no state
+    model = focusformer.extract_subnet(supernet, space.smallest())  # a plain model of its own, equal logits
 
-Names are loaded when they are first used, so that the command line answers at once.
+Importing the package registers its networks in timm (`focusformer_subnet`, `autoformer_tiny`, ...). Names are loaded
+when they are first used, so that the command line answers at once.
 """
 
 import importlib
 from typing import Any
 
+from paperkit.doors.timm_arrival import when_timm_arrives
+
 _HOMES = {
     "Architecture": "method.architecture",
     "SPACES": "method.architecture",
+    "SavedSupernet": "models.folders",
     "LatencyTable": "method.cost",
     "SearchSpace": "method.architecture",
     "SuperSizes": "method.architecture",
+    "StaticViT": "models.static_vit",
     "Supernet": "method.supernet",
     "cost": "method.cost",
     "costs_of": "method.cost",
+    "extract_subnet": "models.extraction",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
@@ -32,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+when_timm_arrives("focusformer.models.timm_models")
