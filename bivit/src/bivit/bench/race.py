@@ -234,11 +234,13 @@ def profile(quick: bool, threads: int | None = None) -> Rows:
             steps = {name: forms.at_tier(step, tier) for name, step in parts.items()}
             with torch.inference_mode():
                 ratios = compare(forms.at_tier(partial(one, x), tier), steps, pairs=3 if quick else 9, name="block")
+            here: Rows = []
             for r in ratios:
                 name = "whole block" if r.name == "block again" else r.name
-                rows.append({"part": "profile", "threads": count, "case": tier, "form": name, "ms": 1e3 * r.seconds,
+                here.append({"part": "profile", "threads": count, "case": tier, "form": name, "ms": 1e3 * r.seconds,
                              "share": r.median, "q25": r.q25, "q75": r.q75, "met": None, "aim": None})  # fmt: skip
-            lines = [(r["form"], f"{r['ms']:.4g}", f"{r['share']:.2f}") for r in rows if r["case"] == tier]
+            rows += here
+            lines = [(r["form"], f"{r['ms']:.4g}", f"{r['share']:.2f}") for r in here]
             table(
                 lines,
                 ("part, from and to floats", "ms", "of the block"),

@@ -1,5 +1,6 @@
 """Times of packed layers beside other forms, and where a packed block spends its time."""
 
+import textwrap
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
@@ -24,10 +25,12 @@ def draw_latency(
                 j + width * (i - (len(forms) - 1) / 2) for j, times in enumerate(layers.values()) if form in times
             ]
             heights = [times[form] for times in layers.values() if form in times]
-            left.bar(places, heights, 0.9 * width, color=COLORS[i % len(COLORS)], label=form)
+            shade = dict(color=COLORS[i % len(COLORS)], hatch="//" if i >= len(COLORS) else None)
+            left.bar(places, heights, 0.9 * width, label=form, **shade)
         left.set_xticks(range(len(layers)), list(layers), rotation=20, ha="right")
         left.set(ylabel="ms (log)", yscale="log", title="Time of each kind of layer")
-        left.legend(fontsize=8)
+        left.legend(fontsize=7, ncols=2, loc="upper left")
+        left.set_ylim(top=30 * left.get_ylim()[1])  # room for the legend
         names = list(dict.fromkeys(part for times in parts.values() for part in times))
         below = [0.0] * len(parts)
         for i, name in enumerate(names):
@@ -36,5 +39,5 @@ def draw_latency(
             below = [low + height for low, height in zip(below, heights, strict=True)]
         right.set(ylabel="ms", title="Where a block spends its time")
         right.legend(fontsize=8)
-        drawn.suptitle(machine)
+        drawn.suptitle("\n".join(textwrap.wrap(machine, 150)), fontsize=9)
     return drawn
