@@ -38,6 +38,7 @@ def draw_latency(
             right.bar(list(parts), heights, 0.6, bottom=below, color=COLORS[i % len(COLORS)], label=name)
             below = [low + height for low, height in zip(below, heights, strict=True)]
         right.set(ylabel="ms", title="Where a block spends its time")
-        right.legend(fontsize=8)
+        if names:
+            right.legend(fontsize=8)
         drawn.suptitle("\n".join(textwrap.wrap(machine, 150)), fontsize=9)
     return drawn
