@@ -90,9 +90,10 @@ class Architecture:
         try:
             depth = config["layer_num"]
             embed, heads, ratios = (list(config[key])[:depth] for key in ("embed_dim", "num_heads", "mlp_ratio"))
+            widths = set(embed)
         except (KeyError, TypeError) as error:
             raise UserError(f"an architecture needs layer_num, embed_dim, num_heads and mlp_ratio ({error})") from None
-        if not depth or {len(embed), len(heads), len(ratios)} != {depth} or len(set(embed)) != 1:
+        if not depth or {len(embed), len(heads), len(ratios)} != {depth} or len(widths) != 1:
             raise UserError(f"need embed_dim (one width), num_heads and mlp_ratio for {depth} layers; got {config}")
         return cls(embed[0], tuple(heads), tuple(ratios))
 

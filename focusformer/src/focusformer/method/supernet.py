@@ -83,7 +83,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.drop_rate = sizes, drop_rate
-        self.path_rates = torch.linspace(0, drop_path_rate, sizes.depth).tolist()
+        self.path_rates = [drop_path_rate * layer / max(sizes.depth - 1, 1) for layer in range(sizes.depth)]
         width = sizes.embed
         self.patch_embed_super = ElasticPatchEmbedding(sizes.patch_size, sizes.in_chans, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
