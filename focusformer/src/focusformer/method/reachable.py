@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from focusformer.method.architecture import Architecture, SearchSpace
 from paperkit.errors import UserError
 
-GRID = 4096
+GRID = 2**14
 """Steps of a measured latency's range on which its sums are held; a counter's sums are held as they are."""
 
 SLIP = 1e-9

@@ -7,6 +7,7 @@ a penalty for missing its budget. Under exact masks nothing misses it, so that n
 baseline b belongs to a budget: larger ones earn more, whatever is chosen for them.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -165,7 +166,7 @@ class Reinforce:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share its tensors
         self.averages = {str(key): float(value) for key, value in state["averages"].items()}
 
 
