@@ -80,6 +80,9 @@ def load_model(path: str | Path, trust_pickle: bool = False, space: str | None =
         path = path / "model"
     if not path.is_dir():
         return SavedSupernet.from_released(path, trust_pickle, space)
+    several = [] if (path / CONFIG).is_file() else sorted(path.glob(f"*/*/model/{CONFIG}"))
+    if several:  # of an embedded experiment
+        raise UserError(f"{path} holds {len(several)} supernets; name one, such as {several[0].parent.parent}")
     config = read_config(path)
     if "space" in config:
         return SavedSupernet.from_pretrained(path)

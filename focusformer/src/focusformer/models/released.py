@@ -89,7 +89,7 @@ def told_sizes(state: Mapping[str, Tensor], source: str) -> SuperSizes:
         depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
         table = state.get("blocks.0.attn.rel_pos_embed_k.embeddings_table_v")
         positions = state.get("pos_embed")
-        head_dim = 64 if table is None else table.shape[1]
+        head_dim = min(64, embed) if table is None else table.shape[1]
         grid = 14 if positions is None else math.isqrt(positions.shape[1] - 1)
         return SuperSizes(
             embed=embed, depth=depth, heads=embed // head_dim, ratio=state["blocks.0.fc1.weight"].shape[0] / embed,
@@ -119,11 +119,9 @@ def told_space(state: Mapping[str, Tensor], source: str, space: str | None = Non
         return read_space(space)
     sizes = told_sizes(state, source)
     for known in SPACES.values():
-        as_known = dataclasses.replace(sizes, heads=known.sizes.heads)  # they may be fewer than fit into the width
-        if all(
-            getattr(as_known, name) == getattr(known.sizes, name) for name in ("embed", "depth", "ratio", "head_dim")
-        ):
-            return dataclasses.replace(known, sizes=as_known)
+        if all(getattr(sizes, name) == getattr(known.sizes, name) for name in ("embed", "depth", "ratio", "head_dim")):
+            heads = known.sizes.heads  # they may be fewer than fit into the width
+            return dataclasses.replace(known, sizes=dataclasses.replace(sizes, heads=heads))
     return SearchSpace(sizes, (sizes.embed,), (sizes.depth,), (sizes.heads,), (sizes.ratio,))
 
 

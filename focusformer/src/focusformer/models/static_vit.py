@@ -250,12 +250,12 @@ class StaticViT(
         return dict(stem=r"^cls_token|pos_embed|patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))])
 
     def _embedded(self, images: Tensor) -> Tensor:
-        size = (self.img_size, self.img_size)
-        if images.shape[-2:] != size:
-            height, width = images.shape[-2:]
-            raise UserError(f"image of {height} x {width} px; this model is for {size[0]} x {size[1]} px (img_size)")
+        wanted = (self.in_chans, self.img_size, self.img_size)
+        if images.shape[1:] != wanted:
+            found, right = (" x ".join(map(str, shape)) for shape in (images.shape[1:], wanted))
+            raise UserError(f"images are {found}; this model takes {right} (in_chans, img_size)")
         x = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         return self.pos_drop(x if self.pos_embed is None else x + self.pos_embed)
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
