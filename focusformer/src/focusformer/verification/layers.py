@@ -17,6 +17,8 @@ from paperkit.verification.reference_file import ReferenceFile
 from paperkit.verification.verify import check_options
 
 Computed = dict[str, Any]
+HEAD_DIM = 64
+"""Of the released code, whatever its sizes, with `change_qkv`."""
 RESCALING = {"plain": False, "scaled": True}
 
 
@@ -132,7 +134,7 @@ def attention_super(file: ReferenceFile) -> Computed:
     c, computed = file.config, Computed()
     width = c["super_embed_dim"] // c["num_heads"]
     for i, options in enumerate(c["cases"]):
-        check_options(options, ("rel", "change_qkv", "fc_scale", "subs"), f"cases.{i}")
+        check_options(options, ("rel", "change_qkv", "fc_scale", "qkv_bias", "subs"), f"cases.{i}")
         state = file.part(f"sd.{i}.")
         clip = c["max_relative_position"] if options["rel"] else None
         layer = ElasticAttention(
@@ -161,11 +163,14 @@ def attention_super(file: ReferenceFile) -> Computed:
 def encoder_layer(file: ReferenceFile) -> Computed:
     """One block for several widths, heads and ratios."""
     c, computed = file.config, Computed()
+    change_qkv = c.get("change_qkv", True)
     sizes = SuperSizes(
         embed=c["dim"],
         depth=1,
         heads=c["num_heads"],
         ratio=c["mlp_ratio"],
+        head_dim=HEAD_DIM if change_qkv else c["dim"] // max(c["num_heads"], 1),
+        change_qkv=change_qkv,
         max_relative_position=c["max_relative_position"],
         relative_position=any("rel_pos_embed" in name for name in file.state),
         qkv_bias="attn.qkv.bias" in file.state,

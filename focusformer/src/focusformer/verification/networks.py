@@ -10,7 +10,7 @@ from focusformer.method.attention import Relative
 from focusformer.method.cost import official_flops, params
 from focusformer.method.supernet import Supernet
 from focusformer.method.unsampled import clear_gradients
-from focusformer.verification.layers import Computed, count, gradients
+from focusformer.verification.layers import HEAD_DIM, Computed, count, gradients
 from paperkit.errors import UserError
 from paperkit.files.keys import load_strict
 from paperkit.verification.reference_file import ReferenceFile
@@ -35,7 +35,7 @@ def supernet_of(file: ReferenceFile, relative: Relative = "separable") -> Supern
     model: dict[str, Any] = {**_OFFICIAL, **file.config["model"]}
     sizes = SuperSizes(
         embed=model["embed_dim"], depth=model["depth"], heads=model["num_heads"], ratio=model["mlp_ratio"],
-        head_dim=64 if model["change_qkv"] else model["embed_dim"] // max(model["num_heads"], 1),
+        head_dim=HEAD_DIM if model["change_qkv"] else model["embed_dim"] // max(model["num_heads"], 1),
         **{name: model[name] for name in (
             "img_size", "patch_size", "in_chans", "num_classes", "relative_position", "max_relative_position",
             "abs_pos", "change_qkv", "qkv_bias", "gp", "scale", "pre_norm",
