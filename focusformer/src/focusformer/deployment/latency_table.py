@@ -1,7 +1,7 @@
 """A latency table of a space: what one block, and what all but the blocks, takes on this machine.
 
-The extracted networks are timed, as they would be deployed. A network of the largest depth and one of one layer, both of
-equal layers, tell the block by their difference; the rest of the shallow one is the stem of its width. A sum of medians
+The extracted networks are timed, as they would be deployed. A network of all layers and one of a single layer, every
+layer alike, tell the block by their difference; the rest of the shallow one is the stem of its width. A sum of medians
 is a model of the latency, and `focusformer latency` prints how far it is from whole networks that it has not seen.
 """
 

@@ -62,7 +62,7 @@ class HeldOutBatches:
         if not 1 <= batch_size * world <= len(images):
             raise UserError(
                 f"a reward batch of {batch_size} images on {world} process(es) and {len(images)} held-out images: take "
-                "a smaller reward.batch_size, or a larger data.val_fraction"
+                "a smaller strategy.reward_batch, or a larger data.val_fraction"
             )
         self._sampler = _FromNumber(len(images), batch_size, seed, rank, world)
         count = min(workers, WORKERS)
@@ -73,6 +73,10 @@ class HeldOutBatches:
         )  # fmt: skip
         self._coming: Iterator[tuple[Tensor, Tensor]] | None = None
         self._next = -1
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HeldOutBatches":
+        """Itself: an average of the weights is a copy of the whole module, and needs no images of its own."""
+        return self
 
     def __call__(self, number: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) and labels (B,) of batch `number`; one after the other is the fast order."""

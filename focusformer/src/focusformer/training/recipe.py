@@ -3,18 +3,15 @@
 Shapes: B batch, K classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
-from torch.optim import Optimizer
 
 from paperkit.errors import UserError
-
-Unsampled = Literal["decay", "skip"]
 
 
 @dataclass
@@ -71,19 +68,3 @@ def _processes(options: Mapping[str, Any]) -> int:
     """How many the options ask for, as Lightning counts them."""
     chosen = {key: options[key] for key in ("accelerator", "devices", "num_nodes") if key in options}
     return pl.Trainer(**chosen, logger=False, enable_checkpointing=False, enable_progress_bar=False).world_size
-
-
-def zero_gradients(optimizer: Optimizer, unsampled: Unsampled) -> None:
-    """`decay`: gradients become zeros, so that what a step leaves out still decays and keeps its momentum, as in the
-    official runs (torch 1.7). `skip`: they vanish, and whole tensors that a step leaves out are not touched."""
-    optimizer.zero_grad(set_to_none=unsampled == "skip")
-
-
-def restore_zero_gradients(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """After a checkpoint was read: what has been used before has a gradient of zeros again, which no file holds.
-
-    A parameter that no architecture has used yet has no optimiser state, and keeps no gradient.
-    """
-    for p in parameters:
-        if optimizer.state.get(p) and p.grad is None:
-            p.grad = p.new_zeros(p.shape)
