@@ -173,3 +173,14 @@ def test_saved_space_is_the_space(tmp_path: Path) -> None:
     supernet.save_pretrained(tmp_path)
     again = SavedSupernet.from_pretrained(tmp_path)
     assert again.space == SPACES["digits"] and again.path_rates == supernet.path_rates
+
+
+@pytest.mark.parametrize(("place", "said"), [("SUPERNET", "depth 1000000000 is above 1000 layers"),
+                                             ("SEARCH_SPACE", "the choice 1000000000 of depth is above")])  # fmt: skip
+def test_a_config_cannot_ask_for_endless_depth(place: str, said: str, tmp_path: Path) -> None:
+    SavedSupernet(SPACES["digits"].to_plain()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["space"][place]["DEPTH"] = 10**9 if place == "SUPERNET" else [1, 10**9]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        load_model(tmp_path)

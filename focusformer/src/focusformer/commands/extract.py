@@ -30,12 +30,15 @@ def run(arguments: Any) -> int:
     from paperkit.errors import UserError
 
     chosen, path = read_architecture(arguments.architecture), arguments.ckpt
+    name = (
+        str(chosen).replace("/", "_") if named_architecture(arguments.architecture) is None else arguments.architecture
+    )
     if path is None:
-        if named_architecture(arguments.architecture) is None:
+        if name != arguments.architecture:
             raise UserError(f"say with --ckpt which supernet {chosen} is cut out of")
-        path = released_file(arguments.architecture)
+        path = released_file(name)
     supernet = load_supernet(path, arguments.trust_pickle, arguments.space)
-    folder = Path(arguments.output or Path("runs/focusformer/extract") / str(chosen).replace("/", "_"))
+    folder = Path(arguments.output or Path("runs/focusformer/extract") / name)
     difference = extract(supernet, chosen, folder, LARGEST_DIFFERENCE)
     count, flops = (cost(supernet.sizes, chosen, kind) for kind in ("params", "official_flops"))
     print(

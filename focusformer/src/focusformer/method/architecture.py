@@ -15,6 +15,8 @@ from paperkit.errors import UserError
 from paperkit.files.settings import read_settings
 
 Flat = tuple[float, ...]
+MOST_LAYERS = 1000
+"""A space file cannot ask for a deeper supernet: nothing of its size is built before that is known."""
 Number = TypeVar("Number", int, float)
 
 
@@ -161,6 +163,8 @@ class SuperSizes:
                 raise UserError(f"{field.name} is true or false; got {value!r}")
             if field.type is int and not (_whole(value) and value > 0):
                 raise UserError(f"{field.name} is a positive whole number; got {value!r}")
+        if self.depth > MOST_LAYERS:
+            raise UserError(f"depth {self.depth} is above {MOST_LAYERS} layers")
         if not (_number(self.ratio) and 0 < self.ratio < math.inf):
             raise UserError(f"ratio is a positive number; got {self.ratio!r}")
         if self.qkv_bias_layout not in ("contiguous", "interleaved"):
@@ -254,6 +258,8 @@ class SearchSpace:
             if len(set(choices)) < len(choices):
                 raise UserError(f"the choices of {name} hold a value twice: {list(choices)}")
             object.__setattr__(self, name, tuple(sorted(choices)))
+        if max(self.depth) > self.sizes.depth:
+            raise UserError(f"the choice {max(self.depth)} of depth is above the supernet's {self.sizes.depth}")
         for heads in self.heads:
             self.sizes.check(
                 Architecture(max(self.embed), (heads,) * max(self.depth), (max(self.ratios),) * max(self.depth))
