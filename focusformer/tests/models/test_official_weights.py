@@ -176,7 +176,7 @@ def test_saved_space_is_the_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "said"), [("SUPERNET", "depth 1000000000 is above 1000 layers"),
-                                             ("SEARCH_SPACE", "the choice 1000000000 of depth is above")])  # fmt: skip
+                                             ("SEARCH_SPACE", "depth 1000000000 is above the supernet")])  # fmt: skip
 def test_a_config_cannot_ask_for_endless_depth(place: str, said: str, tmp_path: Path) -> None:
     SavedSupernet(SPACES["digits"].to_plain()).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -259,7 +259,7 @@ class SearchSpace:
                 raise UserError(f"the choices of {name} hold a value twice: {list(choices)}")
             object.__setattr__(self, name, tuple(sorted(choices)))
         if max(self.depth) > self.sizes.depth:
-            raise UserError(f"the choice {max(self.depth)} of depth is above the supernet's {self.sizes.depth}")
+            raise UserError(f"depth {max(self.depth)} is above the supernet's {self.sizes.depth}")
         for heads in self.heads:
             self.sizes.check(
                 Architecture(max(self.embed), (heads,) * max(self.depth), (max(self.ratios),) * max(self.depth))
