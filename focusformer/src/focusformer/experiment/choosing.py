@@ -5,17 +5,18 @@ from collections.abc import Callable
 from statistics import mean
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from focusformer.experiment.digit_images import Batch, Digits
 from focusformer.experiment.settings import BUDGETS, COST, DRAWS, SINGLE_DRAWS, WINDOW, Found
 from focusformer.method.architecture import SPACES, Architecture
-from focusformer.method.cost import costs_of
 from focusformer.method.evolution import EvolutionSettings, evolve
 from focusformer.method.reachable import Reachable
 from focusformer.method.search import Found as Searched
-from focusformer.method.search import Policy, Tally, best_of, greedy, random_search
+from focusformer.method.search import Policy, Tally, greedy, random_search
 from focusformer.method.supernet import Supernet
+from focusformer.models.saved_sampler import constraint
 from paperkit.data.resumable import seed_of
 
 SPACE = SPACES["digits"]
@@ -24,7 +25,7 @@ SEARCHES, SAMPLES = 3, 4  # streams of random numbers
 
 def reachable() -> Reachable:
     """The costs of the space; a budget tau allows 0.75 tau to tau."""
-    return Reachable(SPACE, costs_of(SPACE.sizes, COST), COST, least=WINDOW)
+    return constraint(SPACE, COST, WINDOW)
 
 
 def budgets(reach: Reachable) -> tuple[float, ...]:
@@ -36,10 +37,10 @@ def budgets(reach: Reachable) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def tested(supernet: Supernet, architecture: Architecture, batch: Batch) -> tuple[float, float]:
-    """Accuracy in % and mean cross entropy."""
+def accuracy_and_loss(network: nn.Module, batch: Batch, *architecture: Architecture) -> tuple[float, float]:
+    """Accuracy in % and mean cross entropy of a network, or of an architecture of a supernet."""
     images, labels = batch
-    logits = supernet.eval()(images, architecture)
+    logits = network.eval()(images, *architecture)
     return 100 * (logits.argmax(-1) == labels).double().mean().item(), F.cross_entropy(logits, labels).item()
 
 
@@ -58,15 +59,15 @@ class Chooser:
         """A random architecture that fits: the mean of 12."""
         found = []
         for number, budget in enumerate(self.budgets):
-            tally = self._tally(budget)
+            tally, misses = self._tally(budget)
             random_search(SPACE, tally, SINGLE_DRAWS, self._python(number, 0))
-            every = [
-                self._found(one, score, 1, tally.draws / SINGLE_DRAWS, budget) for one, score in tally.scores.items()
+            results = [
+                (*accuracy_and_loss(self.supernet, self.digits.test, one), -score)
+                for one, score in tally.scores.items()
             ]
-            means = {
-                field: mean(getattr(one, field) for one in every) for field in ("accuracy", "loss", "held_out", "cost")
-            }
-            found.append(Found(**means, evaluations=1, draws=every[0].draws, fits=all(one.fits for one in every)))
+            accuracy, loss, held_out = (mean(values) for values in zip(*results, strict=True))
+            draws, cost = tally.draws / SINGLE_DRAWS, mean(map(self.reach.cost, tally.scores))
+            found.append(Found(accuracy, loss, held_out, 1, draws, len(misses) / SINGLE_DRAWS, cost))
         return found
 
     def best_random(self, evaluations: int) -> tuple[list[Found], list[list[float]]]:
@@ -90,7 +91,11 @@ class Chooser:
 
         def search(number: int, tally: Tally) -> Searched:
             generator = torch.Generator().manual_seed(seed_of(self.digits.seed, SAMPLES, number))
-            return best_of(policy, self.budgets[number], tally, DRAWS - 1, generator)
+            drawn = policy.sample(self.budgets[number], DRAWS - 1, generator)[0]
+            for candidate in (policy.greedy(self.budgets[number]), *drawn):
+                if tally.draw(candidate):
+                    tally.evaluate(candidate)
+            return tally.best()
 
         return self._searched(search)
 
@@ -98,31 +103,25 @@ class Chooser:
         """What a search finds for each budget, and the lowest held-out loss after each of its evaluations."""
         found, traces = [], []
         for number, budget in enumerate(self.budgets):
-            tally = self._tally(budget)
+            tally, misses = self._tally(budget)
             one = search(number, tally)
-            found.append(self._found(one.architecture, one.score, one.evaluations, one.draws, budget))
+            accuracy, loss = accuracy_and_loss(self.supernet, self.digits.test, one.architecture)
+            cost, text = self.reach.cost(one.architecture), str(one.architecture)
+            found.append(Found(accuracy, loss, -one.score, one.evaluations, one.draws, len(misses), cost, text))
             traces.append([-score for score in one.curve])
         return found, traces
 
-    def _tally(self, budget: float) -> Tally:
-        held_out = self.digits.held_out
-        return Tally(lambda a: -tested(self.supernet, a, held_out)[1], lambda a: self._fits(a, budget))
+    def _tally(self, budget: float) -> tuple[Tally, list[Architecture]]:
+        """Of a budget, by held-out loss; and a list that draws which do not fit are put into."""
+        window, misses = self.reach.window(budget), []
 
-    def _found(self, architecture: Architecture, score: float, evaluations: int, draws: float, budget: float) -> Found:
-        accuracy, loss = tested(self.supernet, architecture, self.digits.test)
-        return Found(
-            accuracy,
-            loss,
-            -score,
-            evaluations,
-            draws,
-            self.reach.cost(architecture),
-            self._fits(architecture, budget),
-            str(architecture),
-        )
+        def fits(architecture: Architecture) -> bool:
+            held = window.holds(self.reach.cost(architecture))
+            if not held:
+                misses.append(architecture)
+            return held
 
-    def _fits(self, architecture: Architecture, budget: float) -> bool:
-        return self.reach.window(budget).holds(self.reach.cost(architecture))
+        return Tally(lambda one: -accuracy_and_loss(self.supernet, self.digits.held_out, one)[1], fits), misses
 
     def _python(self, budget: int, search: int) -> random.Random:
         return random.Random(seed_of(self.digits.seed, SEARCHES, self.number, budget, search))

@@ -31,8 +31,6 @@ def check(options: Any, run: Any) -> None:
         raise UserError(f"alone {config.alone} is below 0")
     if config.batch_size > TRAIN:
         raise UserError(f"batch_size {config.batch_size} is above the {TRAIN} images of an epoch")
-    if config.policy not in ("lstm", "table"):
-        raise UserError(f"policy {config.policy} is none of lstm, table")
 
 
 def train(run: Any, options: Any, resuming: bool) -> None:

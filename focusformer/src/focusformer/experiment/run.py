@@ -7,43 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from focusformer.experiment import settings as names
-from focusformer.experiment.choosing import SAMPLES, SPACE, Chooser, reachable, tested
+from focusformer.experiment.choosing import SAMPLES, SPACE, Chooser, accuracy_and_loss, reachable
 from focusformer.experiment.digit_images import Digits, split_digits
 from focusformer.experiment.settings import DRAWS, FOCUS, FURTHER, UNIFORM, ExperimentConfig, Found, SeedResult
 from focusformer.experiment.supernets import (
+    MODEL,
+    SAMPLER,
     Advance,
     new_supernet,
     one_cycle,
     read_log,
     train_supernet,
-    trained_sampler,
-    trained_supernet,
 )
 from focusformer.method.architecture import Architecture
 from focusformer.method.reachable import Reachable
 from focusformer.method.sampler import ArchitectureSampler
-from focusformer.method.supernet import Supernet
+from focusformer.models.extraction import extract_subnet
+from focusformer.models.folders import SavedSupernet
+from focusformer.models.saved_sampler import SavedSampler
+from focusformer.models.static_vit import StaticViT
 from paperkit.data.resumable import seed_of
 from paperkit.training.stages import train_stage
 
 ALONE = 6  # stream of random numbers
 POLICY_DRAWS = 200
 """Samples of the trained sampler for its shares and its entropy."""
-
-
-class AtOneSize(nn.Module):
-    """One architecture of a supernet: trained alone, it is the sub-network; the rest of the weights stays as it was."""
-
-    def __init__(self, supernet: Supernet, architecture: Architecture) -> None:
-        super().__init__()
-        self.supernet, self.architecture = supernet, architecture
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 1, 8, 8) -> (B, 10)."""
-        return self.supernet(images, self.architecture)
 
 
 def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) -> SeedResult:
@@ -61,14 +51,13 @@ def alone_architecture(seed: int, number: int) -> Architecture:
     return SPACE.sample_uniform(random.Random(seed_of(seed, ALONE, number)))
 
 
-def train_alone(number: int, digits: Digits, folder: Path, config: ExperimentConfig, advance: Advance) -> AtOneSize:
+def train_alone(number: int, digits: Digits, folder: Path, config: ExperimentConfig, advance: Advance) -> StaticViT:
     """One sub-network from new weights, or read again if it is done."""
-    network = AtOneSize(new_supernet(digits.seed), alone_architecture(digits.seed, number))
-    optimizer = torch.optim.AdamW(network.parameters(), config.lr, fused=True)
+    network = extract_subnet(new_supernet(digits.seed), alone_architecture(digits.seed, number))
     train_stage(
         network,
         folder / "alone" / str(number),
-        optimizer,
+        torch.optim.AdamW(network.parameters(), config.lr, fused=True),
         one_cycle(config.lr, config.alone_steps).__getitem__,
         lambda step: digits.training_batch(step, config.batch_size),
         config.alone_steps,
@@ -82,10 +71,10 @@ def measure_seed(seed: int, run: Path, config: ExperimentConfig) -> SeedResult:
     digits, reach, folder = split_digits(seed), reachable(), seed_folder(run, seed)
     logs = {name: read_log(folder / name) for name in (UNIFORM, FOCUS, FURTHER)}
     choosers = {
-        name: Chooser(trained_supernet(folder / name), digits, reach, i)
+        name: Chooser(SavedSupernet.from_pretrained(folder / name / MODEL), digits, reach, i)
         for i, name in enumerate((UNIFORM, FOCUS, FURTHER))
     }
-    sampler = trained_sampler(folder / FOCUS, reach, config)
+    sampler = SavedSampler.from_pretrained(folder / FOCUS / SAMPLER)
     uniform, focus, further = choosers.values()
     searches: dict[str, Callable[[], tuple[list[Found], list[list[float]]]]] = {
         names.U1: lambda: (uniform.single(), []),
@@ -136,12 +125,13 @@ def measure_alone(digits: Digits, reach: Reachable, folder: Path, config: Experi
     found: dict[str, list[float]] = {"inherited": [], "alone": [], "cost": []}
     if not config.alone_of(digits.seed):
         return {}
-    supernet = trained_supernet(folder / UNIFORM)
+    supernet = SavedSupernet.from_pretrained(folder / UNIFORM / MODEL)
     for number in range(config.alone):
+        architecture = alone_architecture(digits.seed, number)
+        found["inherited"].append(accuracy_and_loss(supernet, digits.test, architecture)[0])
         network = train_alone(number, digits, folder, config, lambda steps: None)
-        found["inherited"].append(tested(supernet, network.architecture, digits.test)[0])
-        found["alone"].append(tested(network.supernet, network.architecture, digits.test)[0])
-        found["cost"].append(float(reach.cost(network.architecture)))
+        found["alone"].append(accuracy_and_loss(network, digits.test)[0])
+        found["cost"].append(float(reach.cost(architecture)))
     return found
 
 

@@ -6,7 +6,7 @@ and tested with the weights that they inherit.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 UNIFORM, FOCUS, FURTHER = "uniform", "focus", "uniform, further steps"
 """The supernets, by how they are trained; names of their folders as well."""
@@ -66,7 +66,7 @@ class ExperimentConfig:
     steps: int = 700
     batch_size: int = 64
     lr: float = 4e-3
-    policy: str = "lstm"
+    policy: Literal["lstm", "table"] = "lstm"
     policy_lr: float = 0.01
     entropy: float = 0.05
     evaluations: int = 200
@@ -112,8 +112,8 @@ class Found:
         held_out: mean cross entropy on the held-out images, by which it was chosen.
         evaluations: passes over the held-out images that the choice took.
         draws: architectures that were drawn for it, those that do not fit included; of U1 for one that does, a mean.
+        misses: those of the draws that do not fit.
         cost: of the architecture; of U1 a mean.
-        fits: whether it fits the budget; of U1 whether all do.
         architecture: its text; of U1 empty.
     """
 
@@ -122,8 +122,8 @@ class Found:
     held_out: float
     evaluations: int
     draws: float
+    misses: float
     cost: float
-    fits: bool
     architecture: str = ""
 
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.tensorboard import SummaryWriter
 
-from focusformer.experiment.choosing import SPACE, budgets, tested
+from focusformer.experiment.choosing import SPACE, accuracy_and_loss, budgets
 from focusformer.experiment.digit_images import Digits
 from focusformer.experiment.settings import (
+    COST,
     FOCUS,
     GROUP,
     POLICY_CLIP,
@@ -22,22 +23,25 @@ from focusformer.experiment.settings import (
     REWARD_START,
     SAMPLED_START,
     UPDATE_EVERY,
+    WINDOW,
     ExperimentConfig,
 )
 from focusformer.method.architecture import Architecture
 from focusformer.method.reachable import Reachable
 from focusformer.method.reinforce import Reinforce, ReinforceOptions, RewardOptions, Scores
-from focusformer.method.sampler import ArchitectureSampler
 from focusformer.method.strategies import Focus, FocusOptions, Strategy, Uniform, Update, training_losses
-from focusformer.method.supernet import Supernet
+from focusformer.models.folders import SavedSupernet
+from focusformer.models.saved_sampler import SavedSampler
 from paperkit.data.resumable import seed_generators
 from paperkit.errors import Interrupted, UserError
 from paperkit.files.atomic import write_atomic
-from paperkit.files.weights import load_strict, read_checkpoint, read_weights, save_checkpoint, save_weights
+from paperkit.files.weights import load_strict, read_checkpoint, save_checkpoint
 from paperkit.training.stages import SAVE_EVERY, sigterm_noted
 
 Advance = Callable[[int], None]
 INITIAL = 5  # stream of random numbers
+MODEL, SAMPLER = "model", "sampler"
+"""Folders of a finished training; verbs take the folder that they lie in for `--ckpt`."""
 
 
 @dataclass
@@ -62,16 +66,16 @@ class Log:
             self.updates.setdefault(column, []).append(float(value))
 
 
-def new_supernet(seed: int) -> Supernet:
+def new_supernet(seed: int) -> SavedSupernet:
     """A supernet whose initial weights are a function of the seed."""
     seed_generators(seed, INITIAL)
-    return Supernet(SPACE.sizes)
+    return SavedSupernet(SPACE.to_plain())
 
 
-def new_sampler(seed: int, reach: Reachable, config: ExperimentConfig) -> ArchitectureSampler:
-    """A sampler for the budgets, uniform among what fits."""
+def new_sampler(seed: int, reach: Reachable, config: ExperimentConfig) -> SavedSampler:
+    """A sampler for the budgets, whose first choices are uniform among those that can still fit."""
     seed_generators(seed, INITIAL)
-    return ArchitectureSampler(reach, budgets(reach), config.policy, clip=POLICY_CLIP)  # type: ignore[arg-type]
+    return SavedSampler(SPACE.to_plain(), {COST: list(budgets(reach))}, config.policy, WINDOW, clip=POLICY_CLIP)
 
 
 def new_strategy(name: str, seed: int, reach: Reachable, config: ExperimentConfig) -> Strategy:
@@ -92,7 +96,7 @@ def one_cycle(lr: float, steps: int) -> list[float]:
     schedule = OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=False)
     rates = []
     for _ in range(steps):
-        rates.append(schedule.get_last_lr()[0])
+        rates.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
     return rates
@@ -107,7 +111,7 @@ def train_supernet(
         UserError: a loss that is not finite. Interrupted: after SIGTERM, with a checkpoint written.
     """
     steps, last = config.steps_of(name), folder / "last.ckpt"
-    if (folder / "weights.safetensors").exists():
+    if (folder / MODEL).exists():
         last.unlink(missing_ok=True)  # of a run that was killed between the two
         advance(steps)
         return
@@ -146,13 +150,14 @@ def train_supernet(
         for step, loss in enumerate(log.losses):
             writer.add_scalar("loss", loss, step)
     if isinstance(strategy, Focus):
-        save_weights(folder / "sampler.safetensors", strategy.sampler.state_dict())
-    save_weights(folder / "weights.safetensors", supernet.state_dict())  # last: where they are, everything is
+        assert isinstance(strategy.sampler, SavedSampler)
+        strategy.sampler.save_pretrained(folder / SAMPLER)
+    supernet.save_pretrained(folder / MODEL)  # last: where it is, everything is
     last.unlink(missing_ok=True)
 
 
 def one_step(
-    supernet: Supernet,
+    supernet: SavedSupernet,
     optimizer: torch.optim.Optimizer,
     strategy: Strategy,
     digits: Digits,
@@ -165,7 +170,7 @@ def one_step(
 
     def evaluate(architectures: list[Architecture]) -> Scores:
         batch = digits.reward_batch(step, REWARD_IMAGES)
-        accuracies, losses = zip(*(tested(supernet, one, batch) for one in architectures), strict=True)
+        accuracies, losses = zip(*(accuracy_and_loss(supernet, batch, one) for one in architectures), strict=True)
         supernet.train()
         return Scores(torch.tensor(accuracies) / 100, torch.tensor(losses))
 
@@ -185,20 +190,6 @@ def one_step(
     log.sampler_seconds += planned - start + end - trained
     if update is not None:
         log.note(update)
-
-
-def trained_supernet(folder: Path) -> Supernet:
-    """The supernet of a finished folder, in eval mode."""
-    supernet, path = Supernet(SPACE.sizes), folder / "weights.safetensors"
-    load_strict(supernet, read_weights(path), str(path))
-    return supernet.eval()
-
-
-def trained_sampler(folder: Path, reach: Reachable, config: ExperimentConfig) -> ArchitectureSampler:
-    """The sampler of a finished folder."""
-    sampler, path = new_sampler(0, reach, config), folder / "sampler.safetensors"
-    load_strict(sampler, read_weights(path), str(path))
-    return sampler
 
 
 def read_log(folder: Path) -> Log:

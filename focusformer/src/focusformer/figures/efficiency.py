@@ -22,6 +22,8 @@ def draw_efficiency(traces: Mapping[str, Mapping[str, Sequence[float]]], title: 
                 else:
                     panel.plot(range(1, len(trace) + 1), trace, drawstyle="steps-post", color=COLORS[i], label=name)
             panel.set(xscale="log", xlabel="evaluations", title=budget)
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
         panels[0][0].set_ylabel("lowest held-out loss so far")
         panels[0][0].legend()
         drawn.suptitle(title)
