@@ -97,6 +97,8 @@ def test_official_file_is_read(tmp_path: Path) -> None:
         ("SEARCH_SPACE", "MLP_RATIO", [float("nan")], "positive numbers"),
         ("SEARCH_SPACE", "WIDTH", [192], "unknown key 'WIDTH'"),
         ("SUPERNET", "NUM_HEADS", 5, "5 heads of 64 do not fit into the width 256"),
+        ("SUPERNET", "DEPTH", 10**9, "depth 1000000000 is above 1000 layers"),
+        ("SEARCH_SPACE", "DEPTH", [12, 10**9], "depth 1000000000 is above the supernet's 14"),
         ("SUPERNET", "DEPTH", True, "positive whole number; got True"),
         ("SUPERNET", "img_size", 100, "100 is no multiple of patch_size 16"),
         ("SUPERNET", "gp", 1, "gp is true or false"),

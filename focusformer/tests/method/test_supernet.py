@@ -259,6 +259,17 @@ def test_impossible_call_is_one_line(shape: tuple[int, ...], architecture: Archi
     assert message in str(error.value)
 
 
+def test_training_after_evaluating() -> None:
+    """Constants kept between calls, made under `inference_mode`, serve a backward pass all the same."""
+    network = Supernet(dataclasses.replace(SMALL, img_size=28))  # a grid that no other test has
+    images = torch.randn(1, 3, 28, 28)
+    with torch.inference_mode():
+        wanted = network(images, HALF)
+    logits = network(images, HALF)
+    logits.sum().backward()
+    assert torch.equal(logits, wanted) and network.blocks[0].attn.rel_pos_embed_k.embeddings_table_v.grad.any()
+
+
 def test_half_precision_stays_close() -> None:
     """Under bf16 autocast the separable form differs from float32 no more than the official one does."""
     torch.manual_seed(0)

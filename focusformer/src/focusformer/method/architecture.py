@@ -261,9 +261,7 @@ class SearchSpace:
         if max(self.depth) > self.sizes.depth:
             raise UserError(f"depth {max(self.depth)} is above the supernet's {self.sizes.depth}")
         for heads in self.heads:
-            self.sizes.check(
-                Architecture(max(self.embed), (heads,) * max(self.depth), (max(self.ratios),) * max(self.depth))
-            )
+            self.sizes.check(Architecture(max(self.embed), (heads,), (max(self.ratios),)))
         self.sizes.check(self.smallest())
 
     @classmethod
