@@ -72,8 +72,17 @@ def train_steps(file: ReferenceFile) -> Computed:
 
     Of the weights after them a share of entries must agree closely and all of them loosely: the exact gradient of a key
     bias is 0, so that Adam turns its rounding into steps, which the contiguous bias slice hands on to the rest. The
-    official form of attention rounds as the released code does.
+    official form of attention on one thread rounds as the released code did where the files were made.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _train_steps(file)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_steps(file: ReferenceFile) -> Computed:
     c, network = file.config, supernet_of(file, "official").train()
     if network.drop_rate or any(network.path_rates):
         raise UserError("training steps are compared without dropout and drop path; drop_rate or drop_path_rate is set")
