@@ -8,7 +8,7 @@ Part = Literal["training", "attention", "overhead", "extracted", "search"]
 def add_arguments(parser: Any) -> None:
     parts = ["training", "attention", "overhead", "extracted", "search"]
     parser.add_argument("--parts", type=list[Part], default=parts, help="what to measure")
-    parser.add_argument("--threads", type=int | None, default=None, help="threads (default: 1, training on 2 too)")
+    parser.add_argument("--threads", type=int | None, default=None, help="threads (default: 1; training at T on 2 too)")
     parser.add_argument("--quick", action="store_true", help="a minute: fewer sizes and pairs, smaller batches")
     parser.add_argument("--run", type=str, default="", help="embedded run whose searches are told (newest finished)")
     parser.add_argument(
