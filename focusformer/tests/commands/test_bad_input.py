@@ -5,23 +5,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import TINY, focusformer, write_yaml
+import torch
+from made import focusformer, write_yaml
 
+from focusformer.experiment.choosing import budgets, reachable
+from focusformer.experiment.run import seed_folder
+from focusformer.experiment.settings import FOCUS, WINDOW, ExperimentConfig
+from focusformer.experiment.supernets import MODEL, SAMPLER
 from focusformer.method.architecture import SPACES
 from focusformer.models.folders import SavedSupernet
+from focusformer.models.saved_sampler import SavedSampler
+from paperkit.files.runs import RunFolder
 
 DIGITS = SPACES["digits"].to_plain()
+
+
+def made_run(root: Path, name: str) -> RunFolder:
+    """What a search reads of a run of digits: fresh weights in place of trained ones."""
+    run, anchors = RunFolder.create(root, "focusformer", name), {"macs": list(budgets(reachable()))}
+    run.write_config({"engine": "digits", "seeds": 1})
+    torch.manual_seed(0)
+    folder = seed_folder(run.path, ExperimentConfig().first_seed) / FOCUS
+    SavedSampler(DIGITS, anchors, least=WINDOW).save_pretrained(folder / SAMPLER)
+    SavedSupernet(DIGITS).save_pretrained(folder / MODEL)
+    return run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of digits, an unfinished one, and every kind of bad space and latency table."""
     folder = tmp_path_factory.mktemp("bad")
-    write_yaml(folder / "tiny.yaml", {**TINY, "steps": 20, "alone": 0})
-    focusformer.here("train", "--config", "tiny.yaml", "--name", "good", cwd=folder)
-    (folder / "runs" / "focusformer" / "open").mkdir()
-    (folder / "runs" / "focusformer" / "open" / "started").write_text("2020-01-01T00:00:00+00:00\n")
-    (folder / "runs" / "focusformer" / "open" / "config.yaml").write_text("engine: digits\n")
+    made_run(folder / "runs", "good").mark_finished()
+    made_run(folder / "runs", "open")
     SavedSupernet(DIGITS).save_pretrained(folder / "supernet")
     for name, section, key, value in [
         ("empty", "SEARCH_SPACE", "DEPTH", []), ("double", "SEARCH_SPACE", "NUM_HEADS", [1, 1]),

@@ -4,18 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from made import focusformer
 
-from focusformer.experiment.ablations import ABLATIONS
+from focusformer.experiment.ablations import ABLATIONS, strategy_of
+from focusformer.experiment.choosing import reachable
 from focusformer.method.architecture import SPACES
 from focusformer.method.cost import LatencyTable
+from focusformer.method.reinforce import Scores
 from paperkit.results.metrics import Metrics
 
-ARMS = ["FocusFormer, as in the experiment", "sandwich", "penalty absolute, no masks", "baseline shared"]
+ARMS = ["FocusFormer, as in the experiment", "penalty absolute, no masks"]
 
 
 def test_sweep_makes_one_table_and_goes_on(tmp_path: Path) -> None:
-    words = ["sweep", "--arms", json.dumps(ARMS), "--seeds", 1, "--steps", 20, "--evaluations", 8]
+    words = ["sweep", "--arms", json.dumps(ARMS), "--seeds", 1, "--steps", 10, "--evaluations", 4]
     out = focusformer.here(*words, "--output", "sweep", cwd=tmp_path).out
     metrics = Metrics.read(tmp_path / "sweep" / "metrics.json")
     assert {row.arm for row in metrics.rows} == set(ARMS) and all(arm in out for arm in ARMS)
@@ -25,6 +28,14 @@ def test_sweep_makes_one_table_and_goes_on(tmp_path: Path) -> None:
     focusformer.here(*words, "--output", "sweep", cwd=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert Metrics.read(tmp_path / "sweep" / "metrics.json").rows == metrics.rows
+
+
+@pytest.mark.parametrize("arm", ABLATIONS)
+def test_every_arm_can_be_built(arm: str) -> None:
+    """And plans a step; no two arms have one setting."""
+    strategy = strategy_of(ABLATIONS[arm], 1, reachable(), 100)
+    assert strategy.plan(0, lambda ones: Scores(torch.zeros(len(ones)), torch.zeros(len(ones))))
+    assert list(ABLATIONS.values()).count(ABLATIONS[arm]) == 1
 
 
 def test_sweep_names_its_arms(tmp_path: Path) -> None:

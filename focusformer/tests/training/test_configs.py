@@ -207,4 +207,3 @@ def test_fine_tuning_recipe(name: str, world: Path, tmp_path: Path) -> None:
     classification_loss(model(batch), labels, 0.1).backward()
     optimizer.step()
     assert all(p.grad is not None for p in model.parameters())
-

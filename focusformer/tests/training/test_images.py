@@ -11,6 +11,7 @@ import torch
 from made import CONFIGS, CPU, focusformer, merged, options_of, write_yaml
 
 from focusformer.method.architecture import Architecture, SearchSpace
+from focusformer.method.cost import LatencyTable
 from focusformer.method.reinforce import Scores
 from focusformer.method.strategies import Focus, training_losses
 from focusformer.method.unsampled import clear_gradients
@@ -31,7 +32,7 @@ from paperkit.training.classification import classification_loss
 from paperkit.training.optim import build
 
 pytestmark = pytest.mark.xdist_group("images")
-SPACE = {
+SPACE: dict[str, Any] = {
     "SUPERNET": {"EMBED_DIM": 32, "DEPTH": 3, "NUM_HEADS": 4, "MLP_RATIO": 2.0, "head_dim": 8, "patch_size": 8},
     "SEARCH_SPACE": {"EMBED_DIM": [16, 24, 32], "DEPTH": [1, 2, 3], "NUM_HEADS": [1, 2, 4], "MLP_RATIO": [1.0, 2.0]},
 }
@@ -156,7 +157,7 @@ def test_figures_of_a_run(folder: Path, whole: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--strategy.name", "uniform", "--network.unsampled", "skip"],
+        ["--strategy.name", "uniform", "--network.unsampled", "skip", "--trainer.precision", "bf16-mixed"],
         ["--strategy.name", "resource-uniform", "--ema.decay", "0.9"],
         ["--strategy.name", "sandwich", "--strategy.middle", "1"],
         ["--strategy.name", "best-of-k", "--trainer.accumulate_grad_batches", "2"],
@@ -281,6 +282,25 @@ def test_search_of_a_run(folder: Path, whole: Path) -> None:
         assert found["official"] == chosen.to_official() and str(chosen) in out and "test accuracy" in out
     best = focusformer.here("search", "--ckpt", whole / "best", "--flops", budget, "--output", "b", cwd=folder).out
     assert "held-out accuracy" in best
+
+
+def test_a_sampler_of_a_measured_latency(folder: Path) -> None:
+    """Trained and searched by a table; another constraint is refused by name."""
+    choices = SPACE["SEARCH_SPACE"]
+    stem: dict[int, float] = dict.fromkeys(choices["EMBED_DIM"], 0.1)
+    blocks = {(e, h, r): 1e-3 * e * (h + r) for e in stem for h in choices["NUM_HEADS"] for r in choices["MLP_RATIO"]}
+    (folder / "table.json").write_text(json.dumps(LatencyTable(stem, blocks, "made").to_plain()))
+    words = ["--sampler.cost", "latency", "--sampler.latency_table", "table.json", "--trainer.max_epochs", "1"]
+    focusformer.here("train", "--config", "recipe.yaml", *words, "--name", "latency", cwd=folder)
+    run = run_of(folder, "latency")
+    focusformer.here("search", "--ckpt", run, "--latency", "0.3ms", "--output", "latency", cwd=folder)
+    found = json.loads((folder / "latency" / "latency-0.3ms-greedy.json").read_text())
+    assert 0.15 <= found["latency"] <= 0.3
+    table = LatencyTable.read(folder / "table.json")
+    assert found["latency"] == pytest.approx(table(Architecture.parse(found["architecture"])))
+    assert "ask by --latency" in focusformer.refused("search", "--ckpt", run, "--flops", "500k", cwd=folder)
+    line = focusformer.refused("search", "--ckpt", run, "--latency", "0.01ms", cwd=folder)
+    assert "the nearest possible budget is" in line
 
 
 def test_fine_tuning_of_what_a_search_found(folder: Path, whole: Path) -> None:
