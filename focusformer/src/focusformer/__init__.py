@@ -18,6 +18,7 @@ from paperkit.doors.timm_arrival import when_timm_arrives
 _HOMES = {
     "Architecture": "method.architecture",
     "SPACES": "method.architecture",
+    "SavedSampler": "models.saved_sampler",
     "SavedSupernet": "models.folders",
     "LatencyTable": "method.cost",
     "SearchSpace": "method.architecture",
