@@ -43,6 +43,7 @@ def run_seed(seed: int, advance: Advance, run: str, config: ExperimentConfig) ->
         train_supernet(name, digits, reach, folder / name, config, advance)
     for number in range(config.alone_of(seed)):
         train_alone(number, digits, folder, config, advance)
+    advance((config.alone - config.alone_of(seed)) * config.alone_steps)
     return measure_seed(seed, Path(run), config)
 
 
