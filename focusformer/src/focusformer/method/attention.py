@@ -24,7 +24,8 @@ class ElasticAttention(nn.Module):
         change_qkv: q = C h. Without it q stays D, heads are D // h wide, and the scale is (e // h)^-0.5, which is not
             that of the head width: as released.
         scale: multiplies the merged heads by D / q.
-        relative: "separable" or "official", with the same results.
+        relative: "separable" or "official", with the same results but for rounding; without relative position too, where
+            the former is plain fused attention.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class ElasticAttention(nn.Module):
         """Heads (B, h, N, C) -> (B, h, N, C)."""
         keys, values = self.rel_pos_embed_k, self.rel_pos_embed_v
         if keys is None or values is None:
+            if self.relative == "official":  # rounds as the released code does
+                return (q @ k.mT * scale).softmax(-1) @ v
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
         patches = q.shape[2] - 1
         ragged = math.isqrt(patches) ** 2 != patches
