@@ -24,8 +24,8 @@ class ElasticAttention(nn.Module):
         change_qkv: q = C h. Without it q stays D, heads are D // h wide, and the scale is (e // h)^-0.5, which is not
             that of the head width: as released.
         scale: multiplies the merged heads by D / q.
-        relative: "separable" or "official", with the same results but for rounding; without relative position too, where
-            the former is plain fused attention.
+        relative: "separable" or "official", with the same results but for rounding; the former is plain fused attention
+            where there is no relative position.
     """
 
     def __init__(
