@@ -64,6 +64,21 @@ def test_best_of_asks_for_less_while_too_few_are_feasible() -> None:
     assert (found.evaluations, found.draws, found.architecture) == (6, 21, listed[5])
 
 
+def test_best_of_keeps_what_it_found_where_nothing_fits_the_lowered_constraint() -> None:
+    class Narrow(Listed):
+        def greedy(self, tau: float) -> Architecture:
+            if tau < 100:
+                raise UserError("no architecture lies there")
+            return super().greedy(tau)
+
+    listed = some(2)
+    tally = Tally(score=width, feasible=lambda _: True)
+    found = best_of(Narrow(listed), 100.0, tally, samples=6, generator=torch.Generator())
+    assert (found.architecture, found.evaluations, found.draws) == (listed[1], 2, 3)
+    with pytest.raises(UserError, match="no architecture lies there"):
+        best_of(Narrow(listed), 99.0, tally, samples=6, generator=torch.Generator())
+
+
 def test_no_samples_is_one_greedy_call() -> None:
     listed = some(3)
     for search in (greedy, lambda *given: best_of(*given, samples=0, generator=torch.Generator())):

@@ -17,6 +17,8 @@ from paperkit.files.settings import read_settings
 Flat = tuple[float, ...]
 MOST_LAYERS = 1000
 """A space file cannot ask for a deeper supernet: nothing of its size is built before that is known."""
+LARGEST = 2**20
+"""No width, count or image side is above it: a hostile number ends here and not in an allocation."""
 Number = TypeVar("Number", int, float)
 
 
@@ -42,6 +44,8 @@ class Architecture:
             raise UserError(f"an architecture has as many ratios as heads, one a layer; got {self}")
         if not all(_whole(value) and value > 0 for value in (self.embed, *self.heads)):
             raise UserError(f"embedding width and heads are positive whole numbers; got {self}")
+        if max(self.embed, *self.heads) > LARGEST:
+            raise UserError(f"embedding width and heads are at most {LARGEST:,}; got a larger number")
         if not all(_number(value) and 0 < value < math.inf for value in self.ratios):
             raise UserError(f"MLP ratios are positive numbers; got {self}")
 
@@ -163,6 +167,8 @@ class SuperSizes:
                 raise UserError(f"{field.name} is true or false; got {value!r}")
             if field.type is int and not (_whole(value) and value > 0):
                 raise UserError(f"{field.name} is a positive whole number; got {value!r}")
+            if field.type is int and value > LARGEST and field.name != "depth":
+                raise UserError(f"{field.name} is at most {LARGEST:,}; got {value!r}")
         if self.depth > MOST_LAYERS:
             raise UserError(f"depth {self.depth} is above {MOST_LAYERS} layers")
         if not (_number(self.ratio) and 0 < self.ratio < math.inf):

@@ -104,7 +104,7 @@ class Reachable:
             raise UserError(
                 f"no architecture of the space has {self.name} from {window.low:.6g} to {window.high:.6g}; "
                 f"the space reaches from {self.smallest:.6g} to {self.largest:.6g}, "
-                f"and the nearest possible budget is {self.nearest(budget):.6g}"
+                f"and the nearest possible budget is {self._named(self.nearest(budget))}"
             )
         return window
 
@@ -126,6 +126,12 @@ class Reachable:
         """The possible cost nearest to a budget: a feasible budget itself."""
         costs = self._all.values * self._step
         return float(costs[np.abs(costs - budget).argmin()])
+
+    def _named(self, budget: float) -> str:
+        """A budget in six digits, rounded up, so that what a message names is possible itself; in full if it is not."""
+        last = 10.0 ** (math.floor(math.log10(budget)) - 5)
+        text = f"{math.ceil(budget / last) * last:.6g}"
+        return text if self.feasible(float(text)) else f"{budget!r}"
 
     def count(self, window: Window) -> int:
         """How many architectures lie in a window."""

@@ -134,7 +134,13 @@ def best_of(policy: Policy, tau: float, tally: Tally, samples: int, generator: t
     kept: dict[Architecture, None] = {}
     for round_ in range(ROUNDS):
         asked = tau * LOWER**round_
-        for candidate in [policy.greedy(asked), *policy.sample(asked, samples, generator)[0]]:
+        try:
+            drawn = [policy.greedy(asked), *policy.sample(asked, samples, generator)[0]]
+        except UserError:  # nothing fits the lowered constraint: what was found for the others stays
+            if round_ == 0:
+                raise
+            break
+        for candidate in drawn:
             if tally.draw(candidate):
                 kept[candidate] = None
         if len(kept) >= min(FEWEST, samples):

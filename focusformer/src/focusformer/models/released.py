@@ -98,7 +98,7 @@ def told_sizes(state: Mapping[str, Tensor], source: str) -> SuperSizes:
             max_relative_position=14 if table is None else table.shape[0] // 2 - 1, abs_pos=positions is not None,
             qkv_bias="blocks.0.attn.qkv.bias" in state, pre_norm="norm.weight" in state,
         )  # fmt: skip
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{source} does not hold a whole supernet: {type(error).__name__} {error}") from None
     except UserError as error:
         raise UserError(f"{source} holds a supernet of impossible sizes: {error}") from None
