@@ -396,7 +396,9 @@ class _Walk:
     def _step(self, kind: Kind, layer: int) -> _Step:
         allowed = torch.from_numpy(np.stack([self._allowed(i, kind, layer) for i in range(len(self.chosen))]))
         logits = self.sampler.shaped(self.sampler.policy.logits(self.state, kind, layer))
-        return _Step(kind, layer, logits.masked_fill(~allowed, -math.inf).log_softmax(1))
+        possible = allowed | ~allowed.any(1, keepdim=True)  # behind an impossible choice, of `log_prob`, nothing is
+        chances = logits.masked_fill(~possible, -math.inf).log_softmax(1)
+        return _Step(kind, layer, chances.masked_fill(~allowed, -math.inf))
 
     def _allowed(self, i: int, kind: Kind, layer: int) -> NDArray[np.bool_]:
         """(C,) for sequence i."""
