@@ -119,9 +119,12 @@ def told_space(state: Mapping[str, Tensor], source: str, space: str | None = Non
         return read_space(space)
     sizes = told_sizes(state, source)
     for known in SPACES.values():
-        if all(getattr(sizes, name) == getattr(known.sizes, name) for name in ("embed", "depth", "ratio", "head_dim")):
-            heads = known.sizes.heads  # they may be fewer than fit into the width
-            return dataclasses.replace(known, sizes=dataclasses.replace(sizes, heads=heads))
+        if all(
+            getattr(sizes, name) == getattr(known.sizes, name) for name in ("embed", "depth", "ratio", "table_width")
+        ):
+            # heads may be fewer than fit into the width, and narrower than the tables
+            own = dataclasses.replace(sizes, heads=known.sizes.heads, head_dim=known.sizes.head_dim)
+            return dataclasses.replace(known, sizes=own)
     return SearchSpace(sizes, (sizes.embed,), (sizes.depth,), (sizes.heads,), (sizes.ratio,))
 
 
