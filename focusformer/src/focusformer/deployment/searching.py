@@ -135,12 +135,14 @@ def search(
 
     Args:
         kind: of constraint. reach: the space under it.
-        samples: draws of `best`. evaluations: of `random`, and roughly of `evolution` (populations of 50).
+        samples: draws of `best`. evaluations: of `random`, and roughly of `evolution` (populations of 50); no more than
+            there are architectures that fit.
 
     Raises:
         UserError: a budget that nothing meets (names the nearest), no sampler, or one that does not know the kind.
     """
     window = reach.window(budget)
+    evaluations = min(evaluations, reach.count(window))
     tally = Tally(run.quality, lambda architecture: window.holds(reach.cost(architecture)))
     if method == "random":
         return random_search(run.space, tally, evaluations, random.Random(seed))

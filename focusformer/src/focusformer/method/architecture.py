@@ -95,6 +95,8 @@ class Architecture:
         """
         try:
             depth = config["layer_num"]
+            if isinstance(depth, bool) or not isinstance(depth, int):
+                raise TypeError("layer_num is no whole number")
             embed, heads, ratios = (list(config[key])[:depth] for key in ("embed_dim", "num_heads", "mlp_ratio"))
             widths = set(embed)
         except (KeyError, TypeError) as error:
