@@ -15,6 +15,7 @@ run draws what the uninterrupted one drew.
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -77,7 +78,7 @@ class Update:
         return {name: total / n for name, total in {**sums, "distance": sum(distances)}.items()}
 
 
-class Strategy:
+class Strategy(ABC):
     """What a step trains. A subclass says which passes; this class keeps the chance and the counts.
 
     Args:
@@ -91,9 +92,9 @@ class Strategy:
     def __init__(self, seed: int) -> None:
         self.seed, self.draws, self.evaluations = seed, 0, 0
 
+    @abstractmethod
     def plan(self, step: int, evaluate: Evaluate) -> list[Pass]:
         """The passes of a step, the same on every rank."""
-        raise NotImplementedError
 
     def learn(self, step: int, evaluate: Evaluate) -> Update | None:
         """What follows the step of the weights; nothing by default."""
