@@ -1,0 +1,1 @@
+"""Real integers: packing, kernels, export and sampling."""

@@ -1,0 +1,1 @@
+"""Latent-diffusion networks, the authors' files, the doors of diffusers: schedulers and pipelines."""
