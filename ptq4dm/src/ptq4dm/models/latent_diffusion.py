@@ -7,16 +7,19 @@ models that PTQD quantises stand at the end.
 Shapes: B batch, C latent channels, H height, W width, L context tokens, D context width.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
@@ -50,7 +53,7 @@ class FixedHeadsUNet2DModel(UNet2DModel):
         return found | {"heads"}
 
 
-class ClassEmbedding(ModelMixin, ConfigMixin):
+class ClassEmbedding(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both are bases of every model of diffusers
     """The condition of a class-conditional model: one context token per class, the last class being "no class".
 
     Args:
@@ -120,7 +123,14 @@ class UNetOptions:
         Raises:
             UserError: a missing or unknown option, besides those of `__init__`.
         """
-        ignored = {"use_checkpoint": None, "legacy": None, "dropout": 0, "dims": 2, "num_classes": None}
+        ignored = {
+            "use_checkpoint": None,
+            "legacy": None,
+            "use_fp16": None,
+            "dropout": 0,
+            "dims": 2,
+            "num_classes": None,
+        }
         known = {field.name for field in fields(cls)} - {"norm_num_groups"}
         for name, value in options.items():
             if name not in known and not (name in ignored and ignored[name] in (None, value)):
@@ -268,13 +278,6 @@ class LatentDiffusion:
             set_alpha_to_one=False,
             steps_offset=1,
         )
-
-    def steps_fit(self, steps: int) -> None:
-        """Raises a UserError unless `steps` divides the 1000 of training (the official code runs others silently)."""
-        if steps < 1 or 1000 % steps:
-            fitting = [n for n in range(1, 1001) if 1000 % n == 0]
-            near = sorted(fitting, key=lambda n: abs(math.log(n / max(steps, 1))))[:2]
-            raise UserError(f"{steps} steps do not divide 1000; {near[0]} and {near[1]} do")
 
 
 _VQ_F4 = FirstStageOptions("vq", (1, 2, 4), 3, codes=8192)
