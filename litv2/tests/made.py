@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from litv2.training.openmmlab import read_config
-from litv2.training.segmentation import changed
 from paperkit.command.cli import make_parser
 from paperkit.files.weights import read_weights
 from paperkit.testing.commands import Command, Ended, at_call
 from paperkit.testing.made_images import make_coco, make_image_folder
 from paperkit.testing.runs import check_same_runs
+from paperkit.training.openmmlab import read_config
+from paperkit.training.runner import changed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHRINK: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}

@@ -1,5 +1,5 @@
 # What the three Semantic FPN configs share (section 4.3 of the paper): ADE20K, 80k iterations, batch 16.
-custom_imports = dict(imports=["litv2.models.segmenter", "litv2.training.openmmlab"], allow_failed_imports=False)
+custom_imports = dict(imports=["litv2.models.segmenter", "paperkit.training.mmseg_data"], allow_failed_imports=False)
 default_scope = "mmseg"
 seed = 0
 randomness = dict(seed=seed)  # the initial weights; without it mmengine draws a seed of its own
@@ -83,7 +83,14 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=8000, backend_args=dict(backend="whole_files")),
+    checkpoint=dict(
+        type="CheckpointHook",
+        by_epoch=False,
+        interval=8000,
+        save_best="mIoU",
+        rule="greater",
+        backend_args=dict(backend="whole_files"),
+    ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 custom_hooks = [dict(type="SeedIteration", seed=seed)]

@@ -8,8 +8,8 @@ import pytest
 from made import LITV2, make_ade20k, write_segmentation
 from PIL import Image
 
-from litv2.training.openmmlab import SeededADE20K
 from paperkit.errors import UserError
+from paperkit.training.mmseg_data import SeededADE20K
 
 PIPELINE = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", reduce_zero_label=True)]
 MAPS = "annotations/training"

@@ -14,16 +14,16 @@ from mmseg.utils import register_all_modules
 from litv2.models.backbone import LITv2Backbone
 from litv2.models.detectors import load_backbone
 from litv2.models.released import read_released
-from litv2.training.openmmlab import newest_whole, read_config, read_data, write_data
-from litv2.training.segmentation import changed
 from paperkit.errors import UserError
 from paperkit.results.metrics import Metrics
+from paperkit.training.openmmlab import newest_whole, read_config, read_data, write_data
+from paperkit.training.runner import changed
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("segmentation")
-    step, data = "litv2.training.openmmlab:SeedIteration.before_train_iter", ["--cfg-options", "data_root="]
+    step, data = "paperkit.training.openmmlab:SeedIteration.before_train_iter", ["--cfg-options", "data_root="]
     diverge = ["--cfg-options", "optim_wrapper.optimizer.lr=1e30"]
     config, kill = write_segmentation(folder), ("mmseg.evaluation.metrics.iou_metric:IoUMetric.process", 1)
     return World(folder, config, step, kill, "iter_4.pth", data, "the data root must hold", diverge)
@@ -33,12 +33,15 @@ class TestEngine(EngineCases):
     """Of segmentation."""
 
     # mmengine writes the time and the place into these, and TensorBoard's last lines are lost with the process
-    not_compared = ("*.py", "iter_*.pth", "*events.out*")
+    not_compared = ("*.py", "iter_*.pth", "best_*.pth", "*events.out*")
 
 
 def test_a_run_evaluates(world: World) -> None:
     assert "mIoU" in LITV2.here("eval", "--ckpt", world.run("whole"), cwd=world.folder).out
     assert Metrics.read(world.run("whole") / "metrics.json").row("last", "mIoU").unit == "%"
+    said = LITV2.here("eval", "--ckpt", world.run("whole"), "--best", "--output", "best", cwd=world.folder).out
+    assert "best_mIoU_iter_4.pth" in said
+    assert Metrics.read(world.folder / "best" / "metrics.json").row("best", "mIoU").unit == "%"
 
 
 def test_a_torn_checkpoint_is_passed_over(world: World) -> None:
@@ -64,6 +67,8 @@ PYTHON = "open('ran', 'w').close()\n"
 EVIL = [
     ("code", lambda config: None),
     ("type", lambda config: config["model"].update(type="builtins.open", file="ran", mode="w")),
+    ("module", lambda config: config["custom_hooks"].append({"type": "evil"})),
+    ("package", lambda config: config["custom_hooks"].append({"type": "mmengine.mkdir_or_exist", "dir_name": "ran"})),
     ("hook", lambda config: config["custom_hooks"].append({"type": "os.mkdir", "path": "ran"})),
     ("constructor", lambda config: config["optim_wrapper"].update(constructor="evil.Constructor")),
     ("scope", lambda config: config.update(default_scope="evil")),
@@ -106,6 +111,15 @@ def test_a_config_survives_as_data(tmp_path: Path) -> None:
         read_data(tmp_path / "c.json")
 
 
+def test_a_config_of_before_is_read(tmp_path: Path) -> None:
+    """Its `custom_imports` name a module of this package, where now is paperkit's."""
+    path = write_segmentation(tmp_path)
+    text = path.read_text()
+    assert "paperkit.training.mmseg_data" in text
+    path.write_text(text.replace("paperkit.training.mmseg_data", "litv2.training.openmmlab"))
+    assert read_config(str(path)).train_dataloader.dataset.type == "SeededADE20K"
+
+
 @pytest.mark.parametrize(("size", "path"), [("s", 0.2), ("m", 0.2), ("b", 0.3)])
 def test_recipe_of_the_specification(size: str, path: float) -> None:
     config = read_config(str(CONFIGS / "ade20k" / f"semantic_fpn_litv2_{size}.py"))
@@ -125,7 +139,7 @@ def test_recipe_of_the_specification(size: str, path: float) -> None:
 def test_config_is_needed(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("model = dict(")
     line = LITV2.refused("train", "--engine", "segmentation", cwd=tmp_path)
-    assert "no config: name a Python file of mmsegmentation with --config" in line
+    assert "no config: name a Python file of mmengine with --config" in line
     assert "nothing.py" in LITV2.refused("train", "--config", "nothing.py", cwd=tmp_path)
     assert "broken.py is no mmengine config" in LITV2.refused("train", "--config", "broken.py", cwd=tmp_path)
     assert not (tmp_path / "runs").exists()

@@ -1,0 +1,207 @@
+"""An engine around mmengine's Runner: a Python config, whole checkpoints, and a run folder that keeps data only.
+
+A paper's engine module names its own parts and hands the functions on:
+
+    ENGINE = RunnerEngine("litv2", "segmentation.json", ("litv2.models.segmenter",), scopes=("mmseg", "mmengine"))
+    add_arguments, check, train, evaluate = ENGINE.add_arguments, ENGINE.check, ENGINE.train, ENGINE.evaluate
+    add_evaluation_arguments = ENGINE.add_evaluation_arguments
+
+A config file is executed, so name only files that you trust. Nothing here imports mmengine before it is called.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from paperkit.errors import UserError
+from paperkit.files.runs import RunFolder, process_rank
+from paperkit.results.record import record, told
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+@dataclass(frozen=True)
+class RunnerEngine:
+    """What differs between papers.
+
+    Attributes:
+        paper: its name.
+        kept: file of a run folder that holds the resolved config.
+        registers: modules that are imported before a config is read, since its run names what they register.
+        scopes: whose registries a run folder's config may name (`paperkit.training.openmmlab.own_scope` makes one).
+        metric: by which a config's `CheckpointHook(save_best=..., rule=...)` chooses the best checkpoint.
+        read_start: reads the weights of a config's `load_from`; None for files of mmengine and of paperkit.
+        adapt: a paper's own changes of the config, by the options of its command (config, options).
+    """
+
+    paper: str
+    kept: str
+    registers: tuple[str, ...]
+    scopes: tuple[str, ...] = ("mmengine",)
+    metric: str = "mIoU"
+    read_start: Callable[[str], Mapping[str, Tensor]] | None = None
+    adapt: Callable[[Any, Any], None] | None = None
+
+    def add_arguments(self, parser: Any) -> None:
+        """Every option of a run."""
+        parser.add_argument("--amp", action="store_true", help="automatic mixed precision: float16, on a CPU bfloat16")
+        parser.add_argument("--launcher", type=str, default="none", help="none, pytorch, slurm, as mmengine names them")
+        parser.add_argument("--cfg-options", nargs="+", type=str, default=[], help="changes of the config: key=value")
+
+    def add_evaluation_arguments(self, parser: Any) -> None:
+        """What an evaluation may choose besides."""
+        parser.add_argument("--best", action="store_true", help=f"the checkpoint of best {self.metric}, not the last")
+
+    def check(self, options: Any, run: RunFolder | None) -> None:
+        """Read the config before there is a run folder.
+
+        Raises:
+            UserError: no config, or one that cannot be read.
+        """
+        self.resolved(options, run)
+
+    def resolved(self, options: Any, run: RunFolder | None) -> Any:
+        """The config of the files that are named, later over earlier, else the run's own; with the options' changes.
+
+        Raises:
+            UserError: no such file, not readable, a change that is no key=value, or a run's config that would run code.
+        """
+        from paperkit.training.openmmlab import read_config, read_data, refuse_paths_to_code
+
+        for module in self.registers:
+            importlib.import_module(module)
+        if options.config:
+            config, *overlays = [read_config(path) for path in options.config]
+            for overlay in overlays:
+                config.merge_from_dict(overlay.to_dict())
+        elif run is not None:
+            config = read_data(run.path / self.kept)
+        else:
+            raise UserError("no config: name a Python file of mmengine with --config")
+        changed(config, options.cfg_options, options.launcher, options.amp)
+        if self.adapt is not None:
+            self.adapt(config, options)
+        if not options.config:
+            source = str(run.path / self.kept) if run else "the options"
+            refuse_paths_to_code(config.to_dict(), source, self.scopes)
+        return config
+
+    def train(self, run: RunFolder, options: Any, resuming: bool) -> None:
+        """Run mmengine's loop; a resumed one starts from the newest checkpoint that is whole."""
+        from paperkit.training.openmmlab import write_data
+
+        config = self.resolved(options, run if resuming else None)
+        if process_rank() == 0:
+            write_data(config, run.path / self.kept)
+        self.run_loop(config, run, resuming)
+        if process_rank() == 0:
+            print(f"{run.path}: checkpoints (*.pth) and TensorBoard logs")
+
+    def run_loop(self, config: Any, run: RunFolder, resuming: bool) -> Any:
+        """mmengine's Runner on a config, in a run folder, to its end; returns it."""
+        from mmengine.runner import Runner
+        from mmengine.runner.checkpoint import get_torch_safe_globals
+
+        from paperkit.files.weights import load_strict, read_weights
+        from paperkit.training.openmmlab import EvaluateMissed, newest_whole, refuse_code
+
+        config.work_dir = str(run.path)
+        start, config.load_from, config.resume = config.get("load_from"), None, False
+        found = newest_whole(run.path) if resuming else None
+        if found:
+            refuse_code(str(found))
+            _start_fresh(config)
+            config.load_from, config.resume, start = str(found), True, None
+        if config.get("visualizer"):  # mmengine has one of each name a process: a second run would log into the first's
+            config.visualizer["name"] = f"visualizer of {run.path.absolute()}"
+        runner = Runner.from_cfg(config)
+        if resuming:
+            runner.register_hook(EvaluateMissed())
+        if start:  # by our own strict loading: mmengine's only warns of keys that do not fit
+            state = self.read_start(start) if self.read_start else read_weights(start, allow=get_torch_safe_globals())
+            load_strict(getattr(runner.model, "module", runner.model), state, start)
+        runner.train()
+        return runner
+
+    def evaluate(self, run: RunFolder | None, options: Any) -> None:
+        """The metrics of a run's newest or best checkpoint, or of --ckpt FILE, by mmengine's own test loop.
+
+        Raises:
+            UserError: no such checkpoint, or one that could run code.
+        """
+        from mmengine.runner import Runner
+
+        from paperkit.training.openmmlab import refuse_code
+
+        checkpoint = self.checkpoint(run, options.ckpt, options.best)
+        refuse_code(str(checkpoint))
+        config, start = self.resolved(options, run), time.monotonic()
+        config.work_dir, config.load_from, config.resume = options.output, str(checkpoint), False
+        _start_fresh(config)
+        found = {name: float(value) for name, value in Runner.from_cfg(config).test().items()}
+        if process_rank() == 0:
+            told(str(checkpoint), found)
+            arm, seconds = "best" if options.best else "last", time.monotonic() - start
+            record(Path(options.output), self.paper, arm, found, config.get("seed", 0), seconds)
+            print(Path(options.output) / "metrics.json")
+
+    def checkpoint(self, run: RunFolder | None, named: str | None, best: bool = False) -> Path:
+        """The file that `--ckpt` names, else the run's newest whole checkpoint, or the best one.
+
+        Raises:
+            UserError: no such checkpoint.
+        """
+        from paperkit.training.openmmlab import best_whole, newest_whole
+
+        if named is not None and Path(named).is_file():
+            return Path(named)
+        if run is None:
+            raise UserError("no weights: name a checkpoint with --ckpt")
+        found = best_whole(run.path, self.metric) if best else newest_whole(run.path)
+        if found is None:
+            kind = f"best_{self.metric}_*.pth" if best else "iter_*.pth or epoch_*.pth"
+            raise UserError(f"{run.path} has no whole {kind}")
+        return found
+
+
+def changed(config: Any, changes: Sequence[str], launcher: str = "none", amp: bool = False) -> Any:
+    """The config with the command line's changes, in place; one process takes BatchNorm for SyncBN.
+
+    `data_root=DIR` is the root of every data set.
+    """
+    import torch
+
+    from paperkit.training.openmmlab import mappings, parse_changes
+
+    found = parse_changes(changes)
+    config.merge_from_dict(found)
+    if "data_root" in found:
+        for mapping in (one for name in LOADERS for one in mappings(config.get(name))):
+            if "data_root" in mapping:
+                mapping["data_root"] = found["data_root"]
+    config.launcher = launcher
+    if launcher == "none":  # one process: the same statistics, and it runs on a CPU
+        for mapping in mappings(config.get("model")):
+            if mapping.get("type") == "SyncBN":
+                mapping["type"] = "BN"
+    elif not torch.cuda.is_available():
+        config.merge_from_dict({"env_cfg.dist_cfg.backend": "gloo"})
+    if amp:
+        config.optim_wrapper.type = "AmpOptimWrapper" if torch.cuda.is_available() else "Bfloat16OptimWrapper"
+    return config
+
+
+def _start_fresh(config: Any) -> None:
+    """For a network whose weights a checkpoint gives: the files that its parts would start from are not read."""
+    from paperkit.training.openmmlab import mappings
+
+    for mapping in mappings(config.get("model")):
+        if mapping.get("pretrained"):
+            mapping["pretrained"] = None if isinstance(mapping["pretrained"], str) else False
+        if any(one.get("type") == "Pretrained" for one in mappings(mapping.get("init_cfg"))):
+            mapping["init_cfg"] = None
