@@ -73,8 +73,8 @@ def official_name(unet: UNet, name: str) -> str:
     per_level = int(unet.config["layers_per_block"]) + 1
     if kind == "attentions":
         inner = inner if isinstance(unet, UNet2DConditionModel) else _renamed(inner, ATTENTION)
-    elif inner.startswith("conv."):  # a plain resampler
-        inner = inner if kind == "upsamplers" else f"op.{inner.removeprefix('conv.')}"
+    elif inner == "conv" or inner.startswith("conv."):  # a plain resampler
+        inner = inner if kind == "upsamplers" else f"op{inner.removeprefix('conv')}"
     else:
         inner = _renamed(inner, RESNET)
     if half is None:
@@ -90,7 +90,7 @@ def official_name(unet: UNet, name: str) -> str:
 
 def _renamed(inner: str, names: Mapping[str, str]) -> str:
     for ours, theirs in names.items():
-        if inner.startswith(f"{ours}."):
+        if inner == ours or inner.startswith(f"{ours}."):
             return theirs + inner.removeprefix(ours)
     return inner
 
