@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from paperkit.errors import UserError
 from paperkit.files.hub import replaced_folder
-from paperkit.files.weights import read_metadata, read_weights, save_checkpoint, save_weights
+from paperkit.files.weights import read_safetensors, save_checkpoint, save_weights
 from ptq4dm.models.compvis import Networks, Weights, official_state, read_compvis, read_configuration
 from ptq4dm.models.latent_diffusion import LatentDiffusion, model_named
 from ptq4dm.models.pipelines import (
@@ -88,9 +86,8 @@ def to_file(folder: str | Path, file: str | Path) -> str:
     if not rest_file.is_file():
         raise UserError(f"{folder} was not made from a checkpoint: it has no {REST}")
     pipeline: Any = load_pipeline(folder)
-    rest: dict[str, Tensor] = read_weights(rest_file)
-    ema = read_metadata(rest_file).get("ema") == "True"
+    rest, about = read_safetensors(rest_file)
     embedding = getattr(pipeline, "class_embedding", None)
-    state = official_state(Networks(pipeline.unet, pipeline.vae, embedding, rest, ema))
+    state = official_state(Networks(pipeline.unet, pipeline.vae, embedding, rest, about.get("ema") == "True"))
     save_checkpoint(file, {"state_dict": state})
     return f"{file}: {len(state)} tensors under state_dict"

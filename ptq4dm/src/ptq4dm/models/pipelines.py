@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 import ptq4dm
+from paperkit.data.resumable import seed_of
 from paperkit.errors import UserError, one_line
 from paperkit.files.bounded import read_json
 from paperkit.files.keys import first_few
@@ -194,70 +195,80 @@ class ClassConditionalLDMPipeline(_LatentPipeline):
 
 
 Pipeline = UnconditionalLDMPipeline | ClassConditionalLDMPipeline
-PIXELS = ("DDPMPipeline", "DDIMPipeline")
-"""Pipelines of diffusers that are read as unconditional ones without a first stage, with the sampler of DDIM."""
 NETWORKS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (UNet2DModel, UNet2DConditionModel, FixedHeadsUNet2DModel, VQModel, AutoencoderKL, ClassEmbedding)
 }
 """What a folder may name: nothing is imported because a file says so."""
+PARTS = ("unet", "scheduler", "vae", "vqvae", "class_embedding")
+
+
+def is_pipeline(folder: str | Path) -> bool:
+    """Whether a folder has the parts of a pipeline."""
+    return (Path(folder) / "unet").is_dir() and (Path(folder) / "scheduler").is_dir()
 
 
 def load_pipeline(folder: str | Path) -> Pipeline:
-    """A pipeline from a folder of `save_pretrained`: one of ours, or of diffusers' `DDPMPipeline` and `DDIMPipeline`.
+    """A pipeline from a folder of parts: `unet`, `scheduler`, and for latents `vae` (or `vqvae`), `class_embedding`.
+
+    Such are ours, and diffusers' `DDPMPipeline`, `DDIMPipeline` and unconditional `LDMPipeline`, whose ancestral
+    scheduler becomes that of DDIM, which has its steps at eta 1.
 
     Raises:
-        UserError: no such folder, another pipeline, parts of other classes, weights that are missing or do not fit.
+        UserError: no such folder, further parts, parts of other classes, weights that are missing or do not fit.
     """
     folder = Path(folder)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(f"{folder} is no folder of a pipeline: it has no model_index.json")
-    content = read_json(index, "pipeline index")
-    name = content.get("_class_name") if isinstance(content, dict) else None
-    kind = next(
-        (kind for kind in (UnconditionalLDMPipeline, ClassConditionalLDMPipeline) if kind.__name__ == name), None
-    )
-    if kind is None and name not in PIXELS:
-        ours = f"{UnconditionalLDMPipeline.__name__}, {ClassConditionalLDMPipeline.__name__}"
-        raise UserError(f"{index} is of a pipeline {name!r}; those that are read: {ours}, {', '.join(PIXELS)}")
+    if not is_pipeline(folder):
+        raise UserError(f"{folder} is no folder of a pipeline: it needs unet and scheduler")
+    parts = {path.name for path in folder.iterdir() if path.is_dir()}
+    if further := sorted(parts - {*PARTS}):
+        raise UserError(f"{folder} is of another pipeline: it has {first_few(further)} beside {', '.join(PARTS)}")
     with quiet_diffusers():
-        scheduler = _scheduler(folder, content.get("scheduler"), name in PIXELS)
-        unet = _network(folder, "unet", content)
-        if kind is ClassConditionalLDMPipeline:
-            first_stage, embedding = _network(folder, "vae", content), _network(folder, "class_embedding", content)
-            return ClassConditionalLDMPipeline(unet, first_stage, embedding, scheduler)
-        has_first_stage = (content.get("vae") or [None])[0] is not None
-        return UnconditionalLDMPipeline(unet, _network(folder, "vae", content) if has_first_stage else None, scheduler)
+        scheduler, unet = _scheduler(folder / "scheduler"), _network(folder / "unet")
+        first_stage = next((_network(folder / name) for name in ("vae", "vqvae") if name in parts), None)
+        if "class_embedding" in parts:
+            if first_stage is None:
+                raise UserError(f"{folder} has a class embedding and no first stage (vae)")
+            return ClassConditionalLDMPipeline(unet, first_stage, _network(folder / "class_embedding"), scheduler)
+        if not isinstance(unet, UNet2DModel):
+            raise UserError(f"{folder} has a U-Net with contexts and no class_embedding to give them")
+        return UnconditionalLDMPipeline(unet, first_stage, scheduler)
 
 
-def _network(folder: Path, part: str, index: dict[str, Any]) -> Any:
+def _class_of(path: Path, what: str) -> str:
+    content = read_json(path, what)
+    return str(content.get("_class_name")) if isinstance(content, dict) else ""
+
+
+def _network(folder: Path) -> Any:
     """One network in evaluation mode; whatever diffusers would fill with random numbers is refused."""
-    name = (index.get(part) or [None, None])[-1]
+    name = _class_of(folder / "config.json", "config")
     if name not in NETWORKS:
-        raise UserError(f"{folder} has {part} of class {name!r}; known: {', '.join(NETWORKS)}")
+        raise UserError(f"{folder} holds a {name[:80]}, which is none of {', '.join(NETWORKS)}")
     try:
         network, told = NETWORKS[name].from_pretrained(
-            folder / part, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers and safetensors raise nearly every class on damaged files
-        raise UserError(f"{folder / part} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
+        raise UserError(f"{folder} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
     if wrong := [*told["missing_keys"], *told["unexpected_keys"]]:
-        raise UserError(f"{folder / part} does not fit its config.json: {first_few(sorted(wrong))}")
-    check_finite(network.state_dict(), folder / part)
+        raise UserError(f"{folder} does not fit its config.json: {first_few(sorted(wrong))}")
+    check_finite(network.state_dict(), folder)
     return network.eval()
 
 
-def _scheduler(folder: Path, place: Any, as_ddim: bool) -> Any:
-    name = "DDIMScheduler" if as_ddim else (place or [None])[-1]
-    kind: Any = getattr(ptq4dm if name == "PTQDScheduler" else diffusers, str(name), None)
+def _scheduler(folder: Path) -> Any:
+    path = folder / "scheduler_config.json"
+    told = _class_of(path, "scheduler config")
+    name = "DDIMScheduler" if told == "DDPMScheduler" else told
+    kind: Any = getattr(ptq4dm if name == "PTQDScheduler" else diffusers, name, None)
     known: bool = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
     if not known:
-        raise UserError(f"{folder} has a scheduler of class {name!r}, which diffusers does not know")
+        raise UserError(f"{folder} has a scheduler of class {name[:80]!r}, which diffusers does not know")
     try:
-        return kind.from_config(read_json(folder / "scheduler" / "scheduler_config.json", "scheduler config"))
+        return kind.from_config(read_json(path, "scheduler config"))
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{folder / 'scheduler'} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
+        raise UserError(f"{folder} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
 
 
 @contextlib.contextmanager
@@ -283,7 +294,7 @@ def draw(
     Args:
         labels: B classes; None in each place for an unconditional pipeline.
     """
-    generators = [torch.Generator().manual_seed(seed * 2**32 + first + i) for i in range(len(labels))]
+    generators = [torch.Generator().manual_seed(seed_of(seed, first + i)) for i in range(len(labels))]
     common: dict[str, Any] = dict(
         num_inference_steps=steps, eta=eta, generator=generators, output_type="pt", return_dict=False
     )
