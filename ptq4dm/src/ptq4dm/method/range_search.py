@@ -70,8 +70,8 @@ def search_range(
 ) -> tuple[Tensor, Tensor]:
     """Step and zero point for `x`, each of shape () or, per channel of dimension 0, (O, 1, ..., 1) as `x` has dims.
 
-    A constant tensor or channel has no range to search (the authors' code fails on it). It gets the grid between 0 and
-    its value, which holds the value itself; all zeros get step 1 and zero point 0.
+    A constant tensor or channel has no range to search (the authors' code fails on it). Under `mse` it gets the grid
+    between 0 and its value, which holds the value itself; all zeros get step 1 and zero point 0.
 
     Args:
         x: weights or activations, any shape.
@@ -99,17 +99,12 @@ def search_range(
         delta, zero_point = _max(low, high, bits, method, symmetric, grid)
     else:
         raise UserError(f"scale method {method!r}; it is one of mse, max, max_scale")
-    constant = low == high
-    top = bounds(bits, grid)[1]
-    step = torch.where(high == 0, 1.0, high.abs() / top)
-    delta = torch.where(constant, step, delta.to(step))
-    zero = torch.where(high < 0, top, 0) if grid == "unsigned" else torch.zeros_like(high)
-    zero_point = torch.where(constant, zero.to(step), zero_point.to(step))
     shape = (-1, *[1] * (x.dim() - 1)) if channel_wise else ()
     return delta.reshape(shape), zero_point.reshape(shape)
 
 
 def _max(low: Tensor, high: Tensor, bits: int, method: Method, symmetric: bool, grid: Grid) -> tuple[Tensor, Tensor]:
+    dtype = low.dtype
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)  # as the authors; a symmetric range is a tie
     if method == "max_scale":
         low, high = low * (bits + 2) / 8, high * (bits + 2) / 8
@@ -118,7 +113,8 @@ def _max(low: Tensor, high: Tensor, bits: int, method: Method, symmetric: bool, 
         low, high = torch.where(low < 0, -largest, 0.0), largest
     delta, _ = grid_of_range(low, high, bits, grid)
     delta = delta.clamp(min=SMALLEST_STEP)
-    return delta, (-low / delta).round() if grid == "unsigned" else torch.zeros_like(delta)
+    zero_point = (-low / delta).round() if grid == "unsigned" else torch.zeros_like(delta)
+    return delta.to(dtype), zero_point.to(dtype)
 
 
 def _mse(x_ok: Tensor, low: Tensor, high: Tensor, bits: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -126,7 +122,11 @@ def _mse(x_ok: Tensor, low: Tensor, high: Tensor, bits: int, grid: Grid) -> tupl
     delta_oc, zero_oc = grid_of_range(low[:, None] * shrink, high[:, None] * shrink, bits, grid)
     scores_oc = _scores(x_ok, delta_oc, zero_oc, *bounds(bits, grid))
     best = torch.where(scores_oc.isnan(), math.inf, scores_oc).argmin(1, keepdim=True)  # argmin: the first of equals
-    return delta_oc.gather(1, best)[:, 0], zero_oc.gather(1, best)[:, 0]
+    constant, top = low == high, bounds(bits, grid)[1]
+    step = torch.where(high == 0, 1.0, high.abs() / top)
+    zero = torch.where(high < 0, top, 0).to(step) if grid == "unsigned" else torch.zeros_like(step)
+    delta, zero_point = delta_oc.gather(1, best)[:, 0], zero_oc.gather(1, best)[:, 0]
+    return torch.where(constant, step, delta), torch.where(constant, zero, zero_point)
 
 
 def _scores(x_ok: Tensor, delta_oc: Tensor, zero_oc: Tensor, bottom: int, top: int) -> Tensor:

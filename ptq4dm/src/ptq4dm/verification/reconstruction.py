@@ -134,7 +134,7 @@ def _ranges(file: ReferenceFile, network: nn.Module, names: Mapping[str, str]) -
 
 
 def quant_unet(file: ReferenceFile) -> Computed:
-    """A whole U-Net: ranges, nearest and learned rounding."""
+    """A whole U-Net: ranges, nearest and, where the file has it, learned rounding."""
     c = file.config
     unet = build_unet(UNetOptions.of_official(c["official"], c["norm_num_groups"])).eval()
     state = file.part("sd.model.")
@@ -167,6 +167,8 @@ def quant_unet(file: ReferenceFile) -> Computed:
     for ours, layer in quant_layers(unet).items():
         key = f"{names[ours].removeprefix('model.')}.act_quantizer.delta"
         computed[f"sd.model.{key}"] = close(layer.act_quantizer.delta, state[key], 1e-4)
+    if not any(key.endswith(".alpha") for key in state):
+        return computed
     with torch.no_grad():
         for ours, layer in low_bit_layers(unet).items():
             alpha = state[f"{names[ours].removeprefix('model.')}.weight_quantizer.alpha"]
