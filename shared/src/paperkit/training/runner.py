@@ -104,7 +104,6 @@ class RunnerEngine:
 
     def run_loop(self, config: Any, run: RunFolder, resuming: bool) -> Any:
         """mmengine's Runner on a config, in a run folder, to its end; returns it."""
-        from mmengine.runner import Runner
         from mmengine.runner.checkpoint import get_torch_safe_globals
 
         from paperkit.files.weights import load_strict, read_weights
@@ -119,7 +118,7 @@ class RunnerEngine:
             config.load_from, config.resume, start = str(found), True, None
         if config.get("visualizer"):  # mmengine has one of each name a process: a second run would log into the first's
             config.visualizer["name"] = f"visualizer of {run.path.absolute()}"
-        runner = Runner.from_cfg(config)
+        runner = _made(config)
         if resuming:
             runner.register_hook(EvaluateMissed())
         if start:  # by our own strict loading: mmengine's only warns of keys that do not fit
@@ -134,8 +133,6 @@ class RunnerEngine:
         Raises:
             UserError: no such checkpoint, or one that could run code.
         """
-        from mmengine.runner import Runner
-
         from paperkit.training.openmmlab import refuse_code
 
         checkpoint = self.checkpoint(run, options.ckpt, options.best)
@@ -143,7 +140,7 @@ class RunnerEngine:
         config, start = self.resolved(options, run), time.monotonic()
         config.work_dir, config.load_from, config.resume = options.output, str(checkpoint), False
         _start_fresh(config)
-        found = {name: float(value) for name, value in Runner.from_cfg(config).test().items()}
+        found = {name: float(value) for name, value in _made(config).test().items()}
         if process_rank() == 0:
             told(str(checkpoint), found)
             arm, seconds = "best" if options.best else "last", time.monotonic() - start
@@ -170,9 +167,9 @@ class RunnerEngine:
 
 
 def changed(config: Any, changes: Sequence[str], launcher: str = "none", amp: bool = False) -> Any:
-    """The config with the command line's changes, in place; one process takes BatchNorm for SyncBN.
+    """The config with the command line's changes, in place; `data_root=DIR` is the root of every data set.
 
-    `data_root=DIR` is the root of every data set.
+    One process takes BatchNorm for SyncBN, as do several on CPUs, which have no other.
     """
     import torch
 
@@ -185,15 +182,27 @@ def changed(config: Any, changes: Sequence[str], launcher: str = "none", amp: bo
             if "data_root" in mapping:
                 mapping["data_root"] = found["data_root"]
     config.launcher = launcher
-    if launcher == "none":  # one process: the same statistics, and it runs on a CPU
+    if launcher == "none" or not torch.cuda.is_available():
         for mapping in mappings(config.get("model")):
             if mapping.get("type") == "SyncBN":
                 mapping["type"] = "BN"
-    elif not torch.cuda.is_available():
-        config.merge_from_dict({"env_cfg.dist_cfg.backend": "gloo"})
     if amp:
         config.optim_wrapper.type = "AmpOptimWrapper" if torch.cuda.is_available() else "Bfloat16OptimWrapper"
     return config
+
+
+def _made(config: Any) -> Any:
+    """The Runner of a config. Several processes without GPUs join by gloo: mmengine's own way asks for a GPU each."""
+    import torch
+    from mmengine.runner import Runner
+
+    if config.launcher == "pytorch" and not torch.cuda.is_available():
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        unused = config.get("find_unused_parameters", False)
+        given = config.get("model_wrapper_cfg") or dict(find_unused_parameters=unused, broadcast_buffers=False)
+        config.model_wrapper_cfg = dict(given, device_ids=None)
+    return Runner.from_cfg(config)
 
 
 def _start_fresh(config: Any) -> None:
