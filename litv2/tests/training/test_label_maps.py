@@ -9,7 +9,7 @@ from made import LITV2, make_ade20k, write_segmentation
 from PIL import Image
 
 from paperkit.errors import UserError
-from paperkit.training.mmseg_data import SeededADE20K
+from paperkit.training.mmseg_data import SeededADE20K, SeededCityscapes, SeededFolder
 
 PIPELINE = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", reduce_zero_label=True)]
 MAPS = "annotations/training"
@@ -133,6 +133,40 @@ def test_a_turned_photograph_is_upright(root: Path) -> None:
     first = data_set(root)[0]
     assert first["img"].shape == (90, 70, 3) and first["gt_seg_map"].shape == (90, 70)
     assert np.abs(first["img"][:, 65].astype(int) - (40, 30, 200)).max() < 20  # its top is at the right; blue first
+
+
+def test_cityscapes(tmp_path: Path) -> None:
+    """A folder a city; other annotations of the same picture are passed over."""
+    for split in ("leftImg8bit", "gtFine"):
+        (tmp_path / split / "train" / "bonn").mkdir(parents=True)
+    Image.new("RGB", (9, 7)).save(tmp_path / "leftImg8bit" / "train" / "bonn" / "b_1_leftImg8bit.png")
+    for kind in ("labelTrainIds", "color"):
+        Image.new("L", (9, 7), 18).save(tmp_path / "gtFine" / "train" / "bonn" / f"b_1_gtFine_{kind}.png")
+    prefix = dict(img_path="leftImg8bit/train", seg_map_path="gtFine/train")
+    options = dict(data_root=str(tmp_path), pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")])
+    found = SeededCityscapes(data_prefix=prefix, **options)
+    assert len(found) == 1 and (found[0]["gt_seg_map"] == 18).all() and found.metainfo["classes"][18] == "bicycle"
+    with pytest.raises(UserError, match=r"no Cityscapes files in .*val; the data root must hold leftImg8bit/\{train"):
+        SeededCityscapes(data_prefix=dict(img_path="leftImg8bit/val", seg_map_path="gtFine/val"), **options)
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """CamVid's: names of classes in a file, 11 for nothing, palettes as they come; a map too many is one line."""
+    for split in ("train", "trainannot"):
+        (tmp_path / split).mkdir()
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {i}" for i in range(11)))
+    Image.new("RGB", (9, 7)).save(tmp_path / "train" / "a.png")
+    labels = Image.new("P", (9, 7), 10)
+    labels.putpalette([1, 2, 3] * 256)
+    labels.putpixel((0, 0), 11)
+    labels.save(tmp_path / "trainannot" / "a.png")
+    options = dict(data_root=str(tmp_path), data_prefix=dict(img_path="train", seg_map_path="trainannot"), void=(11,))
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+    found = SeededFolder("classes.txt", pipeline=pipeline, **options)
+    assert found[0]["gt_seg_map"][0, :2].tolist() == [255, 10] and len(found.metainfo["palette"]) == 11
+    labels.save(tmp_path / "trainannot" / "b.png")
+    with pytest.raises(UserError, match=r"annotation .*b\.png has no image in"):
+        SeededFolder("classes.txt", **options)
 
 
 def test_a_broken_picture_is_named(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ Example: litv2 train --config litv2/configs/ade20k/semantic_fpn_litv2_s.py --cfg
 A config file is executed, so name only files that you trust. The run keeps the resolved config as data.
 """
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from paperkit.training.runner import RunnerEngine
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def _released(path: str) -> dict[str, Tensor]:
+
+def _released(path: str) -> "dict[str, Tensor]":
     from litv2.models.released import read_released
 
     return read_released(path)

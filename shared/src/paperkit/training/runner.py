@@ -6,7 +6,8 @@ A paper's engine module names its own parts and hands the functions on:
     add_arguments, check, train, evaluate = ENGINE.add_arguments, ENGINE.check, ENGINE.train, ENGINE.evaluate
     add_evaluation_arguments = ENGINE.add_evaluation_arguments
 
-A config file is executed, so name only files that you trust. Nothing here imports mmengine before it is called.
+A config file is executed, so name only files that you trust. Importing this module is cheap: torch and mmengine are
+imported by what needs them, so that `--help` answers at once.
 """
 
 import importlib
@@ -14,13 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
-from paperkit.results.record import record, told
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
@@ -44,7 +45,7 @@ class RunnerEngine:
     registers: tuple[str, ...]
     scopes: tuple[str, ...] = ("mmengine",)
     metric: str = "mIoU"
-    read_start: Callable[[str], Mapping[str, Tensor]] | None = None
+    read_start: "Callable[[str], Mapping[str, Tensor]] | None" = None
     adapt: Callable[[Any, Any], None] | None = None
 
     def add_arguments(self, parser: Any) -> None:
@@ -133,6 +134,7 @@ class RunnerEngine:
         Raises:
             UserError: no such checkpoint, or one that could run code.
         """
+        from paperkit.results.record import record, told
         from paperkit.training.openmmlab import refuse_code
 
         checkpoint = self.checkpoint(run, options.ckpt, options.best)
