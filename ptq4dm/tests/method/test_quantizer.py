@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from paperkit.errors import UserError
+from ptq4dm.method import quantizer_native
 from ptq4dm.method.quantizer import UniformAffineQuantizer, fake_quantize
 from ptq4dm.method.range_search import Grid
 
@@ -31,6 +32,22 @@ def test_gradients_are_straight_through(shape: tuple[int, ...]) -> None:
     inside = (inside >= 0) & (inside <= 15)
     (gradient,) = torch.autograd.grad(fake_quantize(x, delta, zero_point, 4).sum(), x)
     torch.testing.assert_close(gradient, inside.double())
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5, 5), (3, 64, 32, 32)])
+def test_one_pass_gives_the_same_bits(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    if quantizer_native.kernels() is None:
+        pytest.skip("no compiler")
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x.view(-1)[:4] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.35])
+    given = [x, x.to(memory_format=torch.channels_last) if x.dim() == 4 else x, x.transpose(0, -1), x.double()]
+    delta, zero_point = torch.tensor(0.1), torch.tensor(-3.0)
+    fast = [fake_quantize(t, delta, zero_point, 8) for t in given]
+    monkeypatch.setattr(quantizer_native, "kernels", lambda: None)
+    for ours, t in zip(fast, given, strict=True):
+        plainly = fake_quantize(t, delta, zero_point, 8)
+        torch.testing.assert_close(ours, plainly, rtol=0, atol=0, equal_nan=True)
+        assert ours.stride() == plainly.stride()
 
 
 def test_the_first_tensor_decides_without_gradients() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from paperkit.errors import UserError
-from ptq4dm.method import range_search
+from ptq4dm.method import quantizer_native, range_search
 from ptq4dm.method.quantizer import fake_quantize
 from ptq4dm.method.range_search import grid_of_range, search_range
 
@@ -26,8 +26,8 @@ def searched_by_loop(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 @pytest.fixture(params=["native", "torch"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(range_search, "kernel", lambda: None)
-    elif range_search.kernel() is None:
+        monkeypatch.setattr(quantizer_native, "kernels", lambda: None)
+    elif quantizer_native.kernels() is None:
         pytest.skip("no compiler")
     return str(request.param)
 
@@ -47,7 +47,7 @@ def test_channels_are_searched_each_for_itself(implementation: str, shape: tuple
 
 
 def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(range_search, "kernel", lambda: None)
+    monkeypatch.setattr(quantizer_native, "kernels", lambda: None)
     x = torch.randn(5, 70, generator=torch.Generator().manual_seed(0))
     whole = search_range(x, 4, channel_wise=True)
     for block in (1, 7, 64, 300):
@@ -56,7 +56,7 @@ def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_both_implementations_score_alike() -> None:
-    if range_search.kernel() is None:
+    if quantizer_native.kernels() is None:
         pytest.skip("no compiler")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 5000, generator=generator) * torch.tensor([[1e-6], [1.0], [1e5], [0.0]])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
+from ptq4dm.method.quantizer_native import fake_quantized
 from ptq4dm.method.range_search import SMALLEST_STEP, Grid, Method, bounds, check_bits, grid_of_range, search_range
 
 
@@ -37,6 +38,9 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _rounded(x: Tensor, delta: Tensor, zero_point: Tensor, bottom: int, top: int) -> Tensor:
+    compiled = fake_quantized(x, delta, zero_point, bottom, top)
+    if compiled is not None:
+        return compiled
     return ((x / delta).round() + zero_point).clamp(bottom, top).sub(zero_point).mul(delta)
 
 

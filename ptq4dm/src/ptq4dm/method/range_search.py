@@ -2,24 +2,19 @@
 
 The search is the paper's: 80 ranges, each 1 % of the tensor's own range narrower than the one before, judged by the
 mean of `|x - fake_quantised(x)| ** 2.4`. All candidates of all channels are scored together: on a CPU by
-`range_search_native.cpp`, elsewhere, and where there is no compiler, by torch in blocks of bounded memory.
+`quantizer_native.cpp`, elsewhere, and where there is no compiler, by torch in blocks of bounded memory.
 
 Shapes: O channels (1 for a whole tensor), K values of a channel, C candidates.
 """
 
-import ctypes
-import functools
 import math
-import platform
-from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paperkit.errors import UserError
-from paperkit.native import library
+from ptq4dm.method.quantizer_native import range_scores
 
 Method = Literal["mse", "max", "max_scale"]
 Grid = Literal["unsigned", "from_zero", "signed"]
@@ -31,8 +26,6 @@ POWER = 2.4
 SMALLEST_STEP = 1e-8
 BLOCK = 1 << 17
 """Values that torch scores at a time: half a megabyte in float32."""
-SOURCE = Path(__file__).with_name("range_search_native.cpp")
-NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 
 
 def check_bits(bits: int, what: str = "bits") -> None:
@@ -131,12 +124,10 @@ def _mse(x_ok: Tensor, low: Tensor, high: Tensor, bits: int, grid: Grid) -> tupl
 
 def _scores(x_ok: Tensor, delta_oc: Tensor, zero_oc: Tensor, bottom: int, top: int) -> Tensor:
     """Sum of `|x - fake_quantised(x)| ** 2.4` for every channel and candidate, (O, C) in float64."""
+    compiled = range_scores(x_ok, delta_oc, zero_oc, bottom, top)
+    if compiled is not None:
+        return compiled
     scores = torch.zeros(delta_oc.shape, dtype=torch.float64, device=x_ok.device)
-    if x_ok.is_cpu and x_ok.dtype == torch.float32 and (function := kernel()) is not None:
-        x, delta, zero = x_ok.contiguous(), delta_oc.contiguous(), zero_oc.contiguous()
-        addresses = [t.data_ptr() for t in (x, delta, zero, scores)]
-        function(*addresses, *x.shape, CANDIDATES, bottom, top, torch.get_num_threads())
-        return scores
     channels, values = x_ok.shape
     k = min(values, BLOCK)
     c = min(CANDIDATES, max(1, BLOCK // k))
@@ -150,15 +141,3 @@ def _scores(x_ok: Tensor, delta_oc: Tensor, zero_oc: Tensor, bottom: int, top: i
                 y = (x / delta).round_().add_(zero).clamp_(bottom, top).sub_(zero).mul_(delta)
                 scores[at] += y.sub_(x).abs_().pow_(POWER).sum(-1)
     return scores
-
-
-@functools.cache
-def kernel() -> Callable[..., None] | None:
-    """The compiled scores; None where they cannot be had."""
-    loaded = library("ptq4dm-range-search", [SOURCE], flags=(NATIVE, "-fno-math-errno", "-fno-trapping-math"))
-    if loaded is None:
-        return None
-    function = loaded.ptq4dm_range_scores
-    function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 3, ctypes.c_float, ctypes.c_float, ctypes.c_int]
-    function.restype = None
-    return function
