@@ -1,0 +1,126 @@
+"""Scores: the formulas, the network's features, conditions that are told and compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made import ptq4dm
+from PIL import Image
+
+from paperkit.errors import UserError
+from paperkit.files.weights import read_safetensors
+from ptq4dm.deployment.scoring import (
+    Images,
+    Moments,
+    extract,
+    frechet,
+    inception,
+    inception_score,
+    pixels,
+    precision_recall,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.safetensors"
+
+
+def test_formulas_are_those_of_the_evaluator() -> None:
+    tensors, metadata = read_safetensors(GOLDEN)
+    found = frechet(Moments.of(tensors["in.a"]), Moments.of(tensors["in.b"]))
+    assert found == pytest.approx(tensors["out.frechet"].item(), rel=1e-4)
+    split = json.loads(metadata["config"])["is_split_size"]
+    score = inception_score(tensors["in.probs"].double().log(), split)
+    assert score == pytest.approx(tensors["out.inception_score"].item(), rel=1e-4)
+
+
+def test_precision_and_recall_of_known_sets() -> None:
+    """Two clusters that the generator knows one of: all it makes is real, half of what is real it makes."""
+    torch.manual_seed(0)
+    left, right = torch.randn(40, 4), torch.randn(40, 4) + 50
+    assert precision_recall(left + 0.01, torch.cat([left, right])) == (1.0, 0.5)
+
+
+def save_images(folder: Path, count: int, seed: int, side: int = 4) -> Path:
+    folder.mkdir()
+    drawn = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    for number, image in enumerate(drawn):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    np.savez(folder.with_suffix(".npz"), arr_0=drawn)
+    return folder
+
+
+def test_a_folder_and_an_npz_file_hold_the_same(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "a", 5, 0)
+    one = torch.cat([*Images.at(folder).batches(2)])
+    other = torch.cat([*Images.at(tmp_path / "a.npz").batches(3)])
+    assert one.shape == (5, 3, 4, 4) and torch.equal(one, other)
+
+
+def test_batches_do_not_change_features(tmp_path: Path) -> None:
+    images = Images.at(save_images(tmp_path / "a", 5, 0))
+    found = [extract(images, pixels, size, lambda done: None).pool for size in (2, 5)]
+    assert torch.equal(*found) and found[0].shape == (5, 48)
+
+
+def test_features_of_inception(tmp_path: Path) -> None:
+    """2048 numbers, 7 channels of the 17 x 17 map, logits without a bias; here with weights that are made up."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    blank = tmp_path / "made.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.save({}, blank)
+        network = FeatureExtractorInceptionV3("made", ["2048"], str(blank))
+    torch.save(network.state_dict(), blank)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    extractor = inception(blank, torch.device("cpu"))
+    found = extractor(images)
+    assert found.spatial is not None and found.logits is not None
+    assert (found.pool.shape, found.spatial.shape, found.logits.shape) == ((2, 2048), (2, 2023), (2, 1008))
+    assert torch.equal(extractor(images).spatial, found.spatial)
+    torch.testing.assert_close(found.logits, found.pool @ network.fc.weight.T)
+
+
+def score(*words: str, cwd: Path) -> str:
+    return ptq4dm.here("score", *words, "--extractor", "pixels", "--device", "cpu", cwd=cwd).out
+
+
+def test_the_verb_tells_its_conditions_and_compares_only_equal_ones(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        save_images(tmp_path / name, 60 if name == "c" else 64, seed)
+    printed = score("a", "--reference", "b", "--output", "one", "--keep-statistics", "b_statistics.npz", cwd=tmp_path)
+    assert "pixels Frechet distance" in printed and "FID" not in printed
+    assert "images 64" in printed and "rounding unknown" in printed
+    one = json.loads((tmp_path / "one" / "scores.json").read_text())
+    again = score("a", "--reference", "b", "--compare", "one/scores.json", "--output", "two", cwd=tmp_path)
+    assert "one/scores.json" in again
+    score("a", "--reference", "b_statistics.npz", "--output", "three", cwd=tmp_path)
+    three = json.loads((tmp_path / "three" / "scores.json").read_text())
+    key = "pixels Frechet distance"
+    assert three["scores"][key] == pytest.approx(one["scores"][key]) and "pixels recall" in one["scores"]
+    words = ("score", "c", "--reference", "b", "--extractor", "pixels", "--compare", "one/scores.json")
+    assert "not to be compared: images is 60 here and 64" in ptq4dm.refused(*words, cwd=tmp_path)
+    words = ("score", "a", "--reference", "c", "--extractor", "pixels", "--compare", "one/scores.json")
+    assert "not to be compared: reference is c (" in ptq4dm.refused(*words, cwd=tmp_path)
+    words = ("score", "a", "--reference", "b_statistics.npz", "--extractor", "ptq4dm.deployment.scoring:none")
+    assert "no extractor" in ptq4dm.refused(*words, cwd=tmp_path)
+
+
+def test_sets_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "a", 3, 0)
+    Image.new("RGB", (9, 9)).save(folder / "z.png")
+    with pytest.raises(UserError, match="all must be of one size"):
+        [*Images.at(folder).batches(8)]
+    (tmp_path / "empty").mkdir()
+    made: dict[str, Any] = {"empty": "holds no pictures", "none": "no images at", "bad.npz": "arr_0 is float64"}
+    np.savez(tmp_path / "bad.npz", arr_0=np.zeros((2, 3)))
+    for name, message in made.items():
+        with pytest.raises(UserError, match=message):
+            Images.at(tmp_path / name)
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut\.npz"):
+        Images.at(tmp_path / "cut.npz")
