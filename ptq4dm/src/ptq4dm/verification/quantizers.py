@@ -170,8 +170,11 @@ def _literal(value: ast.expr) -> Any:
 def quant_module(file: ReferenceFile) -> Computed:
     """Single layers: ranges, outputs in the three modes, gradients."""
     computed: Computed = {}
-    for key in [name for name in file.inputs if name.endswith(".x_init")]:
-        case = key.removesuffix(".x_init")
+    named_cases = [key.removesuffix(".x_init") for key in file.inputs if key.endswith(".x_init")]
+    check_options(file.config, {case.rsplit(".", 2)[0] for case in named_cases})
+    for case in named_cases:
+        if case.count(".") < 2:
+            raise UserError(f"case {case}; it is named layer.wBaA.tensor or layer.wBaA.channel")
         name, bits, mode = case.rsplit(".", 2)
         weight_bits, _, activation_bits = bits.removeprefix("w").partition("a")
         if not (weight_bits.isdigit() and activation_bits.isdigit() and mode in ("tensor", "channel")):
@@ -190,7 +193,7 @@ def quant_module(file: ReferenceFile) -> Computed:
             x = file.inputs[f"{case}.x"]
             computed[f"out.{case}.fp"] = layer(x)
             layer.weights_quantized = layer.inputs_quantized = True
-            layer(file.inputs[key])
+            layer(file.inputs[f"{case}.x_init"])
             layer.inputs_quantized = False
             computed[f"out.{case}.w"] = layer(x)
         quantizers = {"act": layer.act_quantizer, "weight": cast(UniformAffineQuantizer, layer.weight_quantizer)}
