@@ -13,6 +13,7 @@ from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.quant_model import (
     QuantConfig,
     activation_ranges,
+    average_activation_ranges,
     config_of,
     initialise_activation_ranges,
     initialise_ranges,
@@ -125,6 +126,17 @@ def test_one_set_of_weights_serves_several_bit_widths() -> None:
         assert torch.equal(predict(unet, given), out)
     with pytest.raises(UserError, match="differ in"):
         set_activation_ranges(quantize(tiny_unet(conditional=True)), ranges[8])
+
+
+@torch.no_grad()
+def test_ranges_as_running_averages() -> None:
+    unet, given = quantize(tiny_unet()), records(count=64)
+    average_activation_ranges(unet, given)
+    delta = quant_layers(unet)["conv_in"].act_quantizer.delta
+    first, second = (part.max() - part.min() for part in (given.x[:32], given.x[32:]))
+    torch.testing.assert_close(delta, (0.95 * first + 0.05 * second) / 255)
+    out = predict(unet, given)
+    assert torch.equal(predict(unet, given), out)  # it has stopped moving
 
 
 def test_unknown_layers_are_named_and_stay_float() -> None:

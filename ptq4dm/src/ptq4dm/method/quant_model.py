@@ -212,6 +212,27 @@ def initialise_ranges(unet: nn.Module, records: Records, count: int = INIT_RECOR
     initialise_activation_ranges(unet, records, count)
 
 
+def average_activation_ranges(unet: nn.Module, records: Records, batch: int = INIT_RECORDS) -> None:
+    """Takes the ranges of activations as running averages of the extremes of each batch, as Q-Diffusion does.
+
+    In place of `initialise_activation_ranges`, whose search sees one batch only.
+
+    Raises:
+        UserError: fewer records than one batch.
+    """
+    initialise_activation_ranges(unet, records, batch)
+    quantizers = act_quantizers(unet).values()
+    try:
+        for quantizer in quantizers:
+            quantizer.averaging = True
+        with torch.no_grad():
+            for first in range(0, len(records) - batch + 1, batch):
+                predict(unet, records[first : first + batch].to(next(unet.parameters()).device))
+    finally:
+        for quantizer in quantizers:
+            quantizer.averaging = False
+
+
 class ActivationRange(NamedTuple):
     """Bits, step and zero point of one activation."""
 

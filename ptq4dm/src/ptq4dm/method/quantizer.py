@@ -70,7 +70,7 @@ class UniformAffineQuantizer(nn.Module):
         bits: 2 to 8.
         channel_wise, scale_method, symmetric, grid: of the range search.
         learned_step: the step is to be trained.
-        momentum: with it, `update_range` moves the range as Q-Diffusion does (0.95 there).
+        momentum: of the average by which the range moves while `averaging` is on (Q-Diffusion has 0.95).
 
     Raises:
         UserError: bits outside 2 to 8; at the first tensor, what `search_range` raises.
@@ -94,7 +94,7 @@ class UniformAffineQuantizer(nn.Module):
         self.bits, self.channel_wise, self.scale_method = bits, channel_wise, scale_method
         self.symmetric, self.grid, self.momentum = symmetric, grid, momentum
         self.name = "a tensor"
-        self.initialised = False
+        self.initialised = self.averaging = False
         self._range: tuple[Tensor, Tensor] | None = None
         if learned_step:
             self.delta = nn.Parameter(torch.zeros(()))
@@ -137,6 +137,7 @@ class UniformAffineQuantizer(nn.Module):
         self.zero_point = zero_point.detach().clone()
         self.initialised = True
 
+    @torch.compiler.disable
     @torch.no_grad()
     def update_range(self, x: Tensor) -> None:
         """Moves the range towards that of `x` by an average with `momentum` (Q-Diffusion; per tensor)."""
@@ -157,7 +158,9 @@ class UniformAffineQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantised `x`, same shape and type."""
-        if not self.initialised:
+        if self.averaging:
+            self.update_range(x)
+        elif not self.initialised:
             self.initialise(x)
         return fake_quantize(x, self.delta, self.zero_point, self.bits, self.grid)
 
