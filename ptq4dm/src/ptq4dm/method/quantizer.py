@@ -118,6 +118,7 @@ class UniformAffineQuantizer(nn.Module):
             found = search_range(x, self.bits, self.channel_wise, self.scale_method, self.symmetric, self.grid)
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from error
+        self._range = None
         self.set_range(*found)
 
     @torch.no_grad()
