@@ -36,7 +36,11 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 """Options of the engine `ldm` for a run of seconds."""
 
-ptq4dm = Command("ptq4dm", "ptq4dm.cli:main", preload=("ptq4dm.training.diffusion", "ptq4dm.training.quantization"))
+ptq4dm = Command(
+    "ptq4dm",
+    "ptq4dm.cli:main",
+    preload=("ptq4dm.training.engine", "ptq4dm.training.arms", "ptq4dm.training.summary"),
+)
 
 
 def tiny_unet(conditional: bool = False, seed: int = 0) -> Any:

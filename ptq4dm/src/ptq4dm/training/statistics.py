@@ -1,0 +1,130 @@
+"""Noise statistics of a run for each bit width of activations, and which step gets which width.
+
+Both predictions are compared along the float model's trajectories; a batch leaves its float64 sums in one file, and the
+sums of all batches are added in their order, whichever process made them (section 6 of the method).
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paperkit.data.resumable import seed_of
+from paperkit.files.atomic import write_atomic
+from paperkit.files.weights import read_safetensors
+from ptq4dm.method.calibration import Records
+from ptq4dm.method.noise_statistics import NoiseStatistics, StatisticsAccumulator
+from ptq4dm.method.quant_model import set_activation_ranges, set_quantized
+from ptq4dm.training.collection import make_parts, remove
+from ptq4dm.training.denoising import PAIRS, batches, denoise, drawn
+from ptq4dm.training.diffusion import Diffusion, guided
+from ptq4dm.training.processes import Processes
+from ptq4dm.training.quantization import Ranges
+from ptq4dm.training.settings import BitsConfig, CalibrationConfig, SamplerConfig
+
+Schedule = dict[int, int]
+"""Time step -> bit width of activations."""
+
+
+def identity(diffusion: Diffusion, bits: BitsConfig, sampler: SamplerConfig) -> dict[str, Any]:
+    """What statistics belong to; they are refused for anything else."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(diffusion.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "model": digest.hexdigest()[:20],
+        "weight_bits": bits.weight_bits,
+        "sampler": "ddim",
+        "steps": sampler.steps,
+        "eta": sampler.eta,
+        "guidance": sampler.guidance,
+    }
+
+
+def statistics_file(folder: Path, width: int) -> Path:
+    """In the folder `model` of a run."""
+    return folder / f"statistics_a{width}.safetensors"
+
+
+def collect_statistics(
+    diffusion: Diffusion,
+    ranges: Ranges,
+    sampler: SamplerConfig,
+    config: CalibrationConfig,
+    seed: int,
+    about: dict[str, Any],
+    folder: Path,
+    processes: Processes,
+) -> dict[int, NoiseStatistics]:
+    """Statistics by bit width, kept in `folder`/model; `folder`/statistics holds the parts until then.
+
+    Args:
+        diffusion: its U-Net is quantised; switched off it is the float one, which drives the trajectories.
+        about: see `identity`.
+    """
+    files = {width: statistics_file(folder / "model", width) for width in ranges}
+    parts = folder / "statistics"
+    if all(file.is_file() for file in files.values()):
+        if processes.first:
+            remove(list(parts.glob("part_*")))
+        return {width: NoiseStatistics.load(file) for width, file in files.items()}
+
+    def make(number: int, images: range) -> dict[str, Tensor]:
+        sums = {width: StatisticsAccumulator() for width in ranges}
+
+        def watch(step: int, call: Records, exact: Tensor) -> None:
+            for width, accumulator in sums.items():
+                set_activation_ranges(diffusion.unet, ranges[width])
+                set_quantized(diffusion.unet, weights=True, activations=True)
+                accumulator.add(int(call.t[0]), exact, guided(diffusion.unet, call, sampler.guidance))
+            set_quantized(diffusion.unet, weights=False, activations=False)
+
+        set_quantized(diffusion.unet, weights=False, activations=False)
+        chosen = drawn(images, seed_of(seed, PAIRS), diffusion.conditions)
+        denoise(diffusion, sampler, chosen, seed_of(seed, PAIRS, number), watch=watch)
+        return {f"a{width}.{key}": value for width, found in sums.items() for key, value in found.state().items()}
+
+    made = make_parts("statistics", parts, batches(config.pairs, config.batch), make, processes)
+    if processes.first:
+        tensors = [read_safetensors(file)[0] for file in made]
+        for width, file in files.items():
+            prefix, total = f"a{width}.", StatisticsAccumulator()
+            for part in tensors:
+                total.merge({key.removeprefix(prefix): v for key, v in part.items() if key.startswith(prefix)})
+            total.finish({**about, "activation_bits": width}).save(file)
+        remove(made)
+    processes.wait()
+    return {width: NoiseStatistics.load(file) for width, file in files.items()}
+
+
+def schedule_of(
+    statistics: dict[int, NoiseStatistics], diffusion: Diffusion, bits: BitsConfig, folder: Path
+) -> Schedule:
+    """Which step gets which bit width, by the SNR rule (section 8 of the method); written to schedule.json."""
+    timesteps = next(iter(statistics.values())).timesteps.tolist()
+    alphas = diffusion.scheduler(len(timesteps)).alphas_cumprod
+    found: Schedule = {}
+    for row in range(len(timesteps)):
+        t = timesteps[row]
+        forward = (alphas[t] / (1 - alphas[t])).item()
+        fit = [width for width, one in sorted(statistics.items()) if one.snr[row] > forward]
+        found[t] = fit[0] if fit else max(statistics)
+    rows = [{"timestep": t, "activation_bits": width} for t, width in sorted(found.items(), reverse=True)]
+    write_atomic(folder / "schedule.json", json.dumps(rows, indent=1) + "\n")
+    return found
+
+
+def joined(statistics: dict[int, NoiseStatistics], schedule: Schedule) -> NoiseStatistics:
+    """Each row from the statistics of its step's bit width."""
+    first = statistics[max(statistics)]
+    widths = [schedule[t] for t in first.timesteps.tolist()]
+    rows = {
+        name: torch.stack([getattr(statistics[width], name)[row] for row, width in enumerate(widths)])
+        for name in ("k", "r", "bias", "residual_std", "snr")
+    }
+    return dataclasses.replace(first, **rows)
