@@ -87,20 +87,12 @@ def check_room(needed: int, place: Place, device: torch.device, folder: Path | N
 
 
 def _free_memory() -> int | None:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _reclaimable()
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _reclaimable() -> int:
-    """Memory of cached files, which Linux gives back."""
+    """Bytes that Linux can give without swapping; None on other systems."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0
-    found = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-    return max(0, found.get("MemAvailable", 0) - found.get("MemFree", 0)) * 1024
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 @dataclass
@@ -181,7 +173,8 @@ class UnitCache:
         count = torch.Size(shape).numel()
         try:
             with open(path, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)  # a full disk is told now, not at a write
+                if hasattr(os, "posix_fallocate"):  # a full disk is told now and not by a signal at some write
+                    os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
