@@ -238,12 +238,16 @@ def read_compvis(
     model = recognised(state, str(path)) if model is None else model
     ema = model.use_ema if weights == "auto" else weights == "ema"
     scale = state[SCALE].item() if SCALE in state and state[SCALE].numel() == 1 else 1.0
-    networks = Networks(
-        build_unet(model.unet).eval(),
-        build_first_stage(model.first_stage, scale).eval(),
-        None if model.classes is None else ClassEmbedding(model.classes, model.unet.context_dim or 0).eval(),
-        ema=ema,
-    )
+    with torch.device("meta"):  # no numbers are drawn for weights that come from the file
+        networks = Networks(
+            build_unet(model.unet).eval(),
+            build_first_stage(model.first_stage, scale).eval(),
+            None if model.classes is None else ClassEmbedding(model.classes, model.unet.context_dim or 0).eval(),
+            ema=ema,
+        )
+    for network in (networks.unet, networks.first_stage, networks.embedding):
+        if network is not None:
+            network.to_empty(device="cpu")
     names = unet_names(networks.unet)
     keys = _unet_keys(names, ema)
     if ema and not any(key in state for key in keys.values()):

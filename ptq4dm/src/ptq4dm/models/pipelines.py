@@ -25,7 +25,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-import ptq4dm
 from paperkit.data.resumable import seed_of
 from paperkit.errors import UserError, one_line
 from paperkit.files.bounded import read_json
@@ -260,8 +259,9 @@ def _network(folder: Path) -> Any:
 def _scheduler(folder: Path) -> Any:
     path = folder / "scheduler_config.json"
     told = _class_of(path, "scheduler config")
-    name = "DDIMScheduler" if told == "DDPMScheduler" else told
-    kind: Any = getattr(ptq4dm if name == "PTQDScheduler" else diffusers, name, None)
+    # A correcting scheduler is DDIM's until it is given statistics, and a folder has none.
+    name = "DDIMScheduler" if told in ("DDPMScheduler", "PTQDScheduler") else told
+    kind: Any = getattr(diffusers, name, None)
     known: bool = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
     if not known:
         raise UserError(f"{folder} has a scheduler of class {name[:80]!r}, which diffusers does not know")
