@@ -12,7 +12,13 @@ from paperkit.errors import UserError
 from ptq4dm.method import unit_cache
 from ptq4dm.method.adaround import AdaRoundQuantizer, rectified_sigmoid
 from ptq4dm.method.calibration import Records, predict
-from ptq4dm.method.quant_model import QuantConfig, initialise_activation_ranges, initialise_weight_ranges, quantize
+from ptq4dm.method.quant_model import (
+    QuantConfig,
+    initialise_activation_ranges,
+    initialise_weight_ranges,
+    quantize,
+    set_activation_bits,
+)
 from ptq4dm.method.reconstruction import (
     Progress,
     StepSettings,
@@ -159,6 +165,15 @@ def test_a_folder_of_something_else_is_refused(
             unet.get_parameter("conv_in.weight").mul_(1.01)
     with pytest.raises(UserError, match="other settings, weights or records"):
         reconstruct_weights(unet, given, settings, uninterrupted[1])
+
+
+def test_steps_of_other_bits_are_refused(uninterrupted: tuple[dict[str, torch.Tensor], Path]) -> None:
+    unet = ready()
+    reconstruct_weights(unet, records(), WEIGHTS, uninterrupted[1])
+    set_activation_bits(unet, 4)
+    initialise_activation_ranges(unet, records(), 8)
+    with pytest.raises(UserError, match="other settings, weights or records"):
+        learn_steps(unet, records(), STEPS, uninterrupted[1])
 
 
 def test_impossible_reconstructions_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -376,6 +376,8 @@ def _mark(stage: _Rounding | _Steps, unet: nn.Module, records: Records) -> str:
     """
     settings = {name: value for name, value in dataclasses.asdict(stage.settings).items() if name != "cache"}
     digest = hashlib.sha256(f"{stage.name} {sorted(settings.items())} {config_of(unet)}".encode())
+    if stage.activations:
+        digest.update(bytes(quantizer.bits for quantizer in act_quantizers(unet).values()))
     counts = (".alpha",) if stage.activations else ()
     state = {name: v for name, v in unet.state_dict().items() if "quantizer" not in name or name.endswith(counts)}
     for name, tensor in [*state.items(), *records.tensors().items()]:
