@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_a_kill_changes_nothing(where: str, folder: Path) -> None:
     assert not (run_of(folder, name) / "finished").exists()
     ptq4dm.here("train", "--resume", name, cwd=folder)
     check_same_runs(run_of(folder), run_of(folder, name))
+
+
+def test_a_signal_ends_in_a_line_and_changes_nothing(folder: Path) -> None:
+    patch = at_call("ptq4dm.method.reconstruction:save_weights", 8, signal.SIGTERM)
+    words = ("train", "--config", "tiny.yaml", "--name", "told")
+    ended = ptq4dm.child(*words, cwd=folder, patch=patch, code=143)
+    assert "Traceback" not in ended.err and len(ended.err.splitlines()) == 1
+    ptq4dm.here("train", "--resume", "told", cwd=folder)
+    check_same_runs(run_of(folder), run_of(folder, "told"))
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_sampling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptq4dm.method.unit_cache._free_memory", lambda: 10_000)
+    line = ptq4dm.refused("train", "--config", "tiny.yaml", "--name", "large", cwd=folder)
+    assert "reconstruction keeps up to" in line and not (run_of(folder, "large") / "calibration").exists()
 
 
 def test_two_processes_share_the_sampling(folder: Path) -> None:

@@ -82,7 +82,7 @@ def check_memory(unet: nn.Module, example: Records, records: int, config: Recons
         return
     settings = weight_settings(config, 0) if config.weight_iterations else step_settings(config, 0)
     needed = estimate_cache_bytes(unet, example, settings) * records  # of one record
-    print(f"reconstruction keeps up to {needed / 1e9:.2f} GB on {config.cache}", flush=True)
+    print(f"reconstruction keeps up to {needed / 1e6:,.1f} MB on {config.cache}", flush=True)
     check_room(needed, config.cache, next(unet.parameters()).device, store)
 
 
@@ -142,6 +142,7 @@ def load_quantized(folder: Path, unet: nn.Module, bits: BitsConfig) -> Ranges:
     if odd:
         raise UserError(f"{path} is of another network: it differs in {len(odd)} tensors, first {sorted(odd)[0]}")
     unet.load_state_dict(state, strict=False)
+    device = next(unet.parameters()).device
     found: Ranges = {}
     for width in widths(bits):
         tensors, _ = read_safetensors(folder / f"activations_a{width}.safetensors")
@@ -149,7 +150,9 @@ def load_quantized(folder: Path, unet: nn.Module, bits: BitsConfig) -> Ranges:
         try:
             found[width] = {
                 name: ActivationRange(
-                    int(tensors[f"{name}.bits"]), tensors[f"{name}.delta"], tensors[f"{name}.zero_point"]
+                    int(tensors[f"{name}.bits"]),
+                    tensors[f"{name}.delta"].to(device),
+                    tensors[f"{name}.zero_point"].to(device),
                 )
                 for name in sorted(names)
             }
