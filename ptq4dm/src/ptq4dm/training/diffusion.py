@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from paperkit.errors import UserError, one_line
 from paperkit.files.weights import check_finite, read_safetensors
 from ptq4dm.method.calibration import Records, predict
+from ptq4dm.method.trajectories import guided as combined
 from ptq4dm.models.compvis import read_compvis
 from ptq4dm.models.latent_diffusion import ClassEmbedding, FirstStage, FixedHeadsUNet2DModel, model_named
 from ptq4dm.models.pipelines import decode, quiet_diffusers
@@ -119,7 +120,7 @@ def guided(unet: nn.Module, call: Records, guidance: float) -> Tensor:
     if guidance == 1:
         return out
     unconditional, conditional = out.chunk(2)
-    return unconditional + guidance * (conditional - unconditional)
+    return combined(unconditional, conditional, guidance)
 
 
 def load_diffusion(config: ModelConfig) -> Diffusion:

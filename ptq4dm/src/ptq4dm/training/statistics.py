@@ -125,6 +125,7 @@ def joined(statistics: dict[int, NoiseStatistics], schedule: Schedule) -> NoiseS
     widths = [schedule[t] for t in first.timesteps.tolist()]
     rows = {
         name: torch.stack([getattr(statistics[width], name)[row] for row, width in enumerate(widths)])
-        for name in ("k", "r", "bias", "residual_std", "snr")
+        for name in ("k", "r", "bias", "residual_std", "snr", "mean")
     }
-    return dataclasses.replace(first, **rows)
+    about = {**first.identity, "activation_bits": widths[0] if len({*widths}) == 1 else "mixed"}
+    return dataclasses.replace(first, **rows, identity=about)
