@@ -50,7 +50,8 @@ def _run_to_file(source: Any, target: Any) -> str:
     from ptq4dm.models.official_quantized import write_quantized
     from ptq4dm.training.finished import load_run
 
-    write_quantized(target, load_run(source).diffusion.unet)
+    unet: Any = load_run(source).diffusion.unet
+    write_quantized(target, unet)
     return f"{target}: weights, alphas and activation steps; weight ranges and zero points have no place there"
 
 

@@ -40,15 +40,19 @@ def pipeline_of(networks: Networks, model: LatentDiffusion) -> Pipeline:
     return ClassConditionalLDMPipeline(networks.unet, networks.first_stage, networks.embedding, model.scheduler())
 
 
-def load_any(source: str | Path, model: LatentDiffusion | None = None, trust_pickle: bool = False) -> Pipeline:
-    """A pipeline from its folder, or from a CompVis checkpoint.
+def load_any(
+    source: str | Path, model: LatentDiffusion | None = None, trust_pickle: bool = False, unet: Any = None
+) -> Pipeline:
+    """A pipeline from its folder, or from a CompVis checkpoint; `unet` takes the place of theirs.
 
     Raises:
         UserError: as `load_pipeline` and `read_compvis`.
     """
     if Path(source).is_dir():
-        return load_pipeline(source)
-    return pipeline_of(*read_compvis(source, model, trust_pickle=trust_pickle))
+        return load_pipeline(source, unet)
+    networks, model = read_compvis(source, model, trust_pickle=trust_pickle)
+    networks.unet = networks.unet if unet is None else unet
+    return pipeline_of(networks, model)
 
 
 def to_folder(

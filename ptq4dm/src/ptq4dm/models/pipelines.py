@@ -204,32 +204,35 @@ PARTS = ("unet", "scheduler", "vae", "vqvae", "class_embedding")
 
 def is_pipeline(folder: str | Path) -> bool:
     """Whether a folder has the parts of a pipeline."""
-    return (Path(folder) / "unet").is_dir() and (Path(folder) / "scheduler").is_dir()
+    return (Path(folder) / "scheduler").is_dir()
 
 
-def load_pipeline(folder: str | Path) -> Pipeline:
+def load_pipeline(folder: str | Path, unet: Any = None) -> Pipeline:
     """A pipeline from a folder of parts: `unet`, `scheduler`, and for latents `vae` (or `vqvae`), `class_embedding`.
 
     Such are ours, and diffusers' `DDPMPipeline`, `DDIMPipeline` and unconditional `LDMPipeline`, whose ancestral
     scheduler becomes that of DDIM, which has its steps at eta 1.
+
+    Args:
+        unet: takes the place of the folder's, which need not be there then.
 
     Raises:
         UserError: no such folder, further parts, parts of other classes, weights that are missing or do not fit.
     """
     folder = Path(folder)
     if not is_pipeline(folder):
-        raise UserError(f"{folder} is no folder of a pipeline: it needs unet and scheduler")
+        raise UserError(f"{folder} is no folder of a pipeline: it has no scheduler")
     parts = {path.name for path in folder.iterdir() if path.is_dir()}
     if further := sorted(parts - {*PARTS}):
         raise UserError(f"{folder} is of another pipeline: it has {first_few(further)} beside {', '.join(PARTS)}")
     with quiet_diffusers():
-        scheduler, unet = _scheduler(folder / "scheduler"), _network(folder / "unet")
+        scheduler, unet = _scheduler(folder / "scheduler"), unet or _network(folder / "unet")
         first_stage = next((_network(folder / name) for name in ("vae", "vqvae") if name in parts), None)
         if "class_embedding" in parts:
             if first_stage is None:
                 raise UserError(f"{folder} has a class embedding and no first stage (vae)")
             return ClassConditionalLDMPipeline(unet, first_stage, _network(folder / "class_embedding"), scheduler)
-        if not isinstance(unet, UNet2DModel):
+        if unet.config.get("cross_attention_dim") is not None:
             raise UserError(f"{folder} has a U-Net with contexts and no class_embedding to give them")
         return UnconditionalLDMPipeline(unet, first_stage, scheduler)
 
