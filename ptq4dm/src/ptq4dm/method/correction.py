@@ -114,6 +114,7 @@ class StepConstants:
     Args:
         x0_offset, prev_offset: (C,).
         sigma: calibrated. direction: factor of the corrected prediction in the direction term.
+        excess: variance that the prediction's noise adds to `x_prev`.
         exceeded: the prediction's noise is not below the sampler's, so none is added and the excess stays.
     """
 
@@ -126,6 +127,7 @@ class StepConstants:
     prev_offset: Tensor
     direction: float
     sigma: float
+    excess: float
     exceeded: bool
 
 
@@ -150,6 +152,7 @@ def step_constants(
         prev_offset=noise * correction.offset,
         direction=direction,
         sigma=sigma,
+        excess=(coefficient * correction.spread) ** 2,
         exceeded=scheduled > 0 and sigma == 0.0,
     )
 

@@ -109,11 +109,12 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
             raise UserError("a corrected step needs statistics and sampling steps: set_statistics, set_timesteps")
         if "eta" in self.statistics.identity:
             self.statistics.check({"eta": eta})
-        alpha, alpha_prev = self._alphas(timestep)
+        alpha, alpha_prev = self.alpha_pair(timestep)
         correction = noise_correction(self.statistics, timestep, self.config.correction, self.config.clip_negative_k)
         return step_constants(correction, alpha, alpha_prev, eta, self.config.direction_sigma)
 
-    def _alphas(self, timestep: int) -> tuple[float, float]:
+    def alpha_pair(self, timestep: int) -> tuple[float, float]:
+        """`alpha` of a step and of the one that follows in sampling."""
         before = timestep - self.config.num_train_timesteps // self.num_inference_steps
         alpha_prev = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
         return float(self.alphas_cumprod[timestep]), float(alpha_prev)
@@ -176,7 +177,7 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
         self, found: StepConstants, model_output: Tensor, timestep: int, sample: Tensor, rederive: bool
     ) -> tuple[Tensor, Tensor]:
         """The step where `x0` is clipped, which comes behind the correction."""
-        alpha, alpha_prev = self._alphas(int(timestep))
+        alpha, alpha_prev = self.alpha_pair(int(timestep))
         noise = found.correction(model_output)
         x0 = (sample - (1 - alpha) ** 0.5 * noise) / alpha**0.5
         if self.config.thresholding:
