@@ -11,8 +11,9 @@ from PIL import Image
 
 from paperkit.errors import UserError
 from paperkit.files.arrays import read_npz
+from ptq4dm.deployment import sampling
 from ptq4dm.deployment.sampling import GRID, NPZ, RECORD, Sampling, grid, sample
-from ptq4dm.models.pipelines import load_pipeline
+from ptq4dm.models.pipelines import draw, load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +33,46 @@ def test_batch_size_changes_nothing(pipeline: Any, tmp_path: Path) -> None:
     assert record["weights"] == "made" and record["sampling"]["rounding"] == "round"
 
 
-def test_an_interrupted_call_is_seen(pipeline: Any, tmp_path: Path) -> None:
-    """The old images stay as they are, and without a record nothing takes them for whole."""
-    sample(pipeline, Sampling(2, 2, 2, 0.0, 1.0), tmp_path, {})
-    before = (tmp_path / NPZ).read_bytes()
+def test_an_interrupted_call_goes_on(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old images stay as they are, nothing takes them for the new ones, and no batch is drawn twice."""
+    sample(pipeline, Sampling(2, 2, 2, 0.0, 1.0), tmp_path / "a", {})
+    before = (tmp_path / "a" / NPZ).read_bytes()
+    wanted = Sampling(6, 2, 2, 1.0, 1.0)
 
     def interrupt(images: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(pipeline, Sampling(4, 2, 2, 0.0, 1.0), tmp_path, {}, on_batch=interrupt)
-    assert (tmp_path / NPZ).read_bytes() == before and not (tmp_path / RECORD).exists()
-    assert not list(tmp_path.glob("*.tmp-*"))
+        sample(pipeline, wanted, tmp_path / "a", {}, on_batch=interrupt)
+    assert (tmp_path / "a" / NPZ).read_bytes() == before and not (tmp_path / "a" / RECORD).exists()
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    drawn: list[int] = []
+
+    def noted(pipeline: Any, first: int, *rest: Any) -> Any:
+        drawn.append(first)
+        return draw(pipeline, first, *rest)
+
+    monkeypatch.setattr(sampling, "draw", noted)
+    sample(pipeline, wanted, tmp_path / "a", {})
+    assert drawn == [2, 4] and not (tmp_path / "a" / "parts").exists()
+    sample(pipeline, wanted, tmp_path / "b", {})
+    assert (tmp_path / "a" / NPZ).read_bytes() == (tmp_path / "b" / NPZ).read_bytes()
+
+
+def test_parts_of_other_settings_are_drawn_again(pipeline: Any, tmp_path: Path) -> None:
+    def interrupt(images: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(pipeline, Sampling(4, 2, 2, 0.0, 1.0, seed=1), tmp_path / "a", {}, on_batch=interrupt)
+    for name in ("a", "b"):
+        sample(pipeline, Sampling(4, 2, 2, 0.0, 1.0, seed=2), tmp_path / name, {})
+    with pytest.raises(KeyboardInterrupt):
+        sample(pipeline, Sampling(4, 2, 2, 0.0, 1.0, seed=3), tmp_path / "a", {}, on_batch=interrupt)
+    other = load_pipeline(pixel_folder(tmp_path / "other", seed=5))  # as if a path had got other weights
+    for name in ("a", "b"):
+        sample(other, Sampling(4, 2, 2, 0.0, 1.0, seed=3), tmp_path / name, {})
+    assert np.array_equal(*(read_npz(tmp_path / name / NPZ)["arr_0"] for name in ("a", "b")))
 
 
 def test_classes() -> None:

@@ -1,14 +1,17 @@
 """Images drawn from a pipeline into a folder: `samples.npz`, `grid.png`, on request PNG files, and what was asked for.
 
-Every image is a function of (seed, its number), whatever the batch size. Images are written while they are drawn; a
-folder is read only where `samples.json`, written last, says that it is whole.
+Every image is a function of (seed, its number), whatever the batch size. Batches are kept in `parts` as they are drawn,
+so a call that was killed goes on where it was; a folder is read only where `samples.json`, written last, says that it
+is whole.
 
 Shapes: N images, B batch, H, W sides in pixels.
 """
 
+import hashlib
 import io
 import json
 import math
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,7 +28,7 @@ from paperkit.errors import UserError
 from paperkit.files.atomic import atomic_file, write_atomic
 from ptq4dm.models.pipelines import ROUNDINGS, ClassConditionalLDMPipeline, Pipeline, draw, to_uint8
 
-NPZ, GRID, RECORD, FILES = "samples.npz", "grid.png", "samples.json", "images"
+NPZ, GRID, RECORD, FILES, PARTS = "samples.npz", "grid.png", "samples.json", "images", "parts"
 LARGEST_GRID = 64
 """Images in a grid at most."""
 
@@ -86,7 +89,7 @@ def sample(
     files: bool = False,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> None:
-    """Draws the images into `folder`; an interrupted call leaves the files that were there.
+    """Draws the images into `folder`; what an interrupted call with the same settings has drawn is not drawn again.
 
     Args:
         about: further facts for `samples.json`: weights, bits, statistics.
@@ -102,27 +105,68 @@ def sample(
     if wrong := [label for label in labels if label > classes]:
         raise UserError(f"class {wrong[0]} is outside 0 to {classes}")
     pipeline.set_progress_bar_config(disable=True)
+    told = {"sampling": asdict(sampling), **about, "fingerprint": fingerprint(pipeline)}
+    record = json.dumps(told, indent=1) + "\n"
+    parts = folder / PARTS
+    _keep_parts_of(parts, record)
     shown: list[np.ndarray] = []
+
+    def drawn(first: int, size: int) -> np.ndarray:
+        path = parts / f"{first:08d}.npy"
+        if path.is_file():
+            kept: np.ndarray = np.load(path, allow_pickle=False)
+            return kept
+        chosen: list[int | None] = [*labels[first : first + size]] if labels else [None] * size
+        images = draw(pipeline, first, chosen, sampling.seed, sampling.steps, sampling.eta, sampling.guidance)
+        if not torch.isfinite(images).all():
+            raise UserError(f"images {first} to {first + size - 1} hold NaN or infinite values")
+        pixels = to_uint8(images, sampling.rounding).cpu().numpy()
+        with atomic_file(path) as file:
+            np.save(file, pixels, allow_pickle=False)
+        return pixels
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, sampling.count, sampling.batch):
-            size = min(sampling.batch, sampling.count - first)
-            chosen: list[int | None] = [*labels[first : first + size]] if labels else [None] * size
-            images = draw(pipeline, first, chosen, sampling.seed, sampling.steps, sampling.eta, sampling.guidance)
-            if not torch.isfinite(images).all():
-                raise UserError(f"images {first} to {first + size - 1} hold NaN or infinite values")
-            pixels = to_uint8(images, sampling.rounding).cpu().numpy()
+            pixels = drawn(first, min(sampling.batch, sampling.count - first))
             shown.extend(pixels[: max(0, LARGEST_GRID - len(shown))])
             for number, image in enumerate(pixels if files else []):
                 write_atomic(folder / FILES / f"{first + number:06d}.png", _png(image))
             yield pixels
-            on_batch(size)
+            on_batch(len(pixels))
 
     (folder / RECORD).unlink(missing_ok=True)  # what it told is about to be replaced
     write_npz(folder / NPZ, sampling.count, batches(), labels)
     write_atomic(folder / GRID, _png(grid(shown)))
-    record = {"sampling": asdict(sampling), **about}
-    write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
+    write_atomic(folder / RECORD, record)
+    shutil.rmtree(parts)
+
+
+def fingerprint(pipeline: Pipeline) -> str:
+    """Of all weights, by their sums, and of what the scheduler computes with: a path may hold others by now."""
+    found = hashlib.sha256()
+    for part, module in sorted(pipeline.components.items()):
+        state = module.state_dict() if isinstance(module, torch.nn.Module) else {}
+        for name, tensor in state.items():
+            found.update(f"{part}.{name}={tensor.sum(dtype=torch.float64).item()!r}".encode())
+    statistics = getattr(pipeline.scheduler, "statistics", None)
+    if statistics is not None:
+        for rows in (statistics.k, statistics.bias, statistics.residual_std):
+            found.update(repr(rows.tolist()).encode())
+    found.update(repr(sorted(dict(pipeline.scheduler.config).items(), key=lambda item: item[0])).encode())
+    return found.hexdigest()[:16]
+
+
+def _keep_parts_of(parts: Path, record: str) -> None:
+    """Removes what was drawn with other settings."""
+    told = parts / RECORD
+    try:
+        if told.is_file() and told.read_text() == record:
+            return
+        if parts.is_dir():
+            shutil.rmtree(parts)
+    except OSError as error:
+        raise UserError(f"cannot write {parts}: {error.strerror or error}") from error
+    write_atomic(told, record)
 
 
 def write_npz(path: Path, count: int, batches: Iterator[np.ndarray], labels: list[int]) -> None:
