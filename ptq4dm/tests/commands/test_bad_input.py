@@ -82,6 +82,7 @@ CASES: dict[str, tuple[list[Any], str]] = {
     "1 bit": ([*TRAIN, "--quantization.weight_bits", "1"], "weight_bits"),
     "9 bits": ([*TRAIN, "--quantization.activation_bits", "9"], "activation_bits"),
     "16 bits among the candidates": ([*TRAIN, "--quantization.candidates", "[4, 16]"], "candidates"),
+    "a budget beyond the candidates": ([*TRAIN, "--quantization.mean_bits", "9"], "mean_bits 9.0 is outside"),
     "steps that do not divide": ([*TRAIN, "--sampler.steps", "300"], "sampler.steps 300"),
     "eta": ([*TRAIN, "--sampler.eta", "2"], "sampler.eta 2"),
     "few images": ([*TRAIN, "--calibration.images", "2"], "2 images give 8 calls"),

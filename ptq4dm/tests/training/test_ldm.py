@@ -18,6 +18,7 @@ from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
 from ptq4dm.method.calibration import Records, predict
+from ptq4dm.method.noise_statistics import NoiseStatistics
 from ptq4dm.method.quant_model import quantize, set_quantized
 from ptq4dm.models.compvis import read_compvis
 from ptq4dm.models.pipelines import ClassConditionalLDMPipeline
@@ -28,6 +29,7 @@ from ptq4dm.training.diffusion import LDM_SCHEDULE, Diffusion, load_diffusion
 from ptq4dm.training.processes import Processes
 from ptq4dm.training.quantization import load_quantized, quant_config
 from ptq4dm.training.settings import BitsConfig, CalibrationConfig, ModelConfig, SamplerConfig
+from ptq4dm.training.statistics import schedule_of, statistics_file
 
 MIXED = merged(TINY, {"quantization": {"candidates": [4, 8]}})
 
@@ -98,6 +100,17 @@ def test_the_saved_network_is_the_learned_one(folder: Path) -> None:
         assert predict(diffusion.unet, records).equal(exact)
     assert sorted(ranges) == [4, 8]
     assert 0 < (coarse - exact).abs().mean() < 0.5 * exact.abs().mean()
+
+
+def test_a_budget_bounds_the_mean_of_the_bits(folder: Path) -> None:
+    diffusion, sampler = load_diffusion(ModelConfig(str(folder / "model"))), SamplerConfig(4, 1.0, 1.0)
+    statistics = {bits: NoiseStatistics.load(statistics_file(run_of(folder) / "model", bits)) for bits in (4, 8)}
+    for budget, fewest in ((4.0, 4.0), (6.0, 5.0), (8.0, 8.0)):
+        bits = BitsConfig(candidates=[4, 8], mean_bits=budget)
+        assert fewest <= schedule_of(statistics, diffusion, bits, sampler).mean_bits() <= budget
+    assert schedule_of(statistics, diffusion, BitsConfig(candidates=[4, 8]), sampler).mean_bits() >= 4
+    steps = schedule_of(statistics, diffusion, BitsConfig(candidates=[4, 8], monotone=True), sampler).activation_bits
+    assert list(steps) == sorted(steps, reverse=True)
 
 
 KILLS = {

@@ -67,6 +67,9 @@ def check(options: Any, run: RunFolder | None) -> None:
     quant_config(options.quantization)
     for width in widths(options.quantization):
         check_bits(width, "quantization.candidates")
+    budget = options.quantization.mean_bits
+    if budget is not None and not min(widths(options.quantization)) <= budget <= max(widths(options.quantization)):
+        raise UserError(f"quantization.mean_bits {budget} is outside of the candidates {widths(options.quantization)}")
     device_of(options.accelerator)
     from ptq4dm.training.diffusion import load_diffusion
 
@@ -138,7 +141,8 @@ def _train(run: RunFolder, options: Any, processes: Any) -> None:
         diffusion, ranges, options.sampler, calibration, options.seed, about, run.path, processes
     )
     if processes.first:
-        schedule = schedule_of(statistics, diffusion, options.quantization, model)
+        schedule = schedule_of(statistics, diffusion, options.quantization, options.sampler)
+        schedule.save(model / "schedule.json")
         write_training(run.path, unet, statistics, schedule, options, time.monotonic() - start)
 
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 
 from paperkit.errors import UserError
-from paperkit.files.bounded import read_json
 from paperkit.files.runs import RunFolder
+from ptq4dm.method.bit_schedule import BitSchedule
 from ptq4dm.method.noise_statistics import NoiseStatistics
 from ptq4dm.method.quant_model import quantize, set_activation_ranges
 from ptq4dm.training.diffusion import Diffusion, load_diffusion
@@ -74,11 +74,9 @@ def load_run(path: Path, model: str | None = None, device: torch.device | str = 
     statistics = {width: NoiseStatistics.load(statistics_file(folder, width)) for width in widths(bits)}
     for width, of_width in statistics.items():
         of_width.check({**about, "activation_bits": width})
-    rows = read_json(folder / "schedule.json", "bit schedule")
-    try:
-        schedule = {int(row["timestep"]): int(row["activation_bits"]) for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'schedule.json'} is no list of time steps and bits") from error
+    schedule = BitSchedule.load(folder / "schedule.json").bits()
+    if [*schedule] != next(iter(statistics.values())).timesteps.tolist() or not {*schedule.values()} <= ranges.keys():
+        raise UserError(f"{folder / 'schedule.json'} is of other steps or bit widths than the run")
     return Finished(diffusion, ranges, schedule, joined(statistics, schedule), sampler)
 
 

@@ -43,7 +43,7 @@ Ranges = dict[int, dict[str, ActivationRange]]
 def quant_config(bits: BitsConfig) -> QuantConfig:
     """What `quantize` is told."""
     options = asdict(bits)
-    for own in ("candidates", "monotone"):
+    for own in ("candidates", "mean_bits", "monotone"):
         options.pop(own)
     return QuantConfig(**options)
 

@@ -52,6 +52,8 @@ class BitsConfig:
         shortcut_split: own ranges for the halves of a concatenated input.
         candidates: mixed precision: activation bits, of which each step gets one; every candidate has own ranges,
             steps and statistics over one set of weights.
+        mean_bits: a bound on the mean over the steps, spent where it lowers the error of the samples most, instead of
+            the rule by signal-to-noise ratios (ours).
         monotone: let the bits never fall from a step to a later one.
     """
 
@@ -64,6 +66,7 @@ class BitsConfig:
     attention_matmul_bits: int | None = None
     shortcut_split: bool = False
     candidates: list[int] = field(default_factory=list)
+    mean_bits: float | None = None
     monotone: bool = False
 
 

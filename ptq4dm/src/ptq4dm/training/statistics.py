@@ -6,7 +6,6 @@ sums of all batches are added in their order, whichever process made them (secti
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from paperkit.data.resumable import seed_of
-from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import read_safetensors
+from ptq4dm.method.bit_schedule import BitSchedule, budget_schedule, snr_schedule
 from ptq4dm.method.calibration import Records
+from ptq4dm.method.correction import ddim_sigma, prediction_coefficient
 from ptq4dm.method.noise_statistics import NoiseStatistics, StatisticsAccumulator
 from ptq4dm.method.quant_model import set_activation_ranges, set_quantized
 from ptq4dm.training.collection import make_parts, remove
@@ -103,20 +103,24 @@ def collect_statistics(
 
 
 def schedule_of(
-    statistics: dict[int, NoiseStatistics], diffusion: Diffusion, bits: BitsConfig, folder: Path
-) -> Schedule:
-    """Which step gets which bit width, by the SNR rule (section 8 of the method); written to schedule.json."""
-    timesteps = next(iter(statistics.values())).timesteps.tolist()
-    alphas = diffusion.scheduler(len(timesteps)).alphas_cumprod
-    found: Schedule = {}
-    for row in range(len(timesteps)):
-        t = timesteps[row]
-        forward = (alphas[t] / (1 - alphas[t])).item()
-        fit = [width for width, one in sorted(statistics.items()) if one.snr[row] > forward]
-        found[t] = fit[0] if fit else max(statistics)
-    rows = [{"timestep": t, "activation_bits": width} for t, width in sorted(found.items(), reverse=True)]
-    write_atomic(folder / "schedule.json", json.dumps(rows, indent=1) + "\n")
-    return found
+    statistics: dict[int, NoiseStatistics], diffusion: Diffusion, bits: BitsConfig, sampler: SamplerConfig
+) -> BitSchedule:
+    """Which step gets which bit width of activations: by the SNR rule, or within a budget (section 8 of the method)."""
+    scheduler = diffusion.scheduler(sampler.steps)
+    timesteps, alphas = next(iter(statistics.values())).timesteps, scheduler.alphas_cumprod
+    if bits.mean_bits is None:
+        snr = {width: found.snr for width, found in statistics.items()}
+        chosen = snr_schedule(snr, timesteps, alphas, bits.weight_bits)
+    else:
+        before = [t - scheduler.config["num_train_timesteps"] // sampler.steps for t in timesteps.tolist()]
+        previous = [float(alphas[t] if t >= 0 else scheduler.final_alpha_cumprod) for t in before]
+        coefficients = [
+            prediction_coefficient(alpha, alpha_prev, ddim_sigma(alpha, alpha_prev, sampler.eta))
+            for alpha, alpha_prev in zip(alphas[timesteps].tolist(), previous, strict=True)
+        ]
+        left = {width: found.residual_std**2 for width, found in statistics.items()}  # what the correction leaves
+        chosen = budget_schedule(left, coefficients, timesteps, bits.mean_bits, bits.weight_bits)
+    return chosen.smoothed() if bits.monotone else chosen
 
 
 def joined(statistics: dict[int, NoiseStatistics], schedule: Schedule) -> NoiseStatistics:

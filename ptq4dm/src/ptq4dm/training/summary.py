@@ -7,16 +7,16 @@ from torch import nn
 
 from paperkit.results.metrics import Metrics, Row
 from paperkit.results.report import print_metrics
+from ptq4dm.method.bit_schedule import BitSchedule
 from ptq4dm.method.noise_statistics import NoiseStatistics
 from ptq4dm.training.quantization import summary
-from ptq4dm.training.statistics import Schedule
 
 
 def write_training(
     folder: Path,
     unet: nn.Module,
     statistics: dict[int, NoiseStatistics],
-    schedule: Schedule,
+    schedule: BitSchedule,
     options: Any,
     seconds: float,
 ) -> None:
@@ -30,8 +30,8 @@ def write_training(
             Row(arm, "slope k, highest", [found.k.max().item()]),
             Row(arm, "steps with a negative slope", [float((found.k < 0).sum())]),
         ]
-    rows.append(Row("schedule", "bits of activations, mean over steps", [sum(schedule.values()) / len(schedule)]))
-    extra = {"layers": summary(unet), "schedule": [[t, bits] for t, bits in sorted(schedule.items())]}
+    rows.append(Row("schedule", "bits of activations, mean over steps", [schedule.mean_bits()]))
+    extra = {"layers": summary(unet), "schedule": [[t, bits] for t, bits in schedule.bits().items()]}
     metrics = Metrics("ptq4dm", [options.seed], seconds, rows, extra=extra)
     metrics.write(folder / "metrics.json")
     print_metrics(metrics, "noise of the quantised predictions, on calibration trajectories")
