@@ -74,8 +74,10 @@ class Cost:
         """
         total = self.products * FLOAT * FLOAT
         for layer in self.layers.values():
-            at_nominal = layer.bits == self.nominal_bits and activation_bits is not None
-            total += layer.macs * layer.bits[0] * activation_bits if at_nominal and layer.bits else layer.bops()
+            if activation_bits is not None and layer.bits == self.nominal_bits:
+                total += layer.macs * layer.bits[0] * activation_bits
+            else:
+                total += layer.bops()
         return total
 
     def float_bops(self, products: bool) -> int:
@@ -132,7 +134,7 @@ def count_cost(unet: nn.Module, example: Records, config: QuantConfig | None = N
     layers = {
         name: Layer(
             macs.get(name, 0) // batch,
-            module.weight.numel(),  # type: ignore[union-attr, operator]  # all three classes have a weight
+            module.weight.numel(),  # type: ignore[operator]  # all three classes have a weight
             module.bits if isinstance(module, QuantLayer) else None,
         )
         for name, module in found.items()

@@ -123,7 +123,7 @@ class NoiseStatistics:
             part = share.reshape(-1, *[1] * (values.dim() - 1))
             return values[left] + part * (values[right] - values[left])
 
-        snr = rows(self.snr.clamp(max=1e30).log()).exp()
+        snr = rows(self.snr.clamp(1e-30, 1e30).log()).exp()
         return replace(
             self,
             timesteps=asked,

@@ -24,7 +24,7 @@ from ptq4dm.method.correction import (
 from ptq4dm.method.noise_statistics import NoiseStatistics
 
 
-class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no types
+class PTQDScheduler(DDIMScheduler):
     """Corrects the predictions of any quantised network; without statistics it is its parent, bit for bit.
 
     scheduler = PTQDScheduler.from_config(pipeline.scheduler.config)
@@ -60,6 +60,11 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
         self.statistics: NoiseStatistics | None = None
         self._constants: dict[tuple[Any, ...], tuple[StepConstants, Tensor, Tensor]] = {}
 
+    @property
+    def _options(self) -> Any:
+        """The configuration, whose attributes types do not know."""
+        return self.config
+
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         """Names that `from_config` passes on: `options` stands for the parent's."""
@@ -73,8 +78,8 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
             UserError: statistics of other sampled steps than those set, or a network that does not predict noise.
         """
         if statistics is not None:
-            if self.config.prediction_type != "epsilon":
-                raise UserError(f"the network predicts {self.config.prediction_type}; the correction needs epsilon")
+            if self._options.prediction_type != "epsilon":
+                raise UserError(f"the network predicts {self._options.prediction_type}; the correction needs epsilon")
             if self.num_inference_steps is not None:
                 statistics.check_timesteps(self.timesteps)
         self.statistics = statistics
@@ -95,9 +100,9 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
         """The corrected noise prediction (B, C, H, W); as it is without statistics."""
         if self.statistics is None:
             return model_output
-        return noise_correction(self.statistics, int(timestep), self.config.correction, self.config.clip_negative_k)(
-            model_output
-        )
+        return noise_correction(
+            self.statistics, int(timestep), self._options.correction, self._options.clip_negative_k
+        )(model_output)
 
     def constants(self, timestep: int, eta: float) -> StepConstants:
         """The numbers of one corrected step.
@@ -110,12 +115,14 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
         if "eta" in self.statistics.identity:
             self.statistics.check({"eta": eta})
         alpha, alpha_prev = self.alpha_pair(timestep)
-        correction = noise_correction(self.statistics, timestep, self.config.correction, self.config.clip_negative_k)
-        return step_constants(correction, alpha, alpha_prev, eta, self.config.direction_sigma)
+        correction = noise_correction(
+            self.statistics, timestep, self._options.correction, self._options.clip_negative_k
+        )
+        return step_constants(correction, alpha, alpha_prev, eta, self._options.direction_sigma)
 
     def alpha_pair(self, timestep: int) -> tuple[float, float]:
         """`alpha` of a step and of the one that follows in sampling."""
-        before = timestep - self.config.num_train_timesteps // self.num_inference_steps
+        before = timestep - self._options.num_train_timesteps // self.num_inference_steps
         alpha_prev = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
         return float(self.alphas_cumprod[timestep]), float(alpha_prev)
 
@@ -146,7 +153,7 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
         if variance_noise is not None and generator is not None:
             raise ValueError("pass either generator or variance_noise")
         found, x0_offset, prev_offset = self._cached(int(timestep), float(eta), model_output)
-        if self.config.clip_sample or self.config.thresholding:
+        if self._options.clip_sample or self._options.thresholding:
             x0, x_prev = self._clipped(found, model_output, timestep, sample, use_clipped_model_output)
         else:
             x0 = affine(sample, found.x0_x, model_output, found.x0_eps, x0_offset)
@@ -169,8 +176,8 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
                     f"noise statistics of {len(found.x0_offset)} channels; predictions have {like.shape[1]}"
                 )
             shape = (1, -1, *[1] * (like.dim() - 2))
-            offsets = (offset.to(like).reshape(shape) for offset in (found.x0_offset, found.prev_offset))
-            self._constants[key] = (found, *offsets)
+            x0_offset, prev_offset = (o.to(like).reshape(shape) for o in (found.x0_offset, found.prev_offset))
+            self._constants[key] = (found, x0_offset, prev_offset)
         return self._constants[key]
 
     def _clipped(
@@ -180,10 +187,10 @@ class PTQDScheduler(DDIMScheduler):  # type: ignore[misc]  # diffusers has no ty
         alpha, alpha_prev = self.alpha_pair(int(timestep))
         noise = found.correction(model_output)
         x0 = (sample - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-        if self.config.thresholding:
+        if self._options.thresholding:
             x0 = self._threshold_sample(x0)
         else:
-            x0 = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+            x0 = x0.clamp(-self._options.clip_sample_range, self._options.clip_sample_range)
         if rederive:
             noise = (sample - alpha**0.5 * x0) / (1 - alpha) ** 0.5
         return x0, alpha_prev**0.5 * x0 + found.direction * noise

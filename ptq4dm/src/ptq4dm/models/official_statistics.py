@@ -1,0 +1,130 @@
+"""Noise statistics as the authors' scripts keep them: `kt.npy`, `t_std_dict.npy`, `idx_bias.npy` in one folder.
+
+Two of them are pickled tables of time step -> number inside an npy file; an unpickler that knows numbers, arrays and
+tensors alone reads them.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from paperkit.errors import UserError
+from paperkit.files.atomic import atomic_file
+from ptq4dm.method.noise_statistics import NoiseStatistics, StatisticsAccumulator
+from ptq4dm.models.official_quantized import read_pairs
+
+SLOPES, SPREADS, BIAS = "kt.npy", "t_std_dict.npy", "idx_bias.npy"
+LARGEST = 64 << 20  # bytes of one file; theirs have kilobytes
+
+
+def _storage(data: bytes) -> Any:
+    """What torch's own loader does for a tensor inside a foreign pickle, but with tensors alone allowed."""
+    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+
+
+class _Numbers(pickle.Unpickler):
+    """Refuses every class but those of numbers, arrays and tensors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        core = module.replace("numpy._core", "numpy.core")
+        allowed = {
+            ("numpy", "dtype"): np.dtype,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
+            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+            ("torch.storage", "_load_from_bytes"): _storage,
+            ("collections", "OrderedDict"): dict,
+        }
+        if (core, name) not in allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is no number, array or tensor")
+        return allowed[core, name]
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no file {path}; the authors' statistics are {SLOPES}, {SPREADS} and {BIAS} in one folder")
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"{path} has {path.stat().st_size} bytes; statistics of the authors have kilobytes")
+    try:
+        with path.open("rb") as file:
+            version = npy.read_magic(file)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = header(file)
+            if not dtype.hasobject:
+                file.seek(0)
+                return npy.read_array(file, allow_pickle=False)
+            found = _Numbers(file).load()
+    except Exception as error:  # numpy, pickle and torch raise nearly every class on a damaged file
+        raise UserError(f"{path} is no npy file of the authors' statistics: {str(error)[:200]}") from error
+    return found.item() if isinstance(found, np.ndarray) and shape == () else found
+
+
+def _table(path: Path) -> dict[int, float]:
+    """Time step -> number."""
+    found = _read(path)
+    try:
+        return {int(t): float(value) for t, value in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no table of time step -> number") from error
+
+
+def read_official(folder: str | Path) -> NoiseStatistics:
+    """The three files of a folder; what they do not say (identity, correlation, SNR, means) stays unknown.
+
+    Raises:
+        UserError: a file is missing, damaged, wants anything but numbers, or does not fit the others.
+    """
+    folder = Path(folder)
+    slopes, spreads, bias = _table(folder / SLOPES), _table(folder / SPREADS), _read(folder / BIAS)
+    steps = sorted(spreads)
+    if sorted(slopes) != steps or not isinstance(bias, np.ndarray) or bias.ndim != 2 or len(bias) != len(steps):
+        raise UserError(
+            f"{folder}: {len(slopes)} slopes, {len(steps)} spreads and a bias {np.shape(bias)}; each step needs all"
+        )
+
+    def column(table: dict[int, float]) -> Tensor:
+        return torch.tensor([table[t] for t in steps], dtype=torch.float64)
+
+    unknown = torch.zeros(len(steps), dtype=torch.float64)
+    return NoiseStatistics(
+        torch.tensor(steps), column(slopes), unknown, torch.from_numpy(bias.astype(np.float64)), column(spreads),
+        unknown.clone(), identity={"steps": len(steps)},
+    )  # fmt: skip
+
+
+def write_official(folder: str | Path, statistics: NoiseStatistics) -> None:
+    """Writes the three files as the authors' sampler reads them.
+
+    Raises:
+        UserError: `cannot write <path>`.
+    """
+    steps = statistics.timesteps.tolist()
+    contents: dict[str, Any] = {
+        SLOPES: np.array(dict(zip(steps, statistics.k.tolist(), strict=True)), dtype=object),
+        SPREADS: np.array(dict(zip(steps, statistics.residual_std.float().unbind(), strict=True)), dtype=object),
+        BIAS: statistics.bias.numpy(),
+    }
+    for name, content in contents.items():
+        with atomic_file(Path(folder) / name) as file:
+            npy.write_array(file, content, allow_pickle=content.dtype.hasobject)
+
+
+def statistics_of_pairs(path: str | Path, trust_pickle: bool = False) -> NoiseStatistics:
+    """Statistics of `data_error_t_*.pth`, the authors' list of predictions and errors.
+
+    Raises:
+        UserError: unreadable, or something else.
+    """
+    eps, delta, t = read_pairs(path, trust_pickle)
+    sums = StatisticsAccumulator()
+    for timestep in t.unique().tolist():
+        exact = eps[t == timestep].double()
+        sums.add(int(timestep), exact, exact + delta[t == timestep].double())
+    return sums.finish({"steps": len(t.unique())})
