@@ -49,11 +49,7 @@ def run(arguments: Any) -> int:
         heads += [f"{name} of the other" for name in ("k", "residual std")]
     rows = []
     for i, t in enumerate(found.timesteps.tolist()):
-        row = [
-            t,
-            *(f"{float(getattr(found, name)[i]):.4g}" for name in names),
-            f"{float(found.bias[i].abs().max()):.4g}",
-        ]
+        numbers = [float(getattr(found, name)[i]) for name in names] + [float(found.bias[i].abs().max())]
         if other is not None:
             numbers += [float(other.k[i]), float(other.residual_std[i])]
         rows.append([t, *(f"{number:.4g}" for number in numbers)])

@@ -16,6 +16,7 @@ from ptq4dm.method.correction import (
     DIRECTIONS,
     Correction,
     DirectionSigma,
+    NoiseCorrection,
     StepConstants,
     affine,
     noise_correction,
@@ -100,9 +101,10 @@ class PTQDScheduler(DDIMScheduler):
         """The corrected noise prediction (B, C, H, W); as it is without statistics."""
         if self.statistics is None:
             return model_output
-        return noise_correction(
-            self.statistics, int(timestep), self._options.correction, self._options.clip_negative_k
-        )(model_output)
+        return self._correction(self.statistics, int(timestep))(model_output)
+
+    def _correction(self, statistics: NoiseStatistics, timestep: int) -> NoiseCorrection:
+        return noise_correction(statistics, timestep, self._options.correction, self._options.clip_negative_k)
 
     def constants(self, timestep: int, eta: float) -> StepConstants:
         """The numbers of one corrected step.
@@ -115,9 +117,7 @@ class PTQDScheduler(DDIMScheduler):
         if "eta" in self.statistics.identity:
             self.statistics.check({"eta": eta})
         alpha, alpha_prev = self.alpha_pair(timestep)
-        correction = noise_correction(
-            self.statistics, timestep, self._options.correction, self._options.clip_negative_k
-        )
+        correction = self._correction(self.statistics, timestep)
         return step_constants(correction, alpha, alpha_prev, eta, self._options.direction_sigma)
 
     def alpha_pair(self, timestep: int) -> tuple[float, float]:
