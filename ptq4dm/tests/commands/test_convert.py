@@ -7,10 +7,12 @@ import torch
 from made import ptq4dm
 from made_checkpoints import TINY, made_file
 
-from ptq4dm.deployment.packed_folder import load_packed
+from ptq4dm.deployment.packed_folder import load_packed, save_packed
+from ptq4dm.deployment.packed_unet import pack
 from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.quant_model import QuantConfig, initialise_ranges, quantize
 from ptq4dm.models.conversion import to_folder
+from ptq4dm.models.latent_diffusion import build_unet
 from ptq4dm.models.official_quantized import read_inputs, write_inputs, write_quantized
 from ptq4dm.models.pipelines import load_pipeline
 
@@ -50,6 +52,17 @@ def test_a_quantised_file_as_packed_integers(made: Path, tmp_path: Path) -> None
     wanted = torch.load(made / "y.pth", weights_only=True)["y"]
     found = packed(records.x, records.t, records.context).sample
     assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()  # the rest is in fp16, and codes may turn
+
+
+def test_a_packed_network_keeps_its_heads(tmp_path: Path) -> None:
+    """The churches model has one number of heads at all levels, which a plain `UNet2DModel` forgets."""
+    unet = quantize(build_unet(TINY["churches"].unet).eval(), QuantConfig(8, 8))
+    torch.manual_seed(0)
+    records = Records(torch.randn(32, 4, 8, 8), torch.randint(0, 1000, (32,)))
+    initialise_ranges(unet, records)
+    save_packed(pack(unet), tmp_path, "fp32")
+    found, wanted = load_packed(tmp_path)(records.x[:2], records.t[:2]).sample, predict(unet, records[:2]).detach()
+    assert (found - wanted).abs().max() < 0.01 * wanted.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from paperkit.errors import UserError
@@ -17,10 +19,11 @@ from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import check_finite, load_strict, read_safetensors, save_weights
 from ptq4dm.deployment.packed_layers import PackedLayer
 from ptq4dm.deployment.packed_unet import PackedUNet
+from ptq4dm.models.latent_diffusion import FixedHeadsUNet2DModel
 
 FORMAT, VERSION = "ptq4dm-packed", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-CLASSES = ("UNet2DModel", "UNet2DConditionModel")
+CLASSES = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, FixedHeadsUNet2DModel)}
 Rest = Literal["fp16", "fp32"]
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 RANGES = ("weight_delta", "weight_zero_point", "act_delta", "act_zero_point")
@@ -39,7 +42,7 @@ def save_packed(packed: PackedUNet, folder: str | Path, rest: Rest = "fp16") -> 
     """
     kind = type(packed.network).__name__
     if kind not in CLASSES:
-        raise UserError(f"a {kind} cannot be saved packed; {' and '.join(CLASSES)} can")
+        raise UserError(f"a {kind} cannot be saved packed; {', '.join(CLASSES)} can")
     if rest not in DTYPES:
         raise UserError(f"rest '{rest}' does not exist; known: {', '.join(DTYPES)}")
     state = {}
@@ -77,11 +80,9 @@ def load_packed(folder: str | Path) -> PackedUNet:
     told = _config(folder / CONFIG)
     state, _ = read_safetensors(folder / WEIGHTS)
     check_finite(state, folder / WEIGHTS)
-    import diffusers
-
     try:
         with torch.device("meta"):
-            network = getattr(diffusers, told["class"]).from_config(told["settings"])
+            network: Any = CLASSES[told["class"]].from_config(told["settings"])
     except Exception as error:  # diffusers checks nothing, so that anything may come
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(f"{folder / CONFIG}: no {told['class']} has these settings: {reason}") from error
