@@ -58,6 +58,16 @@ def test_a_folder_and_an_npz_file_hold_the_same(tmp_path: Path) -> None:
     assert one.shape == (5, 3, 4, 4) and torch.equal(one, other)
 
 
+def test_a_folder_of_samples_tells_its_rounding(tmp_path: Path) -> None:
+    """And one that is not whole is not scored."""
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((4, 2, 2, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match="is not whole"):
+        Images.at(tmp_path)
+    (tmp_path / "samples.json").write_text(json.dumps({"sampling": {"rounding": "truncate"}}))
+    found = Images.at(tmp_path)
+    assert (found.rounding, found.count) == ("truncate", 4)
+
+
 def test_batches_do_not_change_features(tmp_path: Path) -> None:
     images = Images.at(save_images(tmp_path / "a", 5, 0))
     found = [extract(images, pixels, size, lambda done: None).pool for size in (2, 5)]
