@@ -30,7 +30,7 @@ class PTQDScheduler(DDIMScheduler):
 
     scheduler = PTQDScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_statistics(NoiseStatistics.load("statistics.safetensors"))
-    pipeline.scheduler = scheduler
+    pipeline.scheduler = scheduler  # `DDIMPipeline(unet, scheduler)` itself would make a plain DDIM of it
 
     It must see the prediction behind guidance, with the guidance that the statistics were collected with.
 
