@@ -100,6 +100,7 @@ class RunnerEngine:
         if process_rank() == 0:
             write_data(config, run.path / self.kept)
         self.run_loop(config, run, resuming)
+        _part()
         if process_rank() == 0:
             print(f"{run.path}: checkpoints (*.pth) and TensorBoard logs")
 
@@ -143,6 +144,7 @@ class RunnerEngine:
         config.work_dir, config.load_from, config.resume = options.output, str(checkpoint), False
         _start_fresh(config)
         found = {name: float(value) for name, value in _made(config).test().items()}
+        _part()
         if process_rank() == 0:
             told(str(checkpoint), found)
             arm, seconds = "best" if options.best else "last", time.monotonic() - start
@@ -205,6 +207,15 @@ def _made(config: Any) -> Any:
         given = config.get("model_wrapper_cfg") or dict(find_unused_parameters=unused, broadcast_buffers=False)
         config.model_wrapper_cfg = dict(given, device_ids=None)
     return Runner.from_cfg(config)
+
+
+def _part() -> None:
+    """Processes leave their group together: one that ends first takes the others' connections away."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def _start_fresh(config: Any) -> None:
