@@ -18,9 +18,12 @@ FREE = ("processes",)
 
 
 class SeedConfig(Protocol):
-    """What the settings of an experiment have: which seeds, and how many of them at once (0 for one a core)."""
+    """What the settings of an experiment have: which seeds, and how many of them at once."""
 
-    processes: int
+    @property
+    def processes(self) -> int:
+        """Seeds side by side; 0 for one a core."""
+        ...
 
     @property
     def seed_list(self) -> list[int]:
