@@ -1,0 +1,34 @@
+"""Export a quantised U-Net for any batch up to 63: a torch.export program or ONNX, checked after writing.
+
+The network is the simulated one, with weights on their grid in float; for integers there is `ptq4dm pack`. Of a mixed
+schedule the widths that are in use last are written.
+"""
+
+from typing import Any
+
+LARGEST_DIFFERENCE = 0.02  # root mean square, of that of the outputs: codes at a tie
+
+
+def add_arguments(parser: Any) -> None:
+    parser.add_argument("--ckpt", type=str, required=True, help="run folder")
+    parser.add_argument("--to", choices=["torch", "onnx"], default="torch", help="what to write")
+    parser.add_argument("--seed", type=int, default=0, help="network of an embedded experiment")
+    parser.add_argument("--width", type=str, default="w4a8", help="bits of an embedded experiment's network")
+    parser.add_argument("--model", type=str | None, default=None, help="where a run's float model is now, if moved")
+    parser.add_argument("--output", type=str, default="runs/ptq4dm/export", help="folder to write")
+
+
+def run(arguments: Any) -> int:
+    from pathlib import Path
+
+    from paperkit.errors import UserError
+    from ptq4dm.deployment.exporting import export
+    from ptq4dm.deployment.quantised_run import open_quantised
+
+    source = open_quantised(Path(arguments.ckpt), arguments.seed, arguments.width, arguments.model)
+    path, difference, scale = export(source.unet, Path(arguments.output), arguments.to)
+    if not difference <= LARGEST_DIFFERENCE * scale:
+        raise UserError(f"{path}: differs from PyTorch's by {difference / scale:.2g} of the outputs' root mean square")
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, differs from PyTorch's by {difference / scale:.2g} "
+          "of the outputs' root mean square")  # fmt: skip
+    return 0
