@@ -9,7 +9,7 @@ from pathlib import Path
 import made_checkpoints
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from made import PIXELS, TINY, merged, options_of, pixel_folder, ptq4dm, tiny_unet, write_yaml
 
 from paperkit.data.resumable import seed_of
@@ -216,6 +216,16 @@ def test_a_class_conditional_pipeline(tmp_path: Path) -> None:
     assert folder.contexts is not None and folder.contexts[:, 0].equal(table[:4])
     assert folder.null is not None and folder.null[0].equal(table[4])
     assert folder.decode is not None and folder.schedule["beta_schedule"] == "scaled_linear"
+
+
+def test_a_pipeline_of_another_scheduler(folder: Path, tmp_path: Path) -> None:
+    """A DDPM as diffusers saves it, from its noise schedule to the corrected samples."""
+    schedule = {key: LDM_SCHEDULE[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+    DDPMPipeline(tiny_unet(), DDPMScheduler(**schedule, variance_type="fixed_large")).save_pretrained(tmp_path / "ddpm")
+    short = ("--reconstruction.weight_iterations", "0", "--reconstruction.step_iterations", "0")
+    model = ("--model.path", tmp_path / "ddpm", "--name", "ddpm")
+    ptq4dm.here("train", "--config", "tiny.yaml", *model, *short, cwd=folder)
+    ptq4dm.here("eval", "--ckpt", run_of(folder, "ddpm"), cwd=folder)
 
 
 def test_a_network_that_embeds_classes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H height, W width, K conditions (classes or prompts), L context tokens, D context width.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -245,5 +246,6 @@ def _schedule(path: Path) -> dict[str, Any]:
 
 
 def _plain(scheduler: DDIMScheduler) -> dict[str, Any]:
-    """Its configuration without notes of diffusers."""
-    return {key: value for key, value in dict(scheduler.config).items() if not key.startswith("_")}
+    """Its own options; a file of another scheduler's leaves more."""
+    known = inspect.signature(DDIMScheduler.__init__).parameters
+    return {key: value for key, value in dict(scheduler.config).items() if key in known}

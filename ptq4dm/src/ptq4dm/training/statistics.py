@@ -79,7 +79,8 @@ def collect_statistics(
 
         def watch(step: int, call: Records, exact: Tensor) -> None:
             for width, accumulator in sums.items():
-                set_activation_ranges(diffusion.unet, ranges[width])
+                if len(ranges) > 1:  # a single one is there already
+                    set_activation_ranges(diffusion.unet, ranges[width])
                 set_quantized(diffusion.unet, weights=True, activations=True)
                 accumulator.add(int(call.t[0]), exact, guided(diffusion.unet, call, sampler.guidance))
             set_quantized(diffusion.unet, weights=False, activations=False)
