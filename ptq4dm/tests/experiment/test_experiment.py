@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(words: list[str], code: int, message: str, tmp_pa
 def made_result(better: bool) -> SeedResult:
     """A network for which every order comes out as claimed, or none does."""
     good, bad = (1.0, 2.0) if better else (2.0, 1.0)
-    ours = {SIGNED, OFFICIAL, MIXED_3, names.SCHEDULED}
+    ours = {SIGNED, OFFICIAL, MIXED_3, names.MIXED_4, names.SCHEDULED}
     numbers = {arm: good if arm in ours else bad for arm in (*ETA0_ARMS, *ETA1_ARMS)}
     draw = Draw(numbers, numbers, numbers, {})
     errors = {arm: [numbers[arm]] * ETA0_STEPS for arm in (QUANTISED, OFFICIAL, SIGNED)}
