@@ -6,8 +6,8 @@ seed 0, by 72 %, but not in every draw of other networks: a few samples that tur
 distance. It is asserted of the mean of six draws or more.
 
 Bits by the SNR rule were tried first (seed 0, five draws). Of A3 and A8 they are nearer to the float samples than A3
-alone and than the same bits in reversed order, each time: asserted of six draws or more. Of A4 and A8 the rule asks for A8 at the last step
-alone, which changes next to nothing, and the reversed order is as good: reported.
+alone and than the same bits in reversed order, each time: asserted of six draws or more. Of A4 and A8 the rule asks
+for A8 at the last step alone, which changes next to nothing, and the reversed order is as good: reported.
 """
 
 from collections.abc import Callable, Sequence
