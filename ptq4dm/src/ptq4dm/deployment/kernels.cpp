@@ -6,9 +6,12 @@
 //
 // Letters: B batch, H W rows and columns, C channels, O outputs, L lanes of a vector.
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
+#include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -542,9 +545,9 @@ static void rows_product(const float* const (&in)[M], const float* weights, int6
     }
 }
 
-static void attention(const Attention& s, int thread, int threads) {
+static void attention(const Attention& s, int thread, int threads, int worker) {
     const int64_t tiles = (s.queries + M - 1) / M, tasks = s.batch * s.heads * tiles, wide = padded(s.tokens);
-    float* scores = s.scores + thread * M * wide;
+    float* scores = s.scores + worker * M * wide;
     float scales[M], inverse[M];
     for (int m = 0; m < M; ++m) scales[m] = float(s.scale);
     for (int64_t task = tasks * thread / threads; task < tasks * (thread + 1) / threads; ++task) {
@@ -582,21 +585,33 @@ static void attention(const Attention& s, int thread, int threads) {
 
 // --- all steps -------------------------------------------------------------------------------------------------------
 
-static void all_steps(const Step* steps, int64_t count, int thread, int threads) {
+// How far the pieces of a step are: taken, and finished. A thread that the system has set aside between two pieces
+// keeps nobody waiting, as it would at a barrier.
+struct Progress {
+    std::atomic<int> taken{0}, finished{0};
+};
+
+constexpr int PIECES = 4;  // of a step, a thread
+
+static void piece_of(const Step& step, int piece, int pieces, int worker) {
+    switch (step.kind) {
+        case 0: moments(*(const Moments*)step.fields, piece, pieces); break;
+        case 1: prepare(*(const Prepare*)step.fields, piece, pieces); break;
+        case 2: product(*(const Product*)step.fields, piece, pieces); break;
+        case 3: attention_order(*(const Attention*)step.fields, piece, pieces); break;
+        case 4: attention(*(const Attention*)step.fields, piece, pieces, worker); break;
+    }
+}
+
+static void all_steps(const Step* steps, int64_t count, Progress* progress, int pieces, int worker) {
     for (int64_t i = 0; i < count; ++i) {
-        const void* fields = steps[i].fields;
-        switch (steps[i].kind) {
-            case 0: moments(*(const Moments*)fields, thread, threads); break;
-            case 1: prepare(*(const Prepare*)fields, thread, threads); break;
-            case 2: product(*(const Product*)fields, thread, threads); break;
-            case 3: attention_order(*(const Attention*)fields, thread, threads); break;
-            case 4: attention(*(const Attention*)fields, thread, threads); break;
+        Progress& now = progress[i];
+        for (int piece; (piece = now.taken.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+            piece_of(steps[i], piece, pieces, worker);
+            now.finished.fetch_add(1, std::memory_order_release);
         }
-#ifdef _OPENMP
-        if (threads > 1) {
-#pragma omp barrier
-        }
-#endif
+        for (int turn = 0; now.finished.load(std::memory_order_acquire) < pieces; ++turn)
+            if (turn > 2000) std::this_thread::yield();
     }
 }
 
@@ -605,10 +620,11 @@ extern "C" int ptq4dm_lanes() { return L; }
 extern "C" void ptq4dm_run(const Step* steps, int64_t count, int threads) {
 #ifdef _OPENMP
     if (threads > 1) {
+        std::vector<Progress> progress(count);
 #pragma omp parallel num_threads(threads)
-        all_steps(steps, count, omp_get_thread_num(), omp_get_num_threads());
+        all_steps(steps, count, progress.data(), PIECES * threads, omp_get_thread_num());
         return;
     }
 #endif
-    all_steps(steps, count, 0, 1);
+    for (int64_t i = 0; i < count; ++i) piece_of(steps[i], 0, 1, 0);
 }
