@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bivit.experiment.settings import STUDENTS, TRAIN, ExperimentConfig
+from paperkit.command.embedded import FREE, drawn_run, evaluated_run, measure_seeds, train_seeds
 from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
 from paperkit.errors import UserError
 
@@ -20,7 +21,7 @@ def check(options: Any, run: Any) -> None:
     Raises:
         UserError: the first of them.
     """
-    refuse_changes(options, run, free=("processes",))
+    refuse_changes(options, run, free=FREE)
     config = settings_of(options, ExperimentConfig)
     refuse_below_one(config, ("seeds", "teacher_epochs", "batch_size"))
     if not 0 <= config.long_seeds <= config.seeds:
@@ -38,44 +39,27 @@ def check(options: Any, run: Any) -> None:
 
 def train(run: Any, options: Any, resuming: bool) -> None:
     """All parts seed by seed, side by side."""
-    from paperkit.command.seeds import run_seeds
-
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     print(f"{config.seeds} seeds of up to {config.most_steps:,} steps", flush=True)
-    results = run_seeds(
-        "bivit.experiment.run:run_seed",
-        config.seed_list,
-        {"run": str(run.path), "config": config},
-        config.most_steps,
-        processes=config.processes or None,
-        resume_with=f"bivit train --resume {run.path}",
-    )
-    finish(run, list(results.values()), config, time.monotonic() - start, run.path)
+    results = train_seeds(run, config, "bivit.experiment.run:run_seed", config.most_steps)
+    finish(run, results, config, time.monotonic() - start, run.path)
 
 
 def evaluate(run: Any, options: Any) -> None:
     """Every number again, from the saved weights."""
-    import torch
-
     from bivit.experiment.run import measure_seed
 
-    if run is None:
-        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
-    refuse_changes(options, run, free=("processes",))
-    config, start = settings_of(options, ExperimentConfig), time.monotonic()
-    torch.set_num_threads(1)
-    results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
+    start = time.monotonic()
+    run, config = evaluated_run(run, options, ExperimentConfig)
+    results = measure_seeds(measure_seed, run, config)
     finish(run, results, config, time.monotonic() - start, Path(options.output))
 
 
 def figures(run: Any, options: Any) -> list[Path]:
     """Every figure of a run again, from its metrics.json and weights."""
     from bivit.experiment.figures import draw
-    from paperkit.results.metrics import Metrics
 
-    if run is None:
-        raise UserError(f"{options.run} is no run folder of the embedded experiment")
-    metrics = Metrics.read(run.path / "metrics.json")
+    run, metrics = drawn_run(run, options)
     return draw(metrics, run.path, Path(options.output or run.path / "figures"))
 
 

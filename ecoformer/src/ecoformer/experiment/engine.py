@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.experiment.settings import DIGIT_TRAIN, ExperimentConfig
+from paperkit.command.embedded import FREE, drawn_run, evaluated_run, measure_seeds, train_seeds
 from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
 from paperkit.errors import UserError
 
@@ -22,7 +23,7 @@ def check(options: Any, run: Any) -> None:
     """
     from ecoformer.experiment.settings import DIGIT_ARMS, MAJORITY_ARMS
 
-    refuse_changes(options, run, free=("processes",))
+    refuse_changes(options, run, free=FREE)
     config = settings_of(options, ExperimentConfig)
     counted = ("seeds", "digit_epochs", "majority_steps", "majority_test", "batch_size", "fit_images", "fit_iterations")
     refuse_below_one(config, (*counted, "test_images"))
@@ -42,44 +43,27 @@ def check(options: Any, run: Any) -> None:
 
 def train(run: Any, options: Any, resuming: bool) -> None:
     """All parts seed by seed, side by side."""
-    from paperkit.command.seeds import run_seeds
-
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     print(f"{config.seeds} seeds of up to {config.most_steps:,} steps", flush=True)
-    results = run_seeds(
-        "ecoformer.experiment.run:run_seed",
-        config.seed_list,
-        {"run": str(run.path), "config": config},
-        config.most_steps,
-        processes=config.processes or None,
-        resume_with=f"ecoformer train --resume {run.path}",
-    )
-    finish(run, list(results.values()), config, time.monotonic() - start, run.path)
+    results = train_seeds(run, config, "ecoformer.experiment.run:run_seed", config.most_steps)
+    finish(run, results, config, time.monotonic() - start, run.path)
 
 
 def evaluate(run: Any, options: Any) -> None:
     """Every number again, from the saved hashes and weights."""
-    import torch
-
     from ecoformer.experiment.run import measure_seed
 
-    if run is None:
-        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
-    refuse_changes(options, run, free=("processes",))
-    config, start = settings_of(options, ExperimentConfig), time.monotonic()
-    torch.set_num_threads(1)
-    results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
+    start = time.monotonic()
+    run, config = evaluated_run(run, options, ExperimentConfig)
+    results = measure_seeds(measure_seed, run, config)
     finish(run, results, config, time.monotonic() - start, Path(options.output))
 
 
 def figures(run: Any, options: Any) -> list[Path]:
     """Every figure of a run again, from its metrics.json and hashes."""
     from ecoformer.experiment.figures import draw
-    from paperkit.results.metrics import Metrics
 
-    if run is None:
-        raise UserError(f"{options.run} is no run folder of the embedded experiment")
-    metrics = Metrics.read(run.path / "metrics.json")
+    run, metrics = drawn_run(run, options)
     return draw(metrics, run.path, Path(options.output or run.path / "figures"), _config_of(run))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from focusformer.experiment.settings import FOCUS, TRAIN, ExperimentConfig
+from paperkit.command.embedded import FREE, drawn_run, evaluated_run, measure_seeds, train_seeds
 from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
 from paperkit.errors import UserError
 
@@ -20,7 +21,7 @@ def check(options: Any, run: Any) -> None:
     Raises:
         UserError: the first of them.
     """
-    refuse_changes(options, run, free=("processes",))
+    refuse_changes(options, run, free=FREE)
     config = settings_of(options, ExperimentConfig)
     refuse_below_one(config, ("seeds", "batch_size", "alone_steps"))
     if config.steps < 10:
@@ -35,44 +36,28 @@ def check(options: Any, run: Any) -> None:
 
 def train(run: Any, options: Any, resuming: bool) -> None:
     """Every seed, side by side; stages that are done are not done again."""
-    from paperkit.command.seeds import run_seeds
-
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     print(f"{config.seeds} seeds of up to {config.most_steps:,} steps", flush=True)
-    results = run_seeds(
-        "focusformer.experiment.run:run_seed",
-        config.seed_list,
-        {"run": str(run.path), "config": config},
-        config.most_steps,
-        processes=config.processes or None,
-        resume_with=f"focusformer train --resume {run.path}",
-    )
-    finish(list(results.values()), config, time.monotonic() - start, run.path)
+    results = train_seeds(run, config, "focusformer.experiment.run:run_seed", config.most_steps)
+    finish(results, config, time.monotonic() - start, run.path)
 
 
 def evaluate(run: Any, options: Any) -> None:
     """Every search again, from the saved supernets and sampler."""
-    import torch
-
     from focusformer.experiment.run import measure_seed
 
-    if run is None:
-        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
-    refuse_changes(options, run, free=("processes",))
-    config, start = settings_of(options, ExperimentConfig), time.monotonic()
-    torch.set_num_threads(1)
-    results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
+    start = time.monotonic()
+    run, config = evaluated_run(run, options, ExperimentConfig)
+    results = measure_seeds(measure_seed, run, config)
     finish(results, config, time.monotonic() - start, Path(options.output))
 
 
 def figures(run: Any, options: Any) -> list[Path]:
     """Every figure of a run again, from its metrics.json."""
     from focusformer.experiment.figures import draw
-    from paperkit.results.metrics import Metrics
 
-    if run is None:
-        raise UserError(f"{options.run} is no run folder of the embedded experiment")
-    return draw(Metrics.read(run.path / "metrics.json"), Path(options.output or run.path / "figures"))
+    run, metrics = drawn_run(run, options)
+    return draw(metrics, Path(options.output or run.path / "figures"))
 
 
 def finish(results: Any, config: ExperimentConfig, seconds: float, output: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from litv2.experiment.settings import ExperimentConfig
+from paperkit.command.embedded import FREE, evaluated_run, measure_seeds, train_seeds
 from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
 from paperkit.errors import UserError
 
@@ -26,7 +27,7 @@ def check(options: Any, run: Any) -> None:
     Raises:
         UserError: the first of them.
     """
-    refuse_changes(options, run, free=("processes",))
+    refuse_changes(options, run, free=FREE)
     config = settings_of(options, ExperimentConfig)
     refuse_below_one(config, ("seeds", "marker_steps", "digit_steps", "batch_size", "marker_test"))
     for alpha in config.alphas:
@@ -39,37 +40,24 @@ def check(options: Any, run: Any) -> None:
 def train(run: Any, options: Any, resuming: bool) -> None:
     """Parts B and C seed by seed, side by side; then part A on a quiet machine."""
     from litv2.experiment.single_layer import part_a
-    from paperkit.command.seeds import run_seeds
     from paperkit.files.atomic import write_atomic
 
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     print(f"{config.seeds} seeds of {config.total_steps:,} steps", flush=True)
-    results = run_seeds(
-        "litv2.experiment.run:run_seed",
-        config.seed_list,
-        {"run": str(run.path), "config": config},
-        config.total_steps,
-        processes=config.processes or None,
-        resume_with=f"litv2 train --resume {run.path}",
-    )
+    results = train_seeds(run, config, "litv2.experiment.run:run_seed", config.total_steps)
     print("part A: attention layers on the clock", flush=True)
     costs = part_a(config.timing_pairs)
     write_atomic(run.path / COSTS, json.dumps(costs, indent=1) + "\n")
-    finish(run, list(results.values()), costs, config, time.monotonic() - start, run.path)
+    finish(run, results, costs, config, time.monotonic() - start, run.path)
 
 
 def evaluate(run: Any, options: Any) -> None:
     """Parts B and C measured again from the saved weights; part A keeps the times that training took."""
-    import torch
-
     from litv2.experiment.run import measure_seed
 
-    if run is None:
-        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
-    refuse_changes(options, run, free=("processes",))
-    config, start = settings_of(options, ExperimentConfig), time.monotonic()
-    torch.set_num_threads(1)
-    results = [measure_seed(seed, run.path, config) for seed in config.seed_list]
+    start = time.monotonic()
+    run, config = evaluated_run(run, options, ExperimentConfig)
+    results = measure_seeds(measure_seed, run, config)
     try:
         costs = json.loads((run.path / COSTS).read_text())
     except (OSError, ValueError) as error:
