@@ -83,6 +83,21 @@ def test_negative_slope_counts_as_none_unless_signed() -> None:
     torch.testing.assert_close(signed.corrected(eps, 1), (eps - bias) / (1 + float(given.k[0])))
 
 
+def test_a_prediction_that_does_not_follow_is_not_divided_by() -> None:
+    """Slopes of -1 and below: a constant or an inverted prediction."""
+    eps = inputs()[1]
+    given = statistics(slope=-1.3)
+    bias = given.bias[0].float()[:, None, None]
+    torch.testing.assert_close(ready(given=given).corrected(eps, 1), eps - bias)
+    for options in ({"clip_negative_k": False}, {"correction": "joint"}):
+        with pytest.raises(UserError, match=r"slope -1.3 at time step 1"):
+            ready(given=given, **options).corrected(eps, 1)
+    sums = StatisticsAccumulator()
+    sums.add(1, eps, torch.full_like(eps, 0.3))
+    constant = ready(1, sums.finish(), correction="wiener").corrected(torch.full_like(eps, 0.3), 1)
+    torch.testing.assert_close(constant, eps.mean((0, 2, 3))[:, None, None].expand_as(eps), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["joint", "wiener"])
 def test_our_corrections_lower_the_error(kind: Any) -> None:
     random = torch.Generator().manual_seed(5)

@@ -86,12 +86,19 @@ def noise_correction(
         clip_negative_k: of the official correction: a negative slope counts as 0, as in the authors' code.
 
     Raises:
-        UserError: statistics without this step, or without what the kind of correction needs.
+        UserError: statistics without this step, or without what the kind of correction needs; a slope of -1 or below
+            that is to be divided by, where the quantised prediction no longer grows with the float one.
     """
     row = statistics.row(timestep)
     k, bias, spread = float(statistics.k[row]), statistics.bias[row], float(statistics.residual_std[row])
+    if kind == "official" and clip_negative_k:
+        k = max(k, 0.0)
+    if kind != "wiener" and k <= -1:
+        raise UserError(
+            f"noise statistics: slope {k:.3g} at time step {timestep}; one of -1 or below cannot be divided out: clip "
+            "negative slopes in the official correction, or take more bits"
+        )
     if kind == "official":
-        k = max(k, 0.0) if clip_negative_k else k
         return NoiseCorrection(1 / (1 + k), -bias / (1 + k), spread / (1 + k))
     if statistics.mean is None:
         raise UserError(f"the {kind} correction needs means of the float predictions; the authors' files have none")
@@ -101,7 +108,8 @@ def noise_correction(
     # Variances relative to that of eps: the error's is (k / r)^2, and Var(eps_q) = Var(eps) + 2 Cov + Var(error).
     r = float(statistics.r[row])
     error = (k / r) ** 2 if r else 1 / float(statistics.snr[row])
-    slope = (1 + k) / (1 + 2 * k + error)
+    total = 1 + 2 * k + error
+    slope = (1 + k) / total if total > 1e-12 else 0.0  # a constant prediction says nothing
     return NoiseCorrection(slope, mean - slope * (mean + bias), 0.0)
 
 
