@@ -126,7 +126,7 @@ def _context(module: str) -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload(["paperkit.command.quiet", module])
     before = signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # inherited: a Ctrl-C during its imports is the parent's affair
