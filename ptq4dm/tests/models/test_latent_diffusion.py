@@ -76,6 +76,7 @@ def test_heads_survive_a_folder(tmp_path: Path) -> None:
     [
         ({"num_head_channels": 8}, "either num_heads or num_head_channels"),
         ({"context_dim": 4}, "stand together"),
+        ({"channel_mult": (2, 2)}, "begin with 1"),
         ({"num_heads": 3}, "16 channels of a U-Net are not a multiple of 3 heads"),
         ({"norm_num_groups": 32}, "16 channels of a U-Net are not a multiple of 32 groups"),
         ({"use_spatial_transformer": True, "context_dim": 4}, "no scale-shift norm"),

@@ -110,6 +110,8 @@ class UNetOptions:
             raise UserError("use_spatial_transformer and context_dim of a U-Net stand together")
         if self.use_spatial_transformer and (self.use_scale_shift_norm or self.resblock_updown):
             raise UserError("a U-Net with a spatial transformer has no scale-shift norm and no resblock_updown here")
+        if not self.channel_mult or self.channel_mult[0] != 1:
+            raise UserError(f"channel_mult {list(self.channel_mult)} of a U-Net; diffusers has it begin with 1")
         for width in self.widths:
             if width % self.norm_num_groups:
                 raise UserError(f"{width} channels of a U-Net are not a multiple of {self.norm_num_groups} groups")
