@@ -8,7 +8,7 @@ from made import ptq4dm, write_yaml
 from paperkit.testing.verbs import CASES, World
 from ptq4dm.cli import ENGINES
 
-TINY = dict(seeds=1, draws=1, images=3, steps=8, batch_size=8, pairs=3, processes=1)
+TINY = dict(seeds=1, draws=1, images=2, steps=8, batch_size=8, pairs=2, records=32, processes=1)
 
 
 @pytest.fixture(scope="module")

@@ -36,15 +36,14 @@ from ptq4dm.experiment.settings import (
 from ptq4dm.experiment.summary import correction_claims, mixed_claims, noise_claims
 
 PTQ4DM = Command("ptq4dm", "ptq4dm.cli:main", preload=("ptq4dm.experiment.run",))
-SHORT = ["--seeds", "1", "--draws", "1", "--images", "24", "--steps", "200", "--pairs", "32", "--records", "64"]
-TINY = ["--seeds", "1", "--draws", "1", "--images", "3", "--steps", "110", "--batch_size", "8", "--pairs", "3"]
-TINY += ["--records", "32", "--tinted", "true"]
+SHORT = ["--seeds", "1", "--draws", "1", "--images", "4", "--steps", "110", "--batch_size", "16", "--pairs", "16"]
+SHORT += ["--records", "64", "--tinted", "true"]
 FIGURES = ("error_scatter", "statistics", "residuals", "snr", "sigmas", "samples", "paths", "quality")
 
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shortened run of one network on grey digits."""
+    """A shortened run of one network on tinted digits, which nobody interrupts."""
     folder = tmp_path_factory.mktemp("short")
     PTQ4DM.here("train", *SHORT, "--name", "short", cwd=folder)
     return folder / "runs" / "ptq4dm" / "short"
@@ -65,7 +64,7 @@ def test_train_then_eval(short: Path) -> None:
 
 def test_arms_share_weights_and_noise(short: Path) -> None:
     """One set of 4-bit weights; bits reversed cost the same; without correction an arm is plain DDIM."""
-    config = ExperimentConfig()
+    config = ExperimentConfig(tinted=True)
     parts = load_calibrated(seed_folder(short, 1), config)
     weights = [
         {key: value for key, value in parts.quantised[name].state_dict().items() if "act_quantizer" not in key}
@@ -74,7 +73,7 @@ def test_arms_share_weights_and_noise(short: Path) -> None:
     for other in weights[1:]:
         assert other.keys() == weights[0].keys() and all(torch.equal(other[key], weights[0][key]) for key in other)
     assert bits_of(MIXED_3, parts).activation_bits == bits_of(REVERSED_3, parts).activation_bits[::-1]
-    start = start_noise(2, 1, 5)
+    start = start_noise(2, 3, 5)
     same = [list(walk(*arm_of(FLOAT, parts, ETA0_STEPS), start))[-1][3] for _ in range(2)]
     assert torch.equal(*same)
     with torch.no_grad():
@@ -88,33 +87,17 @@ def test_arms_share_weights_and_noise(short: Path) -> None:
         assert set(bits_of(arm, parts).timesteps) == set(new_scheduler(ETA0_STEPS).timesteps.tolist())
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run on tinted digits that nobody interrupts."""
-    folder = tmp_path_factory.mktemp("tiny")
-    PTQ4DM.here("train", *TINY, "--name", "whole", cwd=folder)
-    return folder / "runs" / "ptq4dm" / "whole"
-
-
-def test_killed_twice_and_resumed_leaves_the_same_run(whole: Path) -> None:
-    """Once while the network trains, once while its noise is measured."""
-    folder, cut = whole.parents[2], whole.parent / "cut"
-    PTQ4DM.start("train", *TINY, "--name", "cut", cwd=folder).kill_when(any_file(cut / "seed-1", "last.ckpt"))
-    measured = any_file(cut / "seed-1", "statistics-*.safetensors")
-    PTQ4DM.start("train", "--resume", cwd=folder).kill_when(measured)
+def test_cut_short_twice_and_resumed_leaves_the_same_run(short: Path) -> None:
+    """Told to end while the network trains, and killed while its noise is measured."""
+    folder, cut = short.parents[2], short.parent / "cut"
+    started = PTQ4DM.start("train", *SHORT, "--name", "cut", cwd=folder)
+    ended = started.kill_when(any_file(cut, "last.ckpt"), signal.SIGTERM, group=False)
+    assert ended.code == 143 and ended.err.splitlines()[-1].startswith("error: interrupted by SIGTERM")
+    assert not (cut / "seed-1" / "weights.safetensors").exists()
+    PTQ4DM.start("train", "--resume", cwd=folder).kill_when(any_file(cut / "seed-1", "statistics-*.safetensors"))
     assert not (cut / "finished").exists()
     PTQ4DM.here("train", "--resume", "cut", cwd=folder)
-    check_same_runs(whole, cut)
-
-
-def test_sigterm_leaves_a_resumable_run(whole: Path) -> None:
-    folder, run = whole.parents[2], whole.parent / "told"
-    started = PTQ4DM.start("train", *TINY, "--name", "told", cwd=folder)
-    ended = started.kill_when(any_file(run, "last.ckpt"), signal.SIGTERM, group=False)
-    assert ended.code == 143 and ended.err.splitlines()[-1].startswith("error: interrupted by SIGTERM")
-    assert not (run / "finished").exists()
-    PTQ4DM.here("train", "--resume", "told", cwd=folder)
-    check_same_runs(whole, run)
+    check_same_runs(short, cut)
 
 
 @pytest.fixture
@@ -157,13 +140,13 @@ def test_frechet_distance_of_known_gaussians() -> None:
 
 
 def test_diverging_loss_is_named(tmp_path: Path) -> None:
-    line = PTQ4DM.child("train", *TINY, "--lr", "1e30", cwd=tmp_path, code=1).line
+    line = PTQ4DM.refused("train", *SHORT, "--lr", "1e30", cwd=tmp_path)
     assert "the loss is not finite at step" in line
 
 
 def test_full_disk_is_named(tmp_path: Path) -> None:
     """No file may grow beyond 50 kB, less than a checkpoint: a write notices it as it notices a full disk."""
-    line = PTQ4DM.child("train", *TINY, cwd=tmp_path, limit=50_000, code=1).line
+    line = PTQ4DM.child("train", *SHORT, cwd=tmp_path, limit=50_000, code=1).line
     assert "cannot write" in line and "File too large" in line
     assert not list(tmp_path.rglob("*.tmp-*"))
 

@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paperkit.command.embedded import FREE, drawn_run, evaluated_run, train_seeds
 from paperkit.command.engines import refuse_below_one, refuse_changes, settings_of
+from paperkit.command.seeds import run_seeds
 from paperkit.errors import UserError
 from ptq4dm.experiment.settings import TRAIN, ExperimentConfig
 
@@ -20,7 +22,7 @@ def check(options: Any, run: Any) -> None:
     Raises:
         UserError: the first of them.
     """
-    refuse_changes(options, run, free=("processes",))
+    refuse_changes(options, run, free=FREE)
     config = settings_of(options, ExperimentConfig)
     refuse_below_one(config, ("seeds", "draws", "steps", "batch_size", "records"))
     for name in ("images", "pairs"):
@@ -32,29 +34,16 @@ def check(options: Any, run: Any) -> None:
 
 def train(run: Any, options: Any, resuming: bool) -> None:
     """All networks, side by side: trained, calibrated, measured."""
-    from paperkit.command.seeds import run_seeds
-
     config, start = settings_of(options, ExperimentConfig), time.monotonic()
     print(f"{config.seeds} networks of {config.steps:,} steps, {config.draws} paired draws of each", flush=True)
-    results = run_seeds(
-        "ptq4dm.experiment.run:run_seed",
-        config.seed_list,
-        {"run": str(run.path), "config": config},
-        config.all_steps,
-        processes=config.processes or None,
-        resume_with=f"ptq4dm train --resume {run.path}",
-    )
-    finish(run, list(results.values()), config, time.monotonic() - start, run.path)
+    results = train_seeds(run, config, "ptq4dm.experiment.run:run_seed", config.all_steps)
+    finish(run, results, config, time.monotonic() - start, run.path)
 
 
 def evaluate(run: Any, options: Any) -> None:
-    """Every sample again, from the saved weights, ranges and statistics."""
-    from paperkit.command.seeds import run_seeds
-
-    if run is None:
-        raise UserError(f"{options.ckpt} lies in no run folder; name the data that it is tested on: --config FILE.yaml")
-    refuse_changes(options, run, free=("processes",))
-    config, start = settings_of(options, ExperimentConfig), time.monotonic()
+    """Every sample again, from the saved weights, ranges and statistics, all networks side by side."""
+    start = time.monotonic()
+    run, config = evaluated_run(run, options, ExperimentConfig)
     results = run_seeds(
         "ptq4dm.experiment.run:measure_seed",
         config.seed_list,
@@ -68,12 +57,9 @@ def evaluate(run: Any, options: Any) -> None:
 
 def figures(run: Any, options: Any) -> list[Path]:
     """Every figure of a run again, from its metrics.json and files."""
-    from paperkit.results.metrics import Metrics
     from ptq4dm.experiment.figures import draw
 
-    if run is None:
-        raise UserError(f"{options.run} is no run folder of the embedded experiment")
-    metrics = Metrics.read(run.path / "metrics.json")
+    run, metrics = drawn_run(run, options)
     return draw(metrics, run.path, Path(options.output or run.path / "figures"))
 
 

@@ -27,7 +27,7 @@ from ptq4dm.experiment.settings import ExperimentConfig
 WEIGHTS, BATCHES = 1, 2  # streams of random numbers
 EMA_DECAY = 0.99
 WARM_UP = 0.05  # of the steps
-SAVE_EVERY = 100  # steps
+SAVE_EVERY = 50  # steps
 
 
 def digit_unet(channels: int = 1) -> nn.Module:

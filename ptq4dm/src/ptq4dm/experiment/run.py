@@ -150,12 +150,12 @@ def bits_of(arm: str, parts: Calibrated) -> BitSchedule:
 def mean_bops(parts: Calibrated, bits: Mapping[str, BitSchedule], config: ExperimentConfig) -> dict[str, list[float]]:
     """Arm -> bit operations of a call in millions, on average over the 20 steps: nominal and exact."""
     example = Records(torch.zeros(1, config.channels, 8, 8), torch.tensor([1]))
-    costs = {name: count_cost(network, example) for name, network in parts.quantised.items()}
-    whole = costs["w4a8"]
+    whole, other = (count_cost(parts.quantised[name], example) for name in ("w4a8", "w8a8"))
     found = {FLOAT: (float(whole.float_bops(products=False)), float(whole.float_bops(products=True)))}
     for arm in ETA0_ARMS[1:]:
-        own = costs[PLAIN.get(arm, "w4a8")]
-        found[arm] = whole.mean(bits[arm].activation_bits) if arm in bits else (own.nominal(), float(own.exact()))
+        name = PLAIN.get(arm, "w4a8")
+        widths = bits[arm].activation_bits if arm in bits else (WIDTHS[name][1],)
+        found[arm] = (other if name == "w8a8" else whole).mean(widths)
     return {arm: [value / 1e6 for value in values] for arm, values in found.items()}
 
 
