@@ -21,11 +21,12 @@ from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.noise_statistics import NoiseStatistics
 from ptq4dm.method.quant_model import quantize, set_quantized
 from ptq4dm.models.compvis import read_compvis
+from ptq4dm.models.ddim_scheduler import LDM_SCHEDULE
 from ptq4dm.models.pipelines import ClassConditionalLDMPipeline
 from ptq4dm.training import engine
 from ptq4dm.training.collection import calls_of, collect
 from ptq4dm.training.denoising import CALIBRATION, denoise, spread
-from ptq4dm.training.diffusion import LDM_SCHEDULE, Diffusion, load_diffusion
+from ptq4dm.training.diffusion import Diffusion, load_diffusion
 from ptq4dm.training.processes import Processes
 from ptq4dm.training.quantization import load_quantized, quant_config
 from ptq4dm.training.settings import BitsConfig, CalibrationConfig, ModelConfig, SamplerConfig

@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 from ptq4dm.experiment.settings import ETA0_STEPS, ETA1_STEPS
 from ptq4dm.method.noise_statistics import NoiseStatistics
-from ptq4dm.models.ddim_scheduler import PTQDScheduler
+from ptq4dm.models.ddim_scheduler import LDM_SCHEDULE, PTQDScheduler
 
-SCHEDULE: dict[str, Any] = dict(
-    num_train_timesteps=1000, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False,
-    set_alpha_to_one=False, steps_offset=1,
-)  # fmt: skip
-"""Of the paper's latent diffusion models."""
 ETAS = {ETA0_STEPS: 0.0, ETA1_STEPS: 1.0}
 
 Predict = Callable[[Tensor, int], Tensor]
@@ -26,7 +21,7 @@ Predict = Callable[[Tensor, int], Tensor]
 
 def new_scheduler(steps: int, statistics: NoiseStatistics | None = None, **options: Any) -> PTQDScheduler:
     """Plain DDIM, or with statistics the corrected one; `options` are of `PTQDScheduler`."""
-    scheduler = PTQDScheduler(**SCHEDULE, **options)
+    scheduler = PTQDScheduler(**LDM_SCHEDULE, **options)
     scheduler.set_timesteps(steps)
     if statistics is not None:
         scheduler.set_statistics(statistics)

@@ -24,6 +24,12 @@ from ptq4dm.method.correction import (
 )
 from ptq4dm.method.noise_statistics import NoiseStatistics
 
+LDM_SCHEDULE: dict[str, Any] = dict(
+    num_train_timesteps=1000, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False,
+    set_alpha_to_one=False, steps_offset=1,
+)  # fmt: skip
+"""Options of DDIM's scheduler: the noise schedule of the paper's latent diffusion models."""
+
 
 class PTQDScheduler(DDIMScheduler):
     """Corrects the predictions of any quantised network; without statistics it is its parent, bit for bit.

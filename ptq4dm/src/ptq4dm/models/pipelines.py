@@ -8,7 +8,7 @@ Shapes: B batch, C latent channels, H, W sides of a latent.
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +194,12 @@ class ClassConditionalLDMPipeline(_LatentPipeline):
 
 
 Pipeline = UnconditionalLDMPipeline | ClassConditionalLDMPipeline
-NETWORKS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (UNet2DModel, UNet2DConditionModel, FixedHeadsUNet2DModel, VQModel, AutoencoderKL, ClassEmbedding)
+UNETS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, FixedHeadsUNet2DModel)
 }
+DECODERS: dict[str, type[Any]] = {kind.__name__: kind for kind in (VQModel, AutoencoderKL)}
+EMBEDDINGS: dict[str, type[Any]] = {ClassEmbedding.__name__: ClassEmbedding}
+NETWORKS = UNETS | DECODERS | EMBEDDINGS
 """What a folder may name: nothing is imported because a file says so."""
 PARTS = ("unet", "scheduler", "vae", "vqvae", "class_embedding")
 
@@ -225,38 +227,52 @@ def load_pipeline(folder: str | Path, unet: Any = None) -> Pipeline:
     parts = {path.name for path in folder.iterdir() if path.is_dir()}
     if further := sorted(parts - {*PARTS}):
         raise UserError(f"{folder} is of another pipeline: it has {first_few(further)} beside {', '.join(PARTS)}")
-    with quiet_diffusers():
-        scheduler, unet = _scheduler(folder / "scheduler"), unet or _network(folder / "unet")
-        first_stage = next((_network(folder / name) for name in ("vae", "vqvae") if name in parts), None)
-        if "class_embedding" in parts:
-            if first_stage is None:
-                raise UserError(f"{folder} has a class embedding and no first stage (vae)")
-            return ClassConditionalLDMPipeline(unet, first_stage, _network(folder / "class_embedding"), scheduler)
-        if unet.config.get("cross_attention_dim") is not None:
-            raise UserError(f"{folder} has a U-Net with contexts and no class_embedding to give them")
-        return UnconditionalLDMPipeline(unet, first_stage, scheduler)
+    scheduler, unet = _scheduler(folder / "scheduler"), unet or read_network(folder / "unet")
+    first_stage = next((read_network(folder / name) for name in ("vae", "vqvae") if name in parts), None)
+    if "class_embedding" in parts:
+        if first_stage is None:
+            raise UserError(f"{folder} has a class embedding and no first stage (vae)")
+        return ClassConditionalLDMPipeline(unet, first_stage, read_network(folder / "class_embedding"), scheduler)
+    if unet.config.get("cross_attention_dim") is not None:
+        raise UserError(f"{folder} has a U-Net with contexts and no class_embedding to give them")
+    return UnconditionalLDMPipeline(unet, first_stage, scheduler)
 
 
-def _class_of(path: Path, what: str) -> str:
-    content = read_json(path, what)
-    return str(content.get("_class_name")) if isinstance(content, dict) else ""
+def network_class(folder: Path) -> str | None:
+    """The class that the config.json of a network's folder names; None where there is none."""
+    path = folder / "config.json"
+    return _class_of(path, "config") or None if path.is_file() else None
 
 
-def _network(folder: Path) -> Any:
-    """One network in evaluation mode; whatever diffusers would fill with random numbers is refused."""
+def read_network(folder: Path, kinds: Mapping[str, type[Any]] = NETWORKS) -> Any:
+    """One network of a diffusers folder, float32, in evaluation mode.
+
+    Args:
+        kinds: classes that it may be of, by name; no other is built.
+
+    Raises:
+        UserError: no such folder, another class, or weights that are missing (diffusers would fill them with random
+            numbers), that do not fit, or that hold no numbers.
+    """
     name = _class_of(folder / "config.json", "config")
-    if name not in NETWORKS:
-        raise UserError(f"{folder} holds a {name[:80]}, which is none of {', '.join(NETWORKS)}")
+    if name not in kinds:
+        raise UserError(f"{folder} holds a {name[:80]}, which is none of {', '.join(kinds)}")
     try:
-        network, told = NETWORKS[name].from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with quiet_diffusers():
+            network, told = kinds[name].from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
+            )
     except Exception as error:  # diffusers and safetensors raise nearly every class on damaged files
         raise UserError(f"{folder} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
     if wrong := [*told["missing_keys"], *told["unexpected_keys"]]:
         raise UserError(f"{folder} does not fit its config.json: {first_few(sorted(wrong))}")
     check_finite(network.state_dict(), folder)
     return network.eval()
+
+
+def _class_of(path: Path, what: str) -> str:
+    content = read_json(path, what)
+    return str(content.get("_class_name", "")) if isinstance(content, dict) else ""
 
 
 def _scheduler(folder: Path) -> Any:
@@ -269,7 +285,8 @@ def _scheduler(folder: Path) -> Any:
     if not known:
         raise UserError(f"{folder} has a scheduler of class {name[:80]!r}, which diffusers does not know")
     try:
-        return kind.from_config(read_json(path, "scheduler config"))
+        with quiet_diffusers():
+            return kind.from_config(read_json(path, "scheduler config"))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"{folder} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
 

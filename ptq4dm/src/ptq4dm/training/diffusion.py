@@ -12,32 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.vq_model import VQModel
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from paperkit.errors import UserError, one_line
-from paperkit.files.weights import check_finite, read_safetensors
+from paperkit.files.weights import read_safetensors
 from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.trajectories import guided as combined
 from ptq4dm.models.compvis import read_compvis
-from ptq4dm.models.latent_diffusion import ClassEmbedding, FirstStage, FixedHeadsUNet2DModel, model_named
-from ptq4dm.models.pipelines import decode, quiet_diffusers
+from ptq4dm.models.ddim_scheduler import LDM_SCHEDULE
+from ptq4dm.models.latent_diffusion import ClassEmbedding, FirstStage, model_named
+from ptq4dm.models.pipelines import DECODERS, EMBEDDINGS, UNETS, decode, network_class, read_network
 from ptq4dm.training.settings import ModelConfig
-
-UNETS: dict[str, type[Any]] = {
-    "UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel,
-    "FixedHeadsUNet2DModel": FixedHeadsUNet2DModel,
-}  # fmt: skip
-DECODERS: dict[str, type[Any]] = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
-LDM_SCHEDULE: dict[str, Any] = dict(
-    num_train_timesteps=1000, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False,
-    set_alpha_to_one=False, steps_offset=1,
-)  # fmt: skip
-"""Of a U-Net's folder without a scheduler beside it: latent diffusion's, as the paper's models have it."""
 
 
 @dataclass
@@ -137,7 +123,10 @@ def load_diffusion(config: ModelConfig) -> Diffusion:
         return _compvis(path, config)
     if not path.is_dir():
         raise UserError(f"no model at {path}: neither a folder of diffusers nor a file")
-    unet = read_part(path / "unet" if (path / "unet").is_dir() else path, UNETS)
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    if network_class(folder) is None:
+        raise UserError(f"{folder} is no folder of a network of diffusers: its config.json names no class")
+    unet = read_network(folder, UNETS)
     options: Any = unet.config
     if options.out_channels != options.in_channels:
         raise UserError(
@@ -155,35 +144,8 @@ def load_diffusion(config: ModelConfig) -> Diffusion:
                 f"{options.cross_attention_dim}"
             )
     for folder in _parts(path, DECODERS):
-        diffusion.decode = decoder(read_part(folder, DECODERS))
+        diffusion.decode = decoder(read_network(folder))
     return diffusion
-
-
-def read_part(folder: Path, classes: Mapping[str, type[Any]]) -> Any:
-    """A network of a diffusers folder, float32, in evaluation mode.
-
-    Args:
-        classes: those that it may be of, by name; no other is built.
-
-    Raises:
-        UserError: no such folder, another class, or weights that are missing, do not fit or hold no numbers.
-    """
-    name = _class_of(folder)
-    if name is None:
-        raise UserError(f"{folder} is no folder of a network of diffusers: its config.json names no class")
-    if name not in classes:
-        raise UserError(f"{folder} holds a {name[:80]}, which is none of {', '.join(classes)}")
-    try:
-        with quiet_diffusers():
-            network, report = classes[name].from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
-            )
-    except Exception as error:  # diffusers and safetensors raise nearly every class on damaged files
-        raise UserError(f"cannot read {folder}: {one_line(str(error))[:200]}") from error
-    if missing := report["missing_keys"]:
-        raise UserError(f"{folder} lacks {len(missing)} weights, first {sorted(missing)[0]}")
-    check_finite(network.state_dict(), folder)
-    return network.eval()
 
 
 def decoder(first_stage: FirstStage) -> Callable[[Tensor], Tensor]:
@@ -209,9 +171,8 @@ def _read_contexts(path: Path, file: str | None, diffusion: Diffusion) -> None:
             raise UserError(f"{file} holds no tensor `contexts` (prompts, tokens, width)")
         diffusion.contexts, diffusion.null = tensors["contexts"], tensors.get("null")
         return
-    for folder in _parts(path, {"ClassEmbedding": ClassEmbedding}):
-        embedding = read_part(folder, {"ClassEmbedding": ClassEmbedding})
-        _set_classes(diffusion, embedding)
+    for folder in _parts(path, EMBEDDINGS):
+        _set_classes(diffusion, read_network(folder))
         return
     raise UserError(f"{path} is conditioned on a context: name a file of them with --model.contexts")
 
@@ -223,15 +184,7 @@ def _set_classes(diffusion: Diffusion, embedding: ClassEmbedding) -> None:
 
 def _parts(path: Path, classes: Mapping[str, type[Any]]) -> list[Path]:
     """Folders of a pipeline that hold one of these networks."""
-    return [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _class_of(folder) in classes]
-
-
-def _class_of(folder: Path) -> str | None:
-    try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return name if isinstance(name, str) else None
+    return [folder for folder in sorted(path.iterdir()) if folder.is_dir() and network_class(folder) in classes]
 
 
 def _schedule(path: Path) -> dict[str, Any]:

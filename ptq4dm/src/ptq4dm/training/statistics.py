@@ -19,6 +19,7 @@ from ptq4dm.method.calibration import Records
 from ptq4dm.method.correction import ddim_sigma, prediction_coefficient
 from ptq4dm.method.noise_statistics import NoiseStatistics, StatisticsAccumulator
 from ptq4dm.method.quant_model import set_activation_ranges, set_quantized
+from ptq4dm.models.ddim_scheduler import PTQDScheduler
 from ptq4dm.training.collection import make_parts, remove
 from ptq4dm.training.denoising import PAIRS, batches, denoise, drawn
 from ptq4dm.training.diffusion import Diffusion, guided
@@ -107,18 +108,14 @@ def schedule_of(
     statistics: dict[int, NoiseStatistics], diffusion: Diffusion, bits: BitsConfig, sampler: SamplerConfig
 ) -> BitSchedule:
     """Which step gets which bit width of activations: by the SNR rule, or within a budget (section 8 of the method)."""
-    scheduler = diffusion.scheduler(sampler.steps)
-    timesteps, alphas = next(iter(statistics.values())).timesteps, scheduler.alphas_cumprod
+    scheduler, timesteps = PTQDScheduler(**diffusion.schedule), next(iter(statistics.values())).timesteps
+    scheduler.set_timesteps(sampler.steps)
     if bits.mean_bits is None:
         snr = {width: found.snr for width, found in statistics.items()}
-        chosen = snr_schedule(snr, timesteps, alphas, bits.weight_bits)
+        chosen = snr_schedule(snr, timesteps, scheduler.alphas_cumprod, bits.weight_bits)
     else:
-        before = [t - scheduler.config["num_train_timesteps"] // sampler.steps for t in timesteps.tolist()]
-        previous = [float(alphas[t] if t >= 0 else scheduler.final_alpha_cumprod) for t in before]
-        coefficients = [
-            prediction_coefficient(alpha, alpha_prev, ddim_sigma(alpha, alpha_prev, sampler.eta))
-            for alpha, alpha_prev in zip(alphas[timesteps].tolist(), previous, strict=True)
-        ]
+        pairs = [scheduler.alpha_pair(t) for t in timesteps.tolist()]
+        coefficients = [prediction_coefficient(*pair, ddim_sigma(*pair, sampler.eta)) for pair in pairs]
         left = {width: found.residual_std**2 for width, found in statistics.items()}  # what the correction leaves
         chosen = budget_schedule(left, coefficients, timesteps, bits.mean_bits, bits.weight_bits)
     return chosen.smoothed() if bits.monotone else chosen
