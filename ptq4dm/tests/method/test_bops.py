@@ -5,7 +5,7 @@ import torch
 
 from ptq4dm.method.bops import Cost, count_cost
 from ptq4dm.method.calibration import Records
-from ptq4dm.method.quant_model import QuantConfig
+from ptq4dm.method.quant_model import FIRST_LAST, QuantConfig
 from ptq4dm.models.latent_diffusion import unet_on_meta
 
 
@@ -43,3 +43,10 @@ def test_nominal_and_exact() -> None:
     nominal, exact = w4.mean([8, 4])
     assert nominal == pytest.approx(w4.nominal() * 0.75) and exact < w4.exact()
     assert cost("lsun_beds256", 8, skip_bits=8).bytes() < 0.26 * w4.parameters * 4
+
+
+def test_a_schedule_leaves_the_first_and_last_layers_at_their_bits() -> None:
+    """Also where the others have the same bits."""
+    w8 = cost("cin256-v2", 8)
+    scheduled = w8.quantised_macs - sum(w8.layers[name].macs for name in FIRST_LAST)
+    assert w8.exact() - w8.exact(4) == scheduled * 8 * (8 - 4)

@@ -1,5 +1,6 @@
 """Streaming statistics of the quantisation noise against stored pairs, scipy and what must be refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,10 @@ def test_equal_predictions_have_no_error() -> None:
     assert found.snr.item() == float("inf")
     with pytest.raises(UserError, match="no pair"):
         StatisticsAccumulator().finish()
+
+
+@pytest.mark.parametrize("name", ["k", "bias", "residual_std"])
+def test_rows_that_are_no_numbers_are_refused(name: str) -> None:
+    found = collected()
+    with pytest.raises(UserError, match=f"{name} holds NaN"):
+        replace(found, **{name: torch.full_like(getattr(found, name), float("nan"))})

@@ -15,18 +15,22 @@ from torch.utils.hooks import RemovableHandle
 from paperkit.results.flops import MacCounter, on_meta
 from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.quant_layer import QuantLayer
-from ptq4dm.method.quant_model import QuantConfig, quant_layers, quantize
+from ptq4dm.method.quant_model import QuantConfig, low_bit_layers, quant_layers, quantize
 
 FLOAT = 32
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or linear layer: multiply-adds of a call with one image, weights, bits of weights and inputs."""
+    """One convolution or linear layer: multiply-adds of a call with one image, weights, bits of weights and inputs.
+
+    `scheduled`: a bit schedule changes the bits of its inputs, which those of first and last layers are not.
+    """
 
     macs: int
     weights: int
     bits: tuple[int, int] | None
+    scheduled: bool = False
 
     def bops(self) -> int:
         w, a = self.bits or (FLOAT, FLOAT)
@@ -70,11 +74,11 @@ class Cost:
         """Bit operations with each layer at its own bits, attention products included.
 
         Args:
-            activation_bits: of the layers at the nominal bits, in a mixed schedule.
+            activation_bits: of the scheduled layers, in a mixed schedule.
         """
         total = self.products * FLOAT * FLOAT
         for layer in self.layers.values():
-            if activation_bits is not None and layer.bits == self.nominal_bits:
+            if activation_bits is not None and layer.bits is not None and layer.scheduled:
                 total += layer.macs * layer.bits[0] * activation_bits
             else:
                 total += layer.bops()
@@ -117,7 +121,7 @@ def count_cost(unet: nn.Module, example: Records, config: QuantConfig | None = N
     assert isinstance(config, QuantConfig)
     macs: dict[str, int] = {}
     hooks: list[RemovableHandle] = []
-    quantised = quant_layers(network)
+    quantised, scheduled = quant_layers(network), low_bit_layers(network)
     inside = tuple(f"{name}." for name in quantised)
     found: dict[str, nn.Module] = {
         name: module
@@ -136,6 +140,7 @@ def count_cost(unet: nn.Module, example: Records, config: QuantConfig | None = N
             macs.get(name, 0) // batch,
             module.weight.numel(),  # type: ignore[operator]  # all three classes have a weight
             module.bits if isinstance(module, QuantLayer) else None,
+            name in scheduled,
         )
         for name, module in found.items()
     }

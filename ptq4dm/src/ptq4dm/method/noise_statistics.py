@@ -61,6 +61,9 @@ class NoiseStatistics:
         for name, shape in expected.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise UserError(f"noise statistics: {name} is {tuple(getattr(self, name).shape)}; {shape} is needed")
+        for name in ("k", "bias", "residual_std"):
+            if not getattr(self, name).isfinite().all():
+                raise UserError(f"noise statistics: {name} holds NaN or infinite values; collect them again")
         if (self.residual_std < 0).any():
             raise UserError("noise statistics: a spread is negative")
 
