@@ -44,7 +44,7 @@ def test_what_reaches_the_seeds(
         asked.extend((arguments, named))
         return {5: "five", 6: "six"}
 
-    monkeypatch.setattr(embedded, "run_seeds", run_seeds)
+    monkeypatch.setattr("paperkit.command.seeds.run_seeds", run_seeds)
     config = Settings(processes=processes)
     assert train_seeds(run, config, "gamma.experiment.run:run_seed", 40) == ["five", "six"]
     assert asked == [

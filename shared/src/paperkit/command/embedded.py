@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from paperkit.command.engines import refuse_changes, settings_of
-from paperkit.command.seeds import run_seeds
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from paperkit.results.metrics import Metrics
@@ -47,6 +46,8 @@ def train_seeds(run: RunFolder, config: SeedConfig, work: str, steps: int) -> li
     Raises:
         UserError, Interrupted: as `paperkit.command.seeds.run_seeds`.
     """
+    from paperkit.command.seeds import run_seeds  # rich and multiprocessing: `eval` and `--help` do without
+
     results = run_seeds(
         work,
         config.seed_list,
