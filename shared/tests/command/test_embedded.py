@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from paperkit.command import embedded
 from paperkit.command.embedded import drawn_run, evaluated_run, measure_seeds, train_seeds
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
