@@ -7,7 +7,10 @@ import pytest
 import yaml
 from made import CONFIGS, TINY, merged, options_of, pixel_folder, write_yaml
 
+from paperkit.command.engines import settings_of
 from paperkit.files.runs import RunFolder
+from ptq4dm.experiment import engine as experiment
+from ptq4dm.experiment.settings import ExperimentConfig
 from ptq4dm.models.latent_diffusion import model_named
 from ptq4dm.training import engine
 from ptq4dm.training.quantization import quant_config, widths
@@ -20,6 +23,7 @@ BASES = {
     "lsun/churches": (200, 0.0, 1.0, "lsun_churches256"),
     "folder": (50, 0.0, 1.0, None),
 }
+EMBEDDED = "digits/five_networks"
 OVERLAYS = sorted([*(CONFIGS / "bits").glob("*.yaml"), *(CONFIGS / "variants").glob("*.yaml")])
 
 
@@ -34,9 +38,9 @@ def test_every_file_is_known_and_opens_with_its_command() -> None:
         assert "# Command:  make ptq4dm-train CONFIG=ptq4dm/configs/" in head, path
         assert "# Paper:    " in head and "# Measured here: " in head, path
         assert f"ptq4dm/configs/{path.relative_to(CONFIGS)}" in head, path
-        assert read(path)["engine"] == "ldm"
+        assert read(path)["engine"] == ("digits" if path.parent.name == "digits" else "ldm")
     known = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")}
-    assert known == {*BASES, *(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in OVERLAYS)}
+    assert known == {*BASES, EMBEDDED, *(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in OVERLAYS)}
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -61,6 +65,12 @@ def test_the_defaults_are_the_authors_script() -> None:
     plain, script = options_of(engine), options_of(engine, CONFIGS / "imagenet" / "steps20.yaml")
     for group in ("sampler", "quantization", "calibration", "reconstruction"):
         assert getattr(plain, group) == getattr(script, group), group
+
+
+def test_the_larger_table() -> None:
+    """As many networks and images as the method's description recommends; all else as by default."""
+    made = settings_of(options_of(experiment, CONFIGS / f"{EMBEDDED}.yaml"), ExperimentConfig)
+    assert made == ExperimentConfig(seeds=5, draws=1, images=500)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
