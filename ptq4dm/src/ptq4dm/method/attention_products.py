@@ -3,7 +3,7 @@
 Shapes: B batch, H heads, N queries, M keys, D head width.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -19,6 +19,10 @@ class QuantizedProducts(nn.Module):
         bits: of q, k, v and of the softmax, whose grid begins at 0.
         scale_method: of the range search.
     """
+
+    act_quantizer_q: UniformAffineQuantizer
+    act_quantizer_k: UniformAffineQuantizer
+    act_quantizer_v: UniformAffineQuantizer
 
     def __init__(self, original: Any, bits: int, scale_method: Method) -> None:
         super().__init__()
@@ -70,8 +74,9 @@ def quantize_products(unet: nn.Module, bits: int, scale_method: Method) -> None:
         if isinstance(module, Attention):
             processor = QuantizedProducts(module.processor, bits, scale_method)
             for part, quantizer in processor.named_children():
-                quantizer.name = f"{name}.processor.{part}"
-            module.set_processor(processor.to(next(module.parameters())))
+                cast(UniformAffineQuantizer, quantizer).name = f"{name}.processor.{part}"
+            processor = processor.to(next(module.parameters()))
+            module.set_processor(processor)  # type: ignore[arg-type]  # the annotation names diffusers' own alone
 
 
 def product_processors(unet: nn.Module) -> list[QuantizedProducts]:
