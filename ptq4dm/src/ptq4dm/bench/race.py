@@ -6,8 +6,13 @@ its name, to show that it saves nothing.
 """
 
 import copy
+import functools
+import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +22,14 @@ from torch import Tensor, nn
 from paperkit.results.measure import compare
 from paperkit.results.report import table
 from ptq4dm.bench import forms
-from ptq4dm.bench.forms import FLOAT32, INT8, Step
+from ptq4dm.bench.forms import EAGER, FLOAT32, INT8, Form, Inputs
 from ptq4dm.deployment import kernels
 from ptq4dm.deployment.exporting import Call
 from ptq4dm.deployment.packed_folder import file_sizes
 from ptq4dm.deployment.packed_unet import pack
-from ptq4dm.experiment.network import digit_unet
+from ptq4dm.experiment.network import digit_unet, train_network, trained
+from ptq4dm.experiment.sampler import new_scheduler, predictor, start_noise, walk
+from ptq4dm.experiment.settings import ExperimentConfig
 from ptq4dm.method.bops import count_cost
 from ptq4dm.method.calibration import Records
 from ptq4dm.method.noise_statistics import StatisticsAccumulator
@@ -32,6 +39,7 @@ from ptq4dm.models.ddim_scheduler import PTQDScheduler
 from ptq4dm.models.latent_diffusion import MODELS, unet_on_meta
 
 Rows = list[dict[str, Any]]
+Step = Callable[[], object]
 PACKED, SKIPS, SIMULATED = "packed W8A8", "packed W8A8, 8-bit skip and attention", "simulated W8A8"
 AIMS = {"vnni": 1.5, "avxvnni": 1.5}
 """Times over the fastest float32, by tier; elsewhere 1."""
@@ -41,62 +49,120 @@ LDM: dict[str, Any] = dict(
     up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"), cross_attention_dim=512,
 )  # fmt: skip
 """LDM-4 for ImageNet with a third of its width."""
+STEPS = 20
+"""Of the sampler, without noise, behind the distances."""
+TRAINED = ExperimentConfig(steps=300, seeds=1)
+"""Enough for digits that can be told from noise."""
+PREPARING, RACING = 100.0, 40.0
+"""Seconds for making the rivals of one case, and for timing them, about."""
 
 
-def digits() -> tuple[nn.Module, tuple[int, ...], None]:
-    """The U-Net of the embedded experiment, its sample and its context."""
-    return digit_unet().eval(), (1, 8, 8), None
+@dataclass(frozen=True)
+class Case:
+    """A network to race, and calls of it (sample, time steps, context) of the batch that is raced."""
+
+    name: str
+    unet: nn.Module
+    calls: list[Inputs]
+    sampled: bool = False
+
+    def records(self) -> Records:
+        """The calls in one, for ranges."""
+        return Records(*(torch.cat(parts) for parts in zip(*self.calls, strict=True)))
 
 
-def latent(side: int = 32) -> tuple[nn.Module, tuple[int, ...], tuple[int, int]]:
-    """An LDM-4-shaped U-Net of reduced width."""
+@functools.cache
+def trained_digits(quick: bool) -> nn.Module:
+    """The U-Net of the embedded experiment after a short training."""
+    config = replace(TRAINED, steps=20) if quick else TRAINED
+    with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
+        train_network(0, Path(folder), config, lambda steps: None)
+        return trained(Path(folder), config).requires_grad_(False)
+
+
+def digits(images: int, quick: bool) -> Case:
+    """Calls of it along its own sampling."""
+    unet, walked = trained_digits(quick), list[Inputs]()
+    for t, x, _, _ in walk(predictor(unet), new_scheduler(STEPS), start_noise(images, 1, 1)):
+        walked.append((x, torch.full((images,), t)))
+    name = f"digits U-Net, {images} image{'s' * (images > 1)}"
+    return Case(name, unet, walked[STEPS // 2 :: 5] + walked[::5], sampled=images > 1)
+
+
+def latent(images: int = 2, side: int = 32) -> Case:
+    """An LDM-4-shaped U-Net of reduced width with random weights, on noise."""
+    torch.manual_seed(0)
     unet: Any = UNet2DConditionModel(sample_size=side, **LDM)
-    return unet.eval(), (3, side, side), (1, 512)
+    draw = torch.Generator().manual_seed(1)
+    call = (torch.randn(images, 3, side, side, generator=draw), torch.full((images,), 501),
+            torch.randn(images, 1, 512, generator=draw))  # fmt: skip
+    return Case(f"LDM-4-shaped U-Net, {images} x 3 x {side} x {side}", unet.eval().requires_grad_(False), [call])
 
 
-NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
-    "digits U-Net, 64 images": (digits, 64),
-    "digits U-Net, 1 image": (digits, 1),
-    "LDM-4-shaped U-Net, 2 x 3 x 32 x 32": (latent, 2),
-}
-"""What is raced: network, batch."""
-
-
-def quantised(unet: nn.Module, config: QuantConfig, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """A copy with ranges from a few made records."""
-    draw = torch.Generator().manual_seed(2)
-    x = torch.randn(4, *inputs[0].shape[1:], generator=draw)
-    context = torch.randn(4, *inputs[2].shape[1:], generator=draw) if len(inputs) > 2 else None
-    found = quantize(copy.deepcopy(unet), config)
-    initialise_ranges(found, Records(x, torch.tensor([1, 251, 501, 751]), context), 4)
+def quantised(case: Case, config: QuantConfig) -> nn.Module:
+    """A copy with ranges of the case's calls."""
+    found = quantize(copy.deepcopy(case.unet), config)
+    records = case.records()
+    initialise_ranges(found, records, len(records))
     return found
 
 
 def network(quick: bool, threads: int) -> Rows:
-    """One call of a U-Net: packed integers against every rival."""
+    """One call of a U-Net: packed integers against every rival, with what each does to the result."""
     rows: Rows = []
-    for name, (make, batch) in NETWORKS.items():
-        if quick and name != next(iter(NETWORKS)):
-            continue
-        torch.manual_seed(0)
-        unet, shape, context = make()
-        unet.requires_grad_(False)
-        draw = torch.Generator().manual_seed(1)
-        inputs: tuple[Tensor, ...] = (torch.randn(batch, *shape, generator=draw), torch.full((batch,), 501))
-        if context is not None:
-            inputs += (torch.randn(batch, *context, generator=draw),)
-        with torch.no_grad():
-            rivals = forms.steps(unet, inputs, threads, print)
-            simulated = quantised(unet, QuantConfig(8, 8), inputs)
-            engines = {PACKED: pack(simulated), SKIPS: pack(quantised(unet, QuantConfig(8, 8, skip_bits=8), inputs))}
-            ours: dict[str, Step] = {label: partial(Call(engine), *inputs) for label, engine in engines.items()}
-            apart = float((Call(engines[PACKED])(*inputs) - Call(simulated)(*inputs)).pow(2).mean().sqrt())
-            others: dict[str, Step] = {SKIPS: ours[SKIPS], **rivals, SIMULATED: partial(Call(simulated), *inputs)}
-            ratios = compare(ours[PACKED], others, pairs=5 if quick else 7, warmup=2, name=PACKED)
-        rows += judged({"part": "network", "case": name, "threads": threads}, ratios)
-        show([row for row in rows if row["case"] == name], f"{name}, threads {threads}; {engines[PACKED].engine()}")
-        print(f"packed against simulated: root mean square {apart:.2g}")
+    made: list[Callable[[], Case]] = [partial(digits, 64, quick)]
+    if not quick:
+        made += [partial(digits, 1, quick), latent]
+    with torch.no_grad():
+        for make in made:
+            rows += race(case := make(), threads, quick)
+            show([row for row in rows if row["case"] == case.name], f"{case.name}, threads {threads}")
     return rows
+
+
+def race(case: Case, threads: int, quick: bool) -> Rows:
+    """Times, agreement and, where it is sampled, the distance of the samples."""
+    inputs = case.calls[0]
+    rivals = forms.forms(case.unet, case.calls, threads, PREPARING, print)
+    simulated = quantised(case, QuantConfig(8, 8))
+    packed = {PACKED: pack(simulated), SKIPS: pack(quantised(case, QuantConfig(8, 8, skip_bits=8)))}
+    every: dict[str, Form] = {name: Call(unet) for name, unet in packed.items()}
+    every |= {**rivals, SIMULATED: Call(simulated)}
+    steps: dict[str, Step] = {name: partial(form, *inputs) for name, form in every.items()}
+    seconds = sum(_seconds(step) for step in steps.values()) + len(steps) * _seconds(steps[PACKED])
+    pairs = 3 if quick else min(max(int(RACING / seconds), 3), 11)
+    ratios = compare(steps[PACKED], {name: step for name, step in steps.items() if name != PACKED}, pairs, 1,
+                     name=PACKED)  # fmt: skip
+    rows = judged({"part": "network", "case": case.name, "threads": threads}, ratios)
+    expected = rivals[EAGER](*inputs)
+    drawn = {name: sampled(form, case) for name, form in every.items()} if case.sampled else {}
+    for row in rows:
+        form = every[row["form"]]
+        row["error"] = _distance(form(*inputs), expected) ** 0.5 / float(expected.square().mean().sqrt())
+        row["paired distance"] = _distance(drawn[row["form"]], drawn[EAGER]) if drawn else None
+    apart = _distance(every[PACKED](*inputs), every[SIMULATED](*inputs)) ** 0.5 / float(expected.square().mean().sqrt())
+    print(f"{case.name}: {packed[PACKED].engine()}; packed and simulated W8A8 differ by {apart:.2g} of the outputs' "
+          f"root mean square; {pairs} pairs")  # fmt: skip
+    return rows
+
+
+def sampled(form: Form, case: Case) -> Tensor:
+    """Images (B, C, H, W) after all steps, always from the same noise."""
+    start = start_noise(len(case.calls[0][0]), 1, 7)
+    *_, (_, _, _, images) = walk(lambda x, t: form(x, torch.full((len(x),), t)), new_scheduler(STEPS), start)
+    return images
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Mean square."""
+    return float((a - b).square().mean())
+
+
+def _seconds(step: Step) -> float:
+    step()
+    start = time.monotonic()
+    step()
+    return time.monotonic() - start
 
 
 def judged(case: dict[str, Any], ratios: Any) -> Rows:
@@ -116,9 +182,11 @@ def judged(case: dict[str, Any], ratios: Any) -> Rows:
 def show(rows: Rows, title: str) -> None:
     """A table of one case."""
     lines = [(r["form"], f"{r['ms']:.4g}", f"{r['time / packed']:.2f}", f"{r['q25']:.2f}", f"{r['q75']:.2f}",
-              f"{r['times']:.2f}", verdict(r)) for r in rows]  # fmt: skip
-    columns = ("form", "ms", "time / packed", "q25", "q75", "times as fast", "aim")
-    table(lines, columns, f"{title} (times as fast: as {rows[0]['over']}, the fastest float32 here)")
+              f"{r['times']:.2f}", f"{r['error']:.2g}", "" if r["paired distance"] is None else
+              f"{r['paired distance']:.2g}", verdict(r)) for r in rows]  # fmt: skip
+    columns = ("form", "ms", "time / packed", "q25", "q75", "times as fast", "error", "paired distance", "aim")
+    table(lines, columns, f"{title} (times as fast: as {rows[0]['over']}, the fastest float32 here; error: of one call "
+          "to torch float32, relative; paired distance: of samples of the same noise)")  # fmt: skip
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -144,11 +212,11 @@ def size(quick: bool, threads: int) -> Rows:
             share, aimed = cost.bytes(16) / cost.float_bytes(), aim if name == "cin256-v2" else None
             rows.append({"part": "size", "case": name, "form": f"W{bits}", "share": share, "aim": aimed,
                          "met": None if aimed is None else share <= aimed})  # fmt: skip
-    small, shape, _ = digits()
-    inputs = (torch.zeros(1, *shape), torch.zeros(1))
+    draw = torch.Generator().manual_seed(0)
+    small = Case("digits", digit_unet().eval(), [(torch.randn(4, 1, 8, 8, generator=draw), torch.full((4,), 501))])
     for form, quantisation in {"W8": QuantConfig(8, 8), "W4": QuantConfig(4, 8),
                          "W4, 8-bit skip and attention": QuantConfig(4, 8, skip_bits=8)}.items():  # fmt: skip
-        sizes = file_sizes(pack(quantised(small, quantisation, inputs)))
+        sizes = file_sizes(pack(quantised(small, quantisation)))
         rows.append({"part": "size", "case": "digits", "form": form, "share": sizes["fp16"] / sizes["float32"],
                      "aim": None, "met": None})  # fmt: skip
     lines = [(r["case"], r["form"], f"{r['share']:.1%}", "" if r["aim"] is None else f"{r['aim']:.0%}: "
@@ -217,24 +285,24 @@ def statistics(quick: bool, threads: int) -> Rows:
 
 def scheduler(quick: bool, threads: int) -> Rows:
     """What the correction adds to a scheduler step, as a share of one call of the LDM-4-shaped network."""
-    torch.manual_seed(0)
-    unet, shape, context = latent()
-    x, t = torch.randn(2, *shape), torch.full((2,), 501)
+    case = latent()
+    (call,) = case.calls
+    x, shape = call[0], call[0].shape[1:]
     schedule: dict[str, Any] = dict(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear",
                                     clip_sample=False, set_alpha_to_one=False, steps_offset=1)  # fmt: skip
     plain, corrected = PTQDScheduler(**schedule), PTQDScheduler(**schedule)
     for made in (plain, corrected):
         made.set_timesteps(20)
     sums = StatisticsAccumulator()
+    torch.manual_seed(0)
     for step in plain.timesteps.tolist():
         noise = torch.randn(4, *shape)
         sums.add(step, noise, 1.01 * noise + 0.1 * torch.randn(4, *shape))
     corrected.set_statistics(sums.finish({}))
     noise = torch.randn(2, *shape)
-    run = Call(unet)
     with torch.no_grad():
         ratios = compare(
-            partial(run, x, t, torch.randn(2, *context)),
+            partial(Call(case.unet), *call),
             {"plain step": lambda: plain.step(noise, 501, x, eta=1.0), "corrected step":
              lambda: corrected.step(noise, 501, x, eta=1.0)}, pairs=5, name="U-Net call")  # fmt: skip
     _, first, second = ratios

@@ -232,8 +232,9 @@ struct Quantise {
     }
 };
 
-INLINE void put(const Prepare& s, const Quantise& q, vf y, void* out, int64_t c, int lanes, vi& total) {
-    if (s.kind == 1) {
+template <int KIND>
+INLINE void put(const Quantise& q, vf y, void* out, int64_t c, int lanes, vi& total) {
+    if (KIND == 1) {
         const vi code = __builtin_convertvector(Quantise::code(q, y), vi);
         uint8_t* to = (uint8_t*)out + c;
         if (lanes == L) {
@@ -246,7 +247,7 @@ INLINE void put(const Prepare& s, const Quantise& q, vf y, void* out, int64_t c,
             }
         }
     } else {
-        if (s.kind == 2) y = (Quantise::code(q, y) - q.zero) * q.delta;
+        if (KIND == 2) y = (Quantise::code(q, y) - q.zero) * q.delta;
         float* to = (float*)out + c;
         if (lanes == L) store(to, y);
         else for (int l = 0; l < lanes; ++l) to[l] = y[l];
@@ -260,17 +261,62 @@ INLINE vf part(const float* x, int lanes) {
     return loadf(values);
 }
 
-template <int ACTIVATION>
-static void prepared_part(const Prepare& s, const Quantise& q, const float* x, int64_t from, int64_t count,
-                          const float* slope, const float* shift, bool affine, void* out, vi& total) {
+template <int ACTIVATION, int KIND>
+INLINE void prepared_part(const Quantise& q, const float* x, int64_t from, int64_t count, const float* slope,
+                          const float* shift, bool affine, void* out, vi& total) {
     for (int64_t c = 0; c < count; c += L) {
         const int lanes = count - c < L ? int(count - c) : L;
         vf y = part(x + c, lanes);
         if (affine) y = y * loadf(slope + from + c) + loadf(shift + from + c);
         if (ACTIVATION == 1) y = silu(y);
         if (ACTIVATION == 2) y *= gelu(part(x + count + c, lanes));
-        put(s, q, y, out, from + c, lanes, total);
+        put<KIND>(q, y, out, from + c, lanes, total);
     }
+}
+
+// Row y of an image, without its padding; `slope` and `shift` by channel, made here for a layer norm.
+template <int ACTIVATION, int KIND>
+static void prepared_row(const Prepare& s, int64_t b, int64_t y, char* out, int32_t* totals, float* slope, float* shift) {
+    const int64_t channels = s.first_channels + s.second_channels, size = KIND == 1 ? 1 : 4;
+    const int64_t in_height = s.height / s.enlarge, in_width = s.width / s.enlarge, row = (b * in_height + y / s.enlarge) * in_width;
+    const Quantise q{all(float(s.delta)), all(float(s.zero_point)), all(float(s.top_code))};
+    const bool affine = s.norm != 0;
+    for (int64_t x = 0; x < s.width; ++x) {
+        const int64_t from = row + (s.enlarge == 2 ? x / 2 : x);
+        const float* first = s.first + from * s.first_channels;
+        void* to = out + x * s.stride * size;
+        if (s.norm == 2) {
+            double one = 0, two = 0;
+            for (int64_t c = 0; c < channels; ++c) one += first[c];
+            const double mean = one / channels;
+            for (int64_t c = 0; c < channels; ++c) two += (first[c] - mean) * (first[c] - mean);
+            const float by = float(1 / std::sqrt(two / channels + s.epsilon)), middle = float(mean);
+            for (int64_t c = 0; c < channels; ++c) {
+                slope[c] = by * (s.gamma ? s.gamma[c] : 1);
+                shift[c] = (s.beta ? s.beta[c] : 0) - middle * slope[c];
+            }
+        }
+        vi total = {};
+        if (ACTIVATION == 2) prepared_part<2, KIND>(q, first, 0, channels / 2, slope, shift, false, to, total);
+        else {
+            prepared_part<ACTIVATION, KIND>(q, first, 0, s.first_channels, slope, shift, affine, to, total);
+            if (s.second_channels)
+                prepared_part<ACTIVATION, KIND>(q, s.second + from * s.second_channels, s.first_channels,
+                                                s.second_channels, slope, shift, affine, to, total);
+        }
+        if (totals) {
+            int32_t sum = 0;
+            for (int l = 0; l < L; ++l) sum += total[l];
+            totals[x] = sum;
+        }
+    }
+}
+
+template <int ACTIVATION>
+static void prepared_row_of(const Prepare& s, int64_t b, int64_t y, char* out, int32_t* totals, float* slope, float* shift) {
+    if (s.kind == 1) prepared_row<ACTIVATION, 1>(s, b, y, out, totals, slope, shift);
+    else if (s.kind == 2) prepared_row<ACTIVATION, 2>(s, b, y, out, totals, slope, shift);
+    else prepared_row<ACTIVATION, 0>(s, b, y, out, totals, slope, shift);
 }
 
 static void prepare(const Prepare& s, int thread, int threads) {
@@ -280,8 +326,7 @@ static void prepare(const Prepare& s, int thread, int threads) {
     const int64_t rows = s.height + s.top + s.bottom, columns = s.width + s.left + s.right;
     const int64_t in_height = s.enlarge == 2 ? s.height / 2 : s.height, in_width = s.enlarge == 2 ? s.width / 2 : s.width;
     const int64_t size = s.kind == 1 ? 1 : 4, tasks = s.batch * rows;
-    const float zero = float(s.zero_point), pad = s.kind == 1 ? zero : 0.0f;
-    const Quantise q{all(float(s.delta)), all(zero), all(float(s.top_code))};
+    const float zero = float(s.zero_point);
     int64_t image = -1;
     for (int64_t task = tasks * thread / threads; task < tasks * (thread + 1) / threads; ++task) {
         const int64_t b = task / rows, row = task % rows, y = row - s.top;
@@ -312,49 +357,25 @@ static void prepare(const Prepare& s, int thread, int threads) {
             }
             image = b;
         }
+        const bool inside = y >= 0 && y < s.height;
         for (int64_t column = 0; column < columns; ++column) {
-            void* to = out + column * s.stride * size;
-            const int64_t x = column - s.left;
-            if (y < 0 || y >= s.height || x < 0 || x >= s.width) {
-                for (int64_t c = 0; c < channels; ++c) {
-                    if (s.kind == 1) ((uint8_t*)to)[c] = uint8_t(pad);
-                    else ((float*)to)[c] = 0.0f;
-                }
-                if (totals) totals[column] = int32_t(channels * pad);
+            const bool within = inside && column >= s.left && column < s.left + s.width;
+            char* to = out + column * s.stride * size;
+            const int64_t from = within ? channels : 0, count = s.stride - from;  // within: what fills up the words
+            if (s.kind == 1) {
+                if (!within) std::memset(to, uint8_t(zero), channels);
+                if (s.stride > channels) std::memset(to + channels, 0, s.stride - channels);
             } else {
-                const int64_t from = s.enlarge == 2 ? (b * in_height + y / 2) * in_width + x / 2
-                                                    : (b * in_height + y) * in_width + x;
-                const float* first = s.first + from * s.first_channels;
-                if (s.norm == 2) {
-                    double one = 0, two = 0;
-                    for (int64_t c = 0; c < in_channels; ++c) one += first[c];
-                    const double mean = one / in_channels;
-                    for (int64_t c = 0; c < in_channels; ++c) two += (first[c] - mean) * (first[c] - mean);
-                    const float by = float(1 / std::sqrt(two / in_channels + s.epsilon)), middle = float(mean);
-                    for (int64_t c = 0; c < in_channels; ++c) {
-                        slope[c] = by * (s.gamma ? s.gamma[c] : 1);
-                        shift[c] = (s.beta ? s.beta[c] : 0) - middle * slope[c];
-                    }
-                }
-                vi total = {};
-                if (s.activation == 2) prepared_part<2>(s, q, first, 0, channels, slope, shift, false, to, total);
-                else for (int side = 0; side < (s.second_channels ? 2 : 1); ++side) {
-                    const float* in = side ? s.second + from * s.second_channels : first;
-                    const int64_t start = side ? s.first_channels : 0, count = side ? s.second_channels : s.first_channels;
-                    (s.activation == 1 ? prepared_part<1> : prepared_part<0>)(s, q, in, start, count, slope, shift,
-                                                                              s.norm != 0, to, total);
-                }
-                if (totals) {
-                    int32_t sum = 0;
-                    for (int l = 0; l < L; ++l) sum += total[l];
-                    totals[column] = sum;
-                }
+                std::memset(to + 4 * from, 0, 4 * count);
             }
-            for (int64_t c = channels; c < s.stride; ++c) {
-                if (s.kind == 1) ((uint8_t*)to)[c] = 0;
-                else ((float*)to)[c] = 0.0f;
-            }
+            if (totals && !within) totals[column] = int32_t(channels * zero);
         }
+        if (!inside) continue;
+        char* to = out + s.left * s.stride * size;
+        int32_t* sums = totals ? totals + s.left : nullptr;
+        if (s.activation == 1) prepared_row_of<1>(s, b, y, to, sums, slope, shift);
+        else if (s.activation == 2) prepared_row_of<2>(s, b, y, to, sums, slope, shift);
+        else prepared_row_of<0>(s, b, y, to, sums, slope, shift);
     }
 }
 

@@ -49,6 +49,7 @@ class Kernels:
         self.functions.ptq4dm_run(steps, count, threads)
 
 
+@functools.cache
 def available() -> tuple[str, ...]:
     """Tiers that this processor can run, fastest first; without a compiler "torch" alone."""
     found = tuple(name for name, needs in TIERS.items() if needs.keys() <= cpu_features())

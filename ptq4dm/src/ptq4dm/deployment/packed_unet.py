@@ -37,7 +37,7 @@ class PackedUNet(nn.Module):
         self.schedule = dict(schedule or {})
         if odd := sorted(set(self.schedule.values()) - set(self.widths)):
             raise UserError(f"the schedule takes {odd[0]}-bit inputs, and there are ranges for {self._known()}")
-        self._programs: dict[Any, UNetProgram] = {}
+        self._row, self._programs = 0, dict[Any, UNetProgram]()
         self.unsupported = ""
 
     @property
@@ -70,8 +70,11 @@ class PackedUNet(nn.Module):
         """
         if bits not in self.widths:
             raise UserError(f"no ranges for {bits}-bit inputs; there are some for {self._known()}")
+        if self._row == (row := self.widths.index(bits)):
+            return
+        self._row = row
         for layer in self.packed_layers().values():
-            layer.row = self.widths.index(bits)
+            layer.row = row
 
     def _follow_schedule(self, timestep: Tensor | float) -> None:
         step = int(torch.as_tensor(timestep).reshape(-1)[0])
@@ -95,12 +98,12 @@ class PackedUNet(nn.Module):
         kernels = native.kernels() if sample.device.type == "cpu" and not self.unsupported else None
         if kernels is None or not hasattr(self.network, "config"):
             return None
-        rows = tuple(layer.row for layer in self.packed_layers().values())
-        key = (kernels.tier, torch.get_num_threads(), tuple(sample.shape), context is not None and context.shape, rows)
+        wide = context is not None and context.shape
+        key = (kernels.tier, torch.get_num_threads(), sample.shape, wide, self._row)
         if key not in self._programs:
-            wide = None if context is None else (context.shape[1], context.shape[2])
+            sizes = None if context is None else (context.shape[1], context.shape[2])
             try:
-                made = build(self.network, kernels, tuple(sample.shape), wide)  # type: ignore[arg-type]
+                made = build(self.network, kernels, tuple(sample.shape), sizes)  # type: ignore[arg-type]
             except UnsupportedError as error:
                 self.unsupported = str(error)
                 return None

@@ -4,6 +4,7 @@ What stands here is the common case: ResBlocks, attention blocks, transformer bl
 convolution. Anything else raises `UnsupportedError` with its name, and the network runs module by module.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +40,34 @@ class UNetProgram:
     labels: Field | None
     output: Field
 
+    def __post_init__(self) -> None:
+        """What a call needs, once: calls of small networks take less time than a few operations of PyTorch."""
+        view, projection = self.program.view, self.network.time_proj
+        fields = (self.sample, self.time, self.context, self.labels, self.output)
+        self._views = [None if field is None else view(field) for field in fields]
+        half = projection.num_channels // 2
+        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - projection.downscale_freq_shift)
+        self._frequencies, self._scale = exponent.exp(), projection.scale
+        time: Any = self._views[1]
+        parts = time.flatten(1).split(half, 1)
+        self._sine, self._cosine = parts[::-1] if projection.flip_sin_to_cos else parts
+
     @torch.no_grad()
     def __call__(self, sample: Tensor, timesteps: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
         """Predicted noise (B, C, H, W) of `sample` (B, C, H, W) at `timesteps` (B,)."""
-        program, network = self.program, self.network
-        program.view(self.sample).copy_(sample.permute(0, 2, 3, 1))
-        program.view(self.time).copy_(network.time_proj(timesteps)[:, None, None])
-        if self.context is not None and context is not None:
-            program.view(self.context).copy_(context[:, None])
-        if self.labels is not None and labels is not None:
-            program.view(self.labels).copy_(network.class_embedding(labels)[:, None, None])
-        program.run()
-        return program.view(self.output).permute(0, 3, 1, 2).to(sample.dtype).contiguous()
+        x, _, given, classes, noise = self._views
+        assert x is not None and noise is not None
+        x.copy_(sample.permute(0, 2, 3, 1))
+        angles = self._scale * (timesteps[:, None].float() * self._frequencies)
+        torch.sin(angles, out=self._sine)
+        torch.cos(angles, out=self._cosine)
+        if given is not None and context is not None:
+            given.copy_(context[:, None])
+        if classes is not None and labels is not None:
+            classes.copy_(self.network.class_embedding(labels)[:, None, None])
+        self.program.run()
+        found = noise.permute(0, 3, 1, 2)
+        return torch.empty(found.shape, dtype=sample.dtype).copy_(found)  # never the program's own memory
 
 
 def build(
@@ -62,6 +79,8 @@ def build(
         UnsupportedError: a part that has no steps here, named.
     """
     settings = network.config
+    if settings.block_out_channels[0] % 2:
+        raise UnsupportedError("a time embedding of odd width")
     if settings.get("center_input_sample") or settings.get("time_embedding_type", "positional") != "positional":
         raise UnsupportedError("a centred sample or another time embedding than the positional one")
     for name in ABSENT:
