@@ -142,6 +142,15 @@ def test_float_network_runs_on_the_same_steps() -> None:
         assert not engine.unsupported
 
 
+def test_result_is_not_the_programs_memory() -> None:
+    """With one channel its order is that of PyTorch's, and a copy is easily forgotten."""
+    unet = made.tiny_unet()
+    unet.conv_out, unet.conv_in = nn.Conv2d(8, 1, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+    engine, draw = PackedUNet(unet, (8,)), torch.Generator().manual_seed(0)
+    first, second = (engine(torch.randn(1, 1, 8, 8, generator=draw), 501).sample for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 def test_unknown_block_runs_module_by_module() -> None:
     """With its name in the engine's line, and the same result."""
 

@@ -17,9 +17,11 @@ from paperkit.files.weights import read_safetensors, save_weights
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
+from ptq4dm.deployment.packed_folder import load_packed
+from ptq4dm.deployment.quantised_run import open_quantised
 from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.noise_statistics import NoiseStatistics
-from ptq4dm.method.quant_model import quantize, set_quantized
+from ptq4dm.method.quant_model import quantize, set_activation_ranges, set_quantized
 from ptq4dm.models.compvis import read_compvis
 from ptq4dm.models.ddim_scheduler import LDM_SCHEDULE
 from ptq4dm.models.pipelines import ClassConditionalLDMPipeline
@@ -248,3 +250,16 @@ def test_settings_stay_those_of_the_run(folder: Path) -> None:
 def test_options_are_documented() -> None:
     options = options_of(engine)
     assert set(vars(options)) >= set(engine.GROUPS)
+
+
+def test_run_is_packed_with_its_schedule(folder: Path) -> None:
+    """Each step runs at its own width, as in the run, up to codes at a tie."""
+    ptq4dm.here("pack", "--ckpt", "runs/ptq4dm/whole", "--rest", "fp32", "--output", "packed", cwd=folder)
+    run, packed = open_quantised(run_of(folder), model=str(folder / "model")), load_packed(folder / "packed")
+    assert run.schedule is not None and run.ranges is not None and packed.schedule == dict(run.schedule)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step, bits in run.schedule.items():
+        set_activation_ranges(run.unet, run.ranges[bits])
+        with torch.no_grad():
+            expected, found = run.unet(x, step).sample, packed(x, step).sample
+        assert (found - expected).square().mean() < 0.05**2 * expected.square().mean(), (step, bits)

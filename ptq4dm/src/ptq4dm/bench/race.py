@@ -74,9 +74,11 @@ class Case:
 @functools.cache
 def trained_digits(quick: bool) -> nn.Module:
     """The U-Net of the embedded experiment after a short training."""
-    config = replace(TRAINED, steps=20) if quick else TRAINED
+    config, threads = replace(TRAINED, steps=20) if quick else TRAINED, torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network gains nothing from more
     with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
         train_network(0, Path(folder), config, lambda steps: None)
+        torch.set_num_threads(threads)
         return trained(Path(folder), config).requires_grad_(False)
 
 

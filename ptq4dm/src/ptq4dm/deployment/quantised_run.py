@@ -20,11 +20,12 @@ class QuantisedRun:
     schedule: Mapping[int, int] | None = None
 
 
-def open_quantised(path: Path, seed: int = 0, width: str = "w4a8", model: str | None = None) -> QuantisedRun:
+def open_quantised(path: Path, seed: int | None = None, width: str = "w4a8", model: str | None = None) -> QuantisedRun:
     """Reads a run.
 
     Args:
-        seed, width: network of an embedded experiment. model: where the float model of an `ldm` run is now.
+        seed, width: network of an embedded experiment; without a seed its first.
+        model: where the float model of an `ldm` run is now.
 
     Raises:
         UserError: no run, one that is not finished, a seed or width that it does not have.
@@ -44,6 +45,7 @@ def open_quantised(path: Path, seed: int = 0, width: str = "w4a8", model: str | 
     if width not in WIDTHS:
         raise UserError(f"width {width} is none of {', '.join(WIDTHS)}")
     config = ExperimentConfig(**{f.name: options[f.name] for f in fields(ExperimentConfig) if f.name in options})
+    seed = config.first_seed if seed is None else seed
     if seed not in config.seed_list:
         raise UserError(f"{path} has no seed {seed}; it has {', '.join(map(str, config.seed_list))}")
     return QuantisedRun(load_quantised(seed_folder(run.path, seed), width, config))
