@@ -88,13 +88,13 @@ def test_arms_share_weights_and_noise(short: Path) -> None:
 
 
 def test_cut_short_twice_and_resumed_leaves_the_same_run(short: Path) -> None:
-    """Told to end while the network trains, and killed while its noise is measured."""
+    """Killed while the network trains, and told to end while its noise is measured."""
     folder, cut = short.parents[2], short.parent / "cut"
-    started = PTQ4DM.start("train", *SHORT, "--name", "cut", cwd=folder)
-    ended = started.kill_when(any_file(cut, "last.ckpt"), signal.SIGTERM, group=False)
-    assert ended.code == 143 and ended.err.splitlines()[-1].startswith("error: interrupted by SIGTERM")
+    PTQ4DM.start("train", *SHORT, "--name", "cut", cwd=folder).kill_when(any_file(cut, "last.ckpt"))
     assert not (cut / "seed-1" / "weights.safetensors").exists()
-    PTQ4DM.start("train", "--resume", cwd=folder).kill_when(any_file(cut / "seed-1", "statistics-*.safetensors"))
+    resumed = PTQ4DM.start("train", "--resume", cwd=folder)
+    ended = resumed.kill_when(any_file(cut / "seed-1", "statistics-*.safetensors"), signal.SIGTERM, group=False)
+    assert ended.code == 143 and ended.err.splitlines()[-1].startswith("error: interrupted by SIGTERM")
     assert not (cut / "finished").exists()
     PTQ4DM.here("train", "--resume", "cut", cwd=folder)
     check_same_runs(short, cut)
