@@ -18,7 +18,7 @@ from ecoformer.method.kernel_hash import normalise
 from ecoformer.models.pvt import PVTv2
 from ecoformer.training.listops import SHORT, examples
 from paperkit.command.cli import make_parser
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.testing.commands import Command
 from paperkit.testing.made_images import make_cifar
 

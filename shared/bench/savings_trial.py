@@ -20,7 +20,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from paperkit.data.digits import DigitsData
-from paperkit.data.resumable import SeededSampler, seed_generators
+from paperkit.data.resumable import SeededSampler
+from paperkit.data.seeding import seed_generators
 from paperkit.results.measure import mark_start
 from paperkit.training.optim import OptimConfig, build
 from paperkit.training.savings import Savings

@@ -17,7 +17,7 @@ from bivit.training.distillation import Distillation
 from bivit.training.images import NetworkConfig, build_student, parameter_groups
 from bivit.training.stages import stages
 from paperkit.data.images import ImageData
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError
 from paperkit.files.weights import read_weights
 from paperkit.results.metrics import Metrics

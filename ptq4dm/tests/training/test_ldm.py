@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from made import PIXELS, TINY, merged, options_of, pixel_folder, ptq4dm, tiny_unet, write_yaml
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.files.weights import read_safetensors, save_weights
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call

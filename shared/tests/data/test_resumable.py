@@ -27,9 +27,9 @@ from paperkit.data.resumable import (
     SeededDataset,
     SeededSampler,
     SeedStep,
-    seed_of,
     seeded_loader,
 )
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError
 from paperkit.training import optim
 

@@ -17,7 +17,7 @@ from made import CLASSES, SNNET, here, named_vit, one_line, randomise, write_rec
 from torch import Tensor
 
 from paperkit.data.images import ImageData
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.files.weights import read_checkpoint, read_weights
 from paperkit.testing.commands import at_call
 from paperkit.testing.made_images import make_image_folder

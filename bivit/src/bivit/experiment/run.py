@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bivit.experiment.digit_transformer import LONG, SHORT, Geometry, built, digit_transformer, stages, start_stage
 from bivit.experiment.rows import measure_rows
 from bivit.experiment.settings import LONG_STUDENTS, TEACHER, TEST, TRAIN, VAL, ExperimentConfig, SeedResult
-from paperkit.data.resumable import seed_generators, seed_of
+from paperkit.data.seeding import seed_generators, seed_of
 from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_strict, read_weights
 from paperkit.training.stages import train_stage

@@ -36,7 +36,7 @@ from bivit.training.distillation import Distillation, DistillationConfig, attent
 from bivit.training.stages import ScheduleConfig, Stage, stages
 from paperkit.command.engines import device
 from paperkit.data.images import ImageData
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.data.sizes import check_sizes
 from paperkit.errors import UserError
 from paperkit.files.keys import first_few

@@ -17,7 +17,7 @@ from ecoformer.experiment.settings import ExperimentConfig
 from ecoformer.method.hash_fit import Fit, FitOptions, fit_hash
 from ecoformer.method.kernel_hash import KernelHash, normalise
 from ecoformer.method.similarity import pair_labels
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.files.weights import read_weights, save_weights
 
 WIDTH, BITS, SUPPORTS, TOPK = 32, 16, 25, 10

@@ -19,7 +19,7 @@ from ecoformer.experiment.networks import DigitNetwork, Hashed, MajorityNetwork
 from ecoformer.experiment.patch_tokens import fit_codes, measure_codes
 from ecoformer.experiment.settings import DIGIT_TRAIN, ExperimentConfig, SeedResult
 from ecoformer.method.attention import ask_for_fit
-from paperkit.data.resumable import seed_generators, seed_of
+from paperkit.data.seeding import seed_generators, seed_of
 from paperkit.files.weights import load_strict, read_weights
 from paperkit.training.stages import train_stage
 

@@ -36,7 +36,7 @@ from focusformer.method.strategies import (
     training_losses,
 )
 from focusformer.method.supernet import Supernet
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.errors import UserError
 from paperkit.files.atomic import write_atomic
 

@@ -17,7 +17,7 @@ from focusformer.method.search import Found as Searched
 from focusformer.method.search import Policy, Tally, greedy, random_search
 from focusformer.method.supernet import Supernet
 from focusformer.models.saved_sampler import constraint
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 
 SPACE = SPACES["digits"]
 SEARCHES, SAMPLES = 3, 4  # streams of random numbers

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from focusformer.experiment.settings import HELD_OUT, TEST, TRAIN
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 1, 8, 8) in [-1, 1] and labels (B,)."""

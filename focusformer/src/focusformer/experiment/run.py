@@ -28,7 +28,7 @@ from focusformer.models.extraction import extract_subnet
 from focusformer.models.folders import SavedSupernet
 from focusformer.models.saved_sampler import SavedSampler
 from focusformer.models.static_vit import StaticViT
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.training.stages import train_stage
 
 ALONE = 6  # stream of random numbers

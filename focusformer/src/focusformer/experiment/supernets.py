@@ -32,7 +32,7 @@ from focusformer.method.reinforce import Reinforce, ReinforceOptions, RewardOpti
 from focusformer.method.strategies import Focus, FocusOptions, Strategy, Uniform, Update, training_losses
 from focusformer.models.folders import SavedSupernet
 from focusformer.models.saved_sampler import SavedSampler
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.errors import Interrupted, UserError
 from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_strict, read_checkpoint, save_checkpoint

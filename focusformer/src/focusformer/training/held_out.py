@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from paperkit.data.resumable import Draw, seed_of
+from paperkit.data.resumable import Draw
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError
 
 WORKERS = 2

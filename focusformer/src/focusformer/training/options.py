@@ -22,7 +22,7 @@ from focusformer.models.folders import SavedSupernet, load_supernet
 from focusformer.models.released import read_architecture, read_space, start_from
 from focusformer.models.saved_sampler import KINDS, SavedSampler, constraint
 from paperkit.data.images import ImageData
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError
 from paperkit.files.keys import first_few
 from paperkit.files.runs import process_rank

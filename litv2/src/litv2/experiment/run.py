@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from litv2.experiment.digit_frequencies import digit_network, spectra, split_digits
 from litv2.experiment.settings import ExperimentConfig, SeedResult, arm_name
 from litv2.experiment.two_markers import marker_network, sample_markers
-from paperkit.data.resumable import seed_generators, seed_of
+from paperkit.data.seeding import seed_generators, seed_of
 from paperkit.files.weights import load_strict, read_weights
 from paperkit.training.stages import train_stage
 

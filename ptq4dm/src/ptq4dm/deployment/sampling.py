@@ -23,7 +23,7 @@ import torch
 from numpy.lib import format as npy
 from PIL import Image
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError
 from paperkit.files.atomic import atomic_file, write_atomic
 from ptq4dm.models.pipelines import ROUNDINGS, ClassConditionalLDMPipeline, Pipeline, draw, to_uint8

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.files.weights import load_strict, read_weights, save_weights
 from ptq4dm.experiment.network import trained
 from ptq4dm.experiment.sampler import ETAS, new_scheduler, predictor, start_noise, walk

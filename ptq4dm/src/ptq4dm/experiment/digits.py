@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from ptq4dm.experiment.settings import REFERENCE, TRAIN
 
 RIDGE = 1e-6  # on the diagonals of covariances: border pixels never change

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import save_figure
 from ptq4dm.experiment.calibrated import Calibrated, load_calibrated

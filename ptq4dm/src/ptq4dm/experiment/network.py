@@ -15,7 +15,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paperkit.data.resumable import seed_generators, seed_of
+from paperkit.data.seeding import seed_generators, seed_of
 from paperkit.errors import Interrupted, UserError
 from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_strict, read_checkpoint, read_weights, save_checkpoint, save_weights

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from ptq4dm.experiment import settings as names
 from ptq4dm.experiment.calibrated import Calibrated, calibrate, load_calibrated
 from ptq4dm.experiment.digits import pixel_frechet, split_digits

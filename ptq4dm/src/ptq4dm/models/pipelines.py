@@ -25,7 +25,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError, one_line
 from paperkit.files.bounded import read_json
 from paperkit.files.keys import first_few

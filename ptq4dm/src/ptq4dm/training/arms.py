@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.results.metrics import Claim, Metrics, Row
 from paperkit.results.report import figure, print_metrics, save_figure
 from ptq4dm.method.calibration import Records

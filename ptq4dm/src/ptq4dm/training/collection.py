@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.files.weights import read_safetensors, save_weights
 from ptq4dm.method.calibration import Records, concatenated
 from ptq4dm.training.denoising import CALIBRATION, batches, denoise, spread

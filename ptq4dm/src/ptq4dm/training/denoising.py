@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from ptq4dm.method.calibration import Records
 from ptq4dm.training.diffusion import Diffusion, guided
 from ptq4dm.training.settings import SamplerConfig

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.files.weights import read_safetensors
 from ptq4dm.method.bit_schedule import BitSchedule, budget_schedule, snr_schedule
 from ptq4dm.method.calibration import Records

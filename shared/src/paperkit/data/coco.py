@@ -21,7 +21,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from paperkit.data.coco_file import read_annotations
 from paperkit.data.pictures import read_picture
-from paperkit.data.resumable import Draw, ResumableData, generators_kept, seed_generators, seeded_loader
+from paperkit.data.resumable import Draw, ResumableData, seeded_loader
+from paperkit.data.seeding import generators_kept, seed_generators
 from paperkit.errors import UserError
 
 LAYOUT = "annotations/instances_<split>.json and <split>/*.jpg, split train2017 and val2017"

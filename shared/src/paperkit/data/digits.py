@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from paperkit.data.resumable import Draw, ResumableData, seed_of, seeded_loader
+from paperkit.data.resumable import Draw, ResumableData, seeded_loader
+from paperkit.data.seeding import seed_of
 from paperkit.data.sizes import SizeSchedule
 from paperkit.errors import UserError
 

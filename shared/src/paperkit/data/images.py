@@ -29,15 +29,8 @@ from paperkit.data.layouts import (
     open_tiny_imagenet,
     some,
 )
-from paperkit.data.resumable import (
-    Draw,
-    ResumableData,
-    SeededDataset,
-    generators_kept,
-    seed_generators,
-    seed_of,
-    seeded_loader,
-)
+from paperkit.data.resumable import Draw, ResumableData, SeededDataset, seeded_loader
+from paperkit.data.seeding import generators_kept, seed_generators, seed_of
 from paperkit.data.sizes import SizeSchedule
 from paperkit.data.streams import EpochSampler, ShardStream, StreamLoader
 from paperkit.errors import UserError

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from paperkit.data.layouts import needs_package
 from paperkit.data.pictures import read_picture
-from paperkit.data.resumable import SeededSampler, generators_kept, seed_generators, seed_of
+from paperkit.data.resumable import SeededSampler
+from paperkit.data.seeding import generators_kept, seed_generators, seed_of
 from paperkit.errors import UserError
 
 TAR_BLOCK = 512

@@ -35,7 +35,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, OPTIM_WRAPPERS, Registry
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner.checkpoint import get_torch_safe_globals
 
-from paperkit.data.resumable import generators_kept, seed_generators
+from paperkit.data.seeding import generators_kept, seed_generators
 from paperkit.errors import UserError
 from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import read_checkpoint

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from paperkit.data.resumable import generators_kept
+from paperkit.data.seeding import generators_kept
 from paperkit.errors import UserError
 from paperkit.training.savings import EMA, Savings
 

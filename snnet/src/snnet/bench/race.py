@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.files.weights import load_strict, read_weights, save_weights
 from paperkit.results.measure import Ratio, compare, print_ratios
 from paperkit.results.report import COLORS, figure, save_figure, style, table

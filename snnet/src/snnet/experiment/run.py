@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from paperkit.data.digits import DigitsData
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.files.atomic import write_atomic
 from paperkit.files.weights import load_strict, read_weights, save_weights
 from paperkit.training.optim import OptimConfig

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from spt.experiment import peft_arms
 from spt.method.allocation import Rule, Selection
 from spt.method.budget import exact_selection

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 
 SOURCE_IMAGES = 900
 CLASSES = {"invert": 10, "flip": 10, "rotation": 4, "location": 9}

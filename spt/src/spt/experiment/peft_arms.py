@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from spt.method.split_qkv import split_qkv_layers
 
 Shapes = Mapping[str, torch.Size]

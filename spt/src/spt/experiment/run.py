@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from paperkit.data.resumable import seed_of
+from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError
 from paperkit.files.weights import (
     load_strict,

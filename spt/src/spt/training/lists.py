@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.command import engines
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.files.weights import read_checkpoint, save_weights

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from paperkit.data.resumable import seed_generators
+from paperkit.data.seeding import seed_generators
 from paperkit.files.runs import RunFolder, process_rank
 from paperkit.results.metrics import Metrics, Row
 from paperkit.results.report import print_metrics
