@@ -29,6 +29,7 @@ from ptq4dm.method.quant_model import (
 from ptq4dm.method.reconstruction import StepSettings, WeightSettings, learn_steps, reconstruct_weights
 from ptq4dm.models.compvis import RESNET, load_official, official_name, unet_names
 from ptq4dm.models.latent_diffusion import UNetOptions, build_unet
+from ptq4dm.verification.attention_order import use_authors_order
 from ptq4dm.verification.quantizers import Computed, cases, close
 
 QUANTIZERS = (".weight_quantizer.alpha", ".act_quantizer.delta")
@@ -103,6 +104,7 @@ def _quant_block(file: ReferenceFile, name: str, options: Mapping[str, Any]) -> 
         return cast(Tensor, block(x, c) if official else block(x, encoder_hidden_states=c)).detach()
 
     computed: Computed = {f"out.{name}.fp": deep(run("", False, False), outputs["fp"], False)}
+    use_authors_order(block)
     initialise_weight_ranges(block)
     run("_init", True, True)
     computed[f"out.{name}.w"] = deep(run("", True, False), outputs["w"], False)
@@ -150,6 +152,7 @@ def quant_unet(file: ReferenceFile) -> Computed:
         return {f"out.{key}": deep(found, file.outputs[key], activations)}
 
     computed = out("fp")
+    use_authors_order(unet)
     quantize(unet, QuantConfig(c["w_bits"], c["a_bits"]))
     names = {
         ours: f"model.{official_name(unet, f'{ours}.weight').removesuffix('.weight')}" for ours in quant_layers(unet)
