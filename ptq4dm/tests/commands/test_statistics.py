@@ -1,5 +1,6 @@
 """Commands `statistics` and `bops`."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -49,9 +50,11 @@ def test_statistics_of_other_steps_or_none_are_refused(tmp_path: Path) -> None:
 
 def test_bops_of_the_paper_and_of_a_folder(tmp_path: Path) -> None:
     shown = ptq4dm.here("bops", "cin256-v2", cwd=tmp_path).out
-    assert "400.92 M parameters" in shown and "11.6 T" in shown and "13.8 %" in shown
+    assert "400.92 M parameters" in shown and "95.90 G of them" in shown and "11.60 T" in shown and "13.8 %" in shown
     pixel_folder(tmp_path / "model")
     BitSchedule((1, 501), (8, 4)).save(tmp_path / "schedule.json")
     words = ("bops", "model", "--schedule", "schedule.json")
-    assert "mean of the schedule, exact" in ptq4dm.here(*words, cwd=tmp_path).out
+    shown = ptq4dm.here(*words, cwd=tmp_path).out
+    assert "mean of the schedule, exact" in shown
+    assert re.search(r"[1-9]\d*\.\d\d [kM] in layers", shown) and " 0.00" not in shown
     assert "9" in ptq4dm.refused("bops", "cin256-v2", "--weight-bits", "9", cwd=tmp_path)

@@ -16,6 +16,14 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--schedule", type=str | None, default=None, help="schedule.json: activation bits by step")
 
 
+def _large(count: float) -> str:
+    """In the unit that leaves digits before the point: 95.90 G, 1.24 M."""
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:.0f}"
+
+
 def run(arguments: Any) -> int:
     from pathlib import Path
 
@@ -42,24 +50,24 @@ def run(arguments: Any) -> int:
     cost = count_cost(diffusion.unet, diffusion.example(), config)
     whole, exact_whole = cost.float_bops(products=False), cost.float_bops(products=True)
     rows = [
-        ("bit operations, nominal", f"{cost.nominal() / 1e12:.4g} T", f"{whole / cost.nominal():.2f}x fewer"),
-        ("bit operations, exact", f"{cost.exact() / 1e12:.4g} T", f"{exact_whole / cost.exact():.2f}x fewer"),
+        ("bit operations, nominal", _large(cost.nominal()), f"{whole / cost.nominal():.2f}x fewer"),
+        ("bit operations, exact", _large(cost.exact()), f"{exact_whole / cost.exact():.2f}x fewer"),
     ]
     if arguments.schedule is not None:
         schedule = BitSchedule.load(arguments.schedule)
         nominal, exact = cost.mean(schedule.activation_bits)
         rows += [
-            ("  mean of the schedule, nominal", f"{nominal / 1e12:.4g} T", f"{whole / nominal:.2f}x fewer"),
-            ("  mean of the schedule, exact", f"{exact / 1e12:.4g} T", f"{exact_whole / exact:.2f}x fewer"),
+            ("  mean of the schedule, nominal", _large(nominal), f"{whole / nominal:.2f}x fewer"),
+            ("  mean of the schedule, exact", _large(exact), f"{exact_whole / exact:.2f}x fewer"),
         ]
     for rest in (16, 32):
         size = cost.bytes(rest)
         share = f"{100 * size / cost.float_bytes():.1f} % of float32"
         rows.append((f"file, the rest in {rest} bits", f"{size / 1e6:.2f} MB", share))
     title = (
-        f"{arguments.model}: W{config.weight_bits}A{config.activation_bits}, {cost.parameters / 1e6:.2f} M parameters; "
-        f"multiply-adds: {cost.layer_macs / 1e9:.2f} G in layers, {cost.quantised_macs / 1e9:.2f} G of them quantised, "
-        f"{cost.products / 1e9:.2f} G in attention products"
+        f"{arguments.model}: W{config.weight_bits}A{config.activation_bits}, {_large(cost.parameters)} parameters; "
+        f"multiply-adds: {_large(cost.layer_macs)} in layers, {_large(cost.quantised_macs)} of them quantised, "
+        f"{_large(cost.products)} in attention products"
     )
     table(rows, ("cost of one call, one image", "value", "against float32"), title)
     return 0
