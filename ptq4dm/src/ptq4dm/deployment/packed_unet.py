@@ -80,8 +80,8 @@ class PackedUNet(nn.Module):
         step = int(torch.as_tensor(timestep).reshape(-1)[0])
         if step not in self.schedule:
             raise UserError(
-                f"time step {step} is not in the bit schedule of {len(self.schedule)} steps; sample the steps of the run "
-                "that was packed, with statistics of those steps, or pack without a mixed schedule"
+                f"time step {step} is not in the bit schedule of {len(self.schedule)} steps; sample the steps of the "
+                "run that was packed, with statistics of those steps, or pack without a mixed schedule"
             )
         self.use_activation_bits(self.schedule[step])
 
