@@ -1,4 +1,4 @@
-"""Attention in the authors' order is the attention of diffusers but for rounding."""
+"""Networks are recomputed in the order of sums of the files: attention as the authors have it, on one thread."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from ptq4dm.method.calibration import Records, predict
 from ptq4dm.method.quant_model import QuantConfig, act_quantizers, initialise_ranges, quantize
 from ptq4dm.models.latent_diffusion import UNetOptions, build_unet
 from ptq4dm.verification.attention_order import use_authors_order
+from ptq4dm.verification.reconstruction import one_thread
 
 COMMON = {"in_channels": 3, "out_channels": 3, "model_channels": 16, "num_res_blocks": 1, "channel_mult": [1, 2]}
 CHURCHES = {"image_size": 16, "attention_resolutions": [1], "num_heads": 2, "use_scale_shift_norm": True}
@@ -36,3 +37,10 @@ def test_quantised_networks_agree_where_rounding_is_finer(style: str) -> None:
     for fused, theirs in zip(*found, strict=True):
         assert fused.dtype == torch.float64
         torch.testing.assert_close(theirs, fused, rtol=1e-9, atol=1e-9)
+
+
+def test_networks_are_recomputed_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

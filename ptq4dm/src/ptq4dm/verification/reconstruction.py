@@ -1,8 +1,12 @@
-"""Reference files of quantised blocks, whole networks and their reconstruction, recomputed."""
+"""Reference files of quantised blocks, whole networks and their reconstruction, recomputed.
+
+In the order of sums in which they were made, as far as torch tells: one flipped code spreads through a network.
+"""
 
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -37,6 +41,17 @@ MODEL = (
     "forward: e = b(c[:,0]*(1+t/1000)); y = z(ResBlock(ch,12)(silu(a(x)),e)); 8 GroupNorm groups; "
     "ranges initialised on the first 8 samples"
 )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The files were made on one; several split sums otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def deep(found: Tensor, wanted: Tensor, activations: bool) -> Check:
@@ -81,6 +96,7 @@ def _block(options: Mapping[str, Any], where: str) -> tuple[nn.Module, dict[str,
     raise UserError(f"{where}.kind is {options['kind']!r}; it is ResBlock or BasicTransformerBlock")
 
 
+@one_thread()
 def quant_blocks(file: ReferenceFile) -> Computed:
     """Blocks by themselves: which layers, their ranges, outputs in the three modes."""
     computed: Computed = {}
@@ -135,6 +151,7 @@ def _ranges(file: ReferenceFile, network: nn.Module, names: Mapping[str, str]) -
     return computed
 
 
+@one_thread()
 def quant_unet(file: ReferenceFile) -> Computed:
     """A whole U-Net: ranges, nearest and, where the file has it, learned rounding."""
     c = file.config
@@ -198,6 +215,7 @@ class Toy(nn.Module):
         return cast(Tensor, self.z(self.res(F.silu(self.a(x)), e)))
 
 
+@one_thread()
 def reconstruction(file: ReferenceFile) -> Computed:
     """Both stages with the recorded draws, unit by unit in the file's order."""
     c = file.config
