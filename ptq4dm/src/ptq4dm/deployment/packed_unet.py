@@ -81,7 +81,7 @@ class PackedUNet(nn.Module):
         if step not in self.schedule:
             raise UserError(
                 f"time step {step} is not in the bit schedule of {len(self.schedule)} steps; sample the steps of the "
-                "run that was packed, with statistics of those steps, or pack without a mixed schedule"
+                "run that was packed, with statistics of those steps, or pack a run without a mixed schedule"
             )
         self.use_activation_bits(self.schedule[step])
 
