@@ -1,0 +1,1 @@
+"""Backbones, whole networks, the authors' weights, the doors of mmsegmentation."""
