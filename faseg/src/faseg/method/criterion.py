@@ -8,22 +8,15 @@ Shapes: B batch, Q queries, C channels, K classes, N matched pairs of the batch,
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from faseg.method.matcher import Draw, Matcher, Targets, dice_loss, sample_points
+from faseg.method.prediction_heads import Prediction
 
 Losses = dict[str, Tensor]
-
-
-class Output(NamedTuple):
-    """One prediction of the decoder: classes (B, Q, K + 1), the last for no object, and mask embeddings (B, Q, C)."""
-
-    logits: Tensor
-    embeddings: Tensor
 
 
 class Criterion(nn.Module):
@@ -56,7 +49,7 @@ class Criterion(nn.Module):
         self.register_buffer("empty_weight", torch.tensor([1.0] * num_classes + [no_object_weight]))
 
     def forward(
-        self, outputs: Sequence[Output], features: Tensor, targets: Targets, draw: Draw | None = None
+        self, outputs: Sequence[Prediction], features: Tensor, targets: Targets, draw: Draw | None = None
     ) -> Losses:
         """Unweighted losses by name.
 
@@ -72,7 +65,7 @@ class Criterion(nn.Module):
             features = features.float()
             num_masks = self.count_masks(targets)
             for output, suffix in [(outputs[-1], ""), *((each, f"_{i}") for i, each in enumerate(outputs[:-1]))]:
-                output = Output(*(part.float() for part in output))
+                output = Prediction(*(part.float() for part in output))
                 pairs = self.matcher(*output, features, targets, draw)
                 losses[f"loss_ce{suffix}"] = self.class_loss(output.logits, targets, pairs)
                 maps, masks = self.paired(output.embeddings, features, targets, pairs)
