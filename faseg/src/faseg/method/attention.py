@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faseg.method.dfpq import focus
 from paperkit.errors import UserError
 
 SCRATCH = {"cpu": 2**20, "cuda": 2**26}
@@ -60,8 +61,8 @@ def _attend(
                 summed = p.sum(1)
                 total = summed if total is None else total.add_(summed)
         mean = None if total is None else total.div_(q.shape[1])
-        focus = None if positions is None or mean is None else mean @ positions.to(mean.dtype)
-    return torch.cat(values, 1), focus, mean if want_map else None
+        looked = None if positions is None or mean is None else focus(mean, positions)
+    return torch.cat(values, 1), looked, mean if want_map else None
 
 
 class _Attend(torch.autograd.Function):
@@ -72,10 +73,10 @@ class _Attend(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, positions: Tensor | None, want_map: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.save_for_backward(q, k, v, mask, positions)
-        values, focus, mean = _attend(q, k, v, mask, positions, want_map)
+        values, looked, mean = _attend(q, k, v, mask, positions, want_map)
         if mean is not None:
             ctx.mark_non_differentiable(mean)
-        return values, focus, mean
+        return values, looked, mean
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -171,9 +172,7 @@ class Attention(nn.Module):
             F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
-        if not key.shape[1]:
-            attended = Attended(torch.zeros_like(q))
-        elif positions is None and not want_map:
+        if positions is None and not want_map and key.shape[1]:  # torch's own says nothing of N = 0
             attended = Attended(F.scaled_dot_product_attention(q, k, v, None if mask is None else ~mask[:, None]))
         else:
             attended = attend(q * q.shape[-1] ** -0.5, k, v, mask, positions, want_map)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from faseg.method.attention import reset_full_rows
 from faseg.method.decoder_layers import CrossAttention, FeedForward, SelfAttention
 from faseg.method.dfpq import InitialPool, initial_focus, position_mlp
-from faseg.method.hrca import choose_windows, gather_windows
+from faseg.method.hrca import check_omega, choose_windows, gather_windows
 from faseg.method.prediction_heads import Prediction, PredictionHeads, forbidden, resized_features
 from paperkit.errors import UserError
 
@@ -88,8 +88,7 @@ class Decoder(PredictionHeads):
         enforce_input_project: bool = False,
     ) -> None:
         super().__init__(hidden_dim, mask_dim or hidden_dim, num_classes)
-        if omega < 1:
-            raise UserError(f"omega {omega}: one in how many windows is kept, 1 or more")
+        check_omega(omega)
         if not 0 <= attn_threshold < 1:
             raise UserError(f"attn_threshold {attn_threshold} is no probability below 1")
         if hrca and query_pos == "learned" and hrca_query_pos == "dfpq":

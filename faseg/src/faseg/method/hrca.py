@@ -12,6 +12,12 @@ from torch import Tensor
 from paperkit.errors import UserError
 
 
+def check_omega(omega: int) -> None:
+    """Raises a UserError for an omega that keeps no share of the windows."""
+    if omega < 1:
+        raise UserError(f"omega {omega}: one in how many windows is kept, 1 or more")
+
+
 def choose_windows(coarse_map: Tensor, omega: int, min_windows: int = 0) -> Tensor:
     """The cells with the most attention, (B, Q, N_0) -> (B, k), most first.
 
@@ -20,6 +26,7 @@ def choose_windows(coarse_map: Tensor, omega: int, min_windows: int = 0) -> Tens
         omega: 1 in how many cells is kept; k = N_0 // omega, rounded down, may be 0.
         min_windows: least k; the released code has 0 and then attends to nothing on pictures below omega cells.
     """
+    check_omega(omega)
     cells = coarse_map.shape[-1]
     return coarse_map.detach().sum(1).topk(min(max(cells // omega, min_windows), cells)).indices
 
