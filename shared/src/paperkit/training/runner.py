@@ -36,7 +36,8 @@ class RunnerEngine:
         registers: modules that are imported before a config is read, since its run names what they register.
         scopes: whose registries a run folder's config may name (`paperkit.training.openmmlab.own_scope` makes one).
         metric: by which a config's `CheckpointHook(save_best=..., rule=...)` chooses the best checkpoint.
-        read_start: reads the weights of a config's `load_from`; None for files of mmengine and of paperkit.
+        read_start: reads the weights of a config's `load_from` and of an evaluation's checkpoint; None for files of
+            mmengine and of paperkit.
         adapt: a paper's own changes of the config, by the options of its command (config, options).
     """
 
@@ -106,9 +107,6 @@ class RunnerEngine:
 
     def run_loop(self, config: Any, run: RunFolder, resuming: bool) -> Any:
         """mmengine's Runner on a config, in a run folder, to its end; returns it."""
-        from mmengine.runner.checkpoint import get_torch_safe_globals
-
-        from paperkit.files.weights import load_strict, read_weights
         from paperkit.training.openmmlab import EvaluateMissed, newest_whole, refuse_code
 
         config.work_dir = str(run.path)
@@ -123,27 +121,38 @@ class RunnerEngine:
         runner = _made(config)
         if resuming:
             runner.register_hook(EvaluateMissed())
-        if start:  # by our own strict loading: mmengine's only warns of keys that do not fit
-            state = self.read_start(start) if self.read_start else read_weights(start, allow=get_torch_safe_globals())
-            load_strict(getattr(runner.model, "module", runner.model), state, start)
+        if start:
+            self._load(runner.model, start)
         runner.train()
         return runner
+
+    def _load(self, model: Any, path: str) -> None:
+        """Weights by our own strict loading: mmengine's only warns of keys that do not fit."""
+        from mmengine.model import BaseTTAModel, is_model_wrapper
+        from mmengine.runner.checkpoint import get_torch_safe_globals
+
+        from paperkit.files.weights import load_strict, read_weights
+
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        state = self.read_start(path) if self.read_start else read_weights(path, allow=get_torch_safe_globals())
+        load_strict(model, state, path)
 
     def evaluate(self, run: RunFolder | None, options: Any) -> None:
         """The metrics of a run's newest or best checkpoint, or of --ckpt FILE, by mmengine's own test loop.
 
         Raises:
-            UserError: no such checkpoint, or one that could run code.
+            UserError: no such checkpoint, one that could run code, or one that does not fit the config's network.
         """
         from paperkit.results.record import record, told
-        from paperkit.training.openmmlab import refuse_code
 
         checkpoint = self.checkpoint(run, options.ckpt, options.best)
-        refuse_code(str(checkpoint))
         config, start = self.resolved(options, run), time.monotonic()
-        config.work_dir, config.load_from, config.resume = options.output, str(checkpoint), False
+        config.work_dir, config.load_from, config.resume = options.output, None, False
         _start_fresh(config)
-        found = {name: float(value) for name, value in _made(config).test().items()}
+        runner = _made(config)
+        self._load(runner.model, str(checkpoint))
+        found = {name: float(value) for name, value in runner.test().items()}
         _part()
         if process_rank() == 0:
             told(str(checkpoint), found)
