@@ -1,0 +1,4 @@
+# All windows for the high-resolution layers: the whole map of stride 4.
+# Command:  cd faseg/configs; faseg train --config ade20k/faseg_r50.py --config ablation/omega_all.py --amp
+# Paper:    its tables could not be read. Measured here: not run (needs ADE20K and 8 GPUs).
+model = dict(decode_head=dict(decoder=dict(omega=1)))
