@@ -42,6 +42,8 @@ def _probabilities(
     batch, heads, queries, keys = *q.shape[:3], k.shape[2]
     held = held or SCRATCH.get(q.device.type, SCRATCH["cuda"])
     step = min(max(held // max(batch * queries * keys, 1), 1), heads)
+    if torch.compiler.is_compiling():  # an exported program has free sizes: how many fit is not known
+        step = heads
     for first in range(0, heads, step):
         some = slice(first, first + step)
         scores = q[:, some] @ k[:, some].transpose(-1, -2)

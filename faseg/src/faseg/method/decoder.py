@@ -161,7 +161,7 @@ class Decoder(PredictionHeads):
         values = [self._tokens(f.flatten(2).transpose(1, 2), level) for level, f in enumerate(features[:3])]
         keys = [v + p for v, p in zip(values, places, strict=True)]
         resized = [resized_features(mask_features, size) for size in sizes[:3]]
-        batch = len(mask_features)
+        batch = mask_features.shape[0]
         learned = self.query_embed.weight.expand(batch, -1, -1)
         x = self.query_feat.weight.expand(batch, -1, -1)
         predictions = [self.predict(x)] if every else []

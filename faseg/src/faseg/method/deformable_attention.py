@@ -104,8 +104,9 @@ def _sum_of_grids(values: Tensor, reference: Tensor, offsets: Tensor, weights: T
     reference = reference.expand(-1, -1, len(shapes), -1)
     total: Tensor | None = None
     for level, ((height, width), map_bnhd) in enumerate(zip(shapes, values.split(_areas(shapes), 1), strict=True)):
-        size = offsets.new_tensor([width, height])
-        place = reference[:, :, None, level, None] + offsets[:, :, :, level] / size
+        # As a tensor, the sizes would stay in an exported program what they were when it was traced.
+        x, y = offsets[:, :, :, level].unbind(-1)
+        place = reference[:, :, None, level, None] + torch.stack([x / width, y / height], -1)
         grid = (2 * place - 1).transpose(1, 2).reshape(batch * heads, queries, points, 2)
         map_bdyx = map_bnhd.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
         found = F.grid_sample(map_bdyx, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -51,5 +51,5 @@ def gather_windows(fine_map: Tensor, cells: Tensor, coarse: torch.Size | tuple[i
     side = window_side(coarse, fine_map.shape[-2:])
     cut = fine_map.unflatten(3, (coarse[1], side)).unflatten(2, (coarse[0], side))
     windows = cut.permute(0, 2, 4, 3, 5, 1)  # (B, H_0, W_0, w, w, C), a view: only what is chosen is copied
-    image = torch.arange(len(cells), device=cells.device)[:, None]
+    image = torch.arange(cells.shape[0], device=cells.device)[:, None]
     return windows[image, cells // coarse[1], cells % coarse[1]].flatten(1, 3)
