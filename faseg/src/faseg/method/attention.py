@@ -35,12 +35,10 @@ class Attended(NamedTuple):
     map: Tensor | None = None
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, mask: Tensor | None, held: int | None = None
-) -> Iterator[tuple[slice, Tensor]]:
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Yields heads and their probabilities (B, some heads, Q, N), of at least float32."""
     batch, heads, queries, keys = *q.shape[:3], k.shape[2]
-    held = held or SCRATCH.get(q.device.type, SCRATCH["cuda"])
+    held = SCRATCH.get(q.device.type, SCRATCH["cuda"])
     step = min(max(held // max(batch * queries * keys, 1), 1), heads)
     if torch.compiler.is_compiling():  # an exported program has free sizes: how many fit is not known
         step = heads
@@ -81,7 +79,7 @@ class _Attend(torch.autograd.Function):
         return values, looked, mean
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_values: Tensor, grad_focus: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
         q, k, v, mask, positions = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -102,7 +100,7 @@ class _Attend(torch.autograd.Function):
                 dq[:, some] = ds @ k[:, some]
                 dk[:, some] = ds.transpose(-1, -2) @ q[:, some]
             moved = None
-            if total is not None and ctx.needs_input_grad[4]:
+            if total is not None and grad_focus is not None and ctx.needs_input_grad[4]:
                 moved = (total.transpose(1, 2) @ grad_focus).to(positions.dtype)
         return dq, dk, dv, None, moved, None
 
@@ -125,7 +123,7 @@ def attend(
     """
     inputs = (q, k, v, positions)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return Attended(*_Attend.apply(q, k, v, mask, positions, want_map))  # type: ignore[no-untyped-call]
+        return Attended(*_Attend.apply(q, k, v, mask, positions, want_map))
     return Attended(*_attend(q, k, v, mask, positions, want_map))
 
 

@@ -120,8 +120,7 @@ def _costs(
 def recompute_param_groups(file: ReferenceFile) -> dict[str, Any]:
     """Rate and decay by name; the network is the release that the file's name names."""
     release = file.path.stem.removeprefix("param_groups_")
-    with torch.device("meta"):
-        model = build(release)
+    model = build(release, "meta")
     optimizer = torch.optim.AdamW(model.parameters())
     groups = {name: list(pair) for name, pair in rates(model, BASE_RATE).items()}
     betas, eps = list(optimizer.defaults["betas"]), optimizer.defaults["eps"]
