@@ -21,8 +21,8 @@ SMALL = {
                   "model.backbone.heads=[1,2,4,8]", "model.backbone.window=4"],
     "FASegHead": ["model.decode_head.in_channels=[16,32,64,128]", "model.decode_head.conv_dim=32",
                   "model.decode_head.mask_dim=32", "model.decode_head.num_points=64",
-                  "model.decode_head.pixel_decoder.layers=1", "model.decode_head.pixel_decoder.hidden=32",
-                  "model.decode_head.pixel_decoder.heads=4", "model.decode_head.decoder.num_queries=8",
+                  "model.decode_head.pixel_decoder.layers=1", "model.decode_head.pixel_decoder.dim_feedforward=32",
+                  "model.decode_head.pixel_decoder.nheads=4", "model.decode_head.decoder.num_queries=8",
                   "model.decode_head.decoder.nheads=4", "model.decode_head.decoder.dim_feedforward=32",
                   "model.decode_head.decoder.layers=5", "model.decode_head.decoder.omega=2"],
 }  # fmt: skip

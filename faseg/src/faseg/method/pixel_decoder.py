@@ -65,7 +65,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, pos: Tensor, reference: Tensor, shapes: Shapes) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         x = self.norm1(x + self.self_attn(x + pos, x, reference, shapes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class DeformableEncoder(nn.Module):
@@ -204,7 +204,7 @@ class PixelDecoder(nn.Module):
             positions = [self._position(level, x) for level, x in enumerate(coarse)]
             encoded = self.transformer(coarse, positions)
             up = F.interpolate(encoded[2], size=fine.shape[-2:], mode="bilinear", align_corners=False)
-            finest = F.relu(self.layer_1(self.adapter_1(fine) + up))
+            finest = F.relu(self.layer_1(self.adapter_1(fine) + up), inplace=True)
             if self.levels == 4:
                 encoded.append(finest)
                 positions.append(self._position(3, projected[3] if len(projected) == 4 else finest))

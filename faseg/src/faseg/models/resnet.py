@@ -50,8 +50,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        y = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
-        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        y = F.relu(self.conv1(x), inplace=True)
+        y = F.relu(self.conv2(y), inplace=True)
+        return F.relu(self.conv3(y) + (x if self.shortcut is None else self.shortcut(x)), inplace=True)
 
 
 class Stem(nn.Module):
@@ -63,7 +64,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, outputs, H / 4, W / 4)."""
-        return F.max_pool2d(F.relu(self.conv1(x)), 3, 2, 1)
+        return F.max_pool2d(F.relu(self.conv1(x), inplace=True), 3, 2, 1)
 
 
 class ResNet(nn.Module):
