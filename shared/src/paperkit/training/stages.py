@@ -41,6 +41,9 @@ SAVE_EVERY = 50  # steps; a file of 200 kB takes milliseconds
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Step -> inputs (B, ...) and labels (B,)."""
 
+Loss = Callable[[Any, Tensor], Tensor]
+"""What the model gives and labels -> a scalar."""
+
 Schedule = LRScheduler | Callable[[int], float]
 """torch's scheduler over the optimiser, moved on after each step; or step -> its learning rate, for all groups."""
 
@@ -62,8 +65,9 @@ def train_steps(
     advance: Callable[[int], None] = nothing,
     after_step: Callable[[int], None] = nothing,
     remedy: str = "try a lower --lr",
+    loss_of: Loss = F.cross_entropy,
 ) -> list[float]:
-    """Trains `model` in place by cross entropy, and returns the loss of every step.
+    """Trains `model` in place, and returns the loss of every step.
 
     Args:
         schedule: the learning rate.
@@ -75,6 +79,7 @@ def train_steps(
         advance: told of the steps that are done: at the start those of a checkpoint, then each.
         after_step: called with the number of finished steps; what it keeps by itself must be a function of them.
         remedy: what to try against a loss that is not finite.
+        loss_of: the loss; cross entropy by default.
 
     Raises:
         UserError: a loss that is not finite, with the step and the last good checkpoint; nothing is written.
@@ -103,7 +108,7 @@ def train_steps(
                 for group in optimizer.param_groups:
                     group["lr"] = schedule(step)
             inputs, labels = batch(step)
-            loss = F.cross_entropy(model(inputs), labels)
+            loss = loss_of(model(inputs), labels)
             if not loss.isfinite():
                 good = f"{last} (step {step - step % save_every})" if last is not None and last.exists() else "none yet"
                 raise UserError(
@@ -138,6 +143,7 @@ def train_stage(
     advance: Callable[[int], None] = nothing,
     after_step: Callable[[int], None] = nothing,
     remedy: str = "try a lower --lr",
+    loss_of: Loss = F.cross_entropy,
 ) -> None:
     """Trains `model` in place, or reads the weights of a stage that is done, and keeps the results in `folder`.
 
@@ -161,6 +167,7 @@ def train_stage(
         advance=advance,
         after_step=after_step,
         remedy=remedy,
+        loss_of=loss_of,
     )
     write_atomic(folder / "losses.json", json.dumps(losses) + "\n")
     _write_events(folder / "tensorboard", losses)
