@@ -98,8 +98,8 @@ class SegmentationHead(nn.Module):
         decoder: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_dim": conv_dim, **(decoder or {})}
-        self.predictor = Decoder(num_classes, in_channels=conv_dim, mask_dim=mask_dim, **sizes)
+        # Key positions are not projected, so that both parts have the same channels.
+        self.predictor = Decoder(num_classes, conv_dim, mask_dim=mask_dim, **(decoder or {}))
         levels = self.predictor.levels
         self.pixel_decoder = PixelDecoder(
             in_channels, conv_dim, mask_dim, key_pos=key_pos, levels=levels, **(pixel_decoder or {})

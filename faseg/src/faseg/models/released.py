@@ -69,18 +69,17 @@ def describe_released(state: Mapping[str, Tensor], source: str = "the file") -> 
     wanted = (f"{PREDICTOR}class_embed.weight", f"{PREDICTOR}query_feat.weight", f"{PIXELS}mask_features.weight")
     if lacking := [key for key in wanted if key not in state]:
         raise UserError(f"{source} holds neither FASeg nor Mask2Former: no {lacking[0]} among {len(state)} keys")
-    classes, dim = state[wanted[0]].shape[0] - 1, state[wanted[0]].shape[1]
+    classes = state[wanted[0]].shape[0] - 1
     mask_dim, conv_dim = state[wanted[2]].shape[:2]
     options: dict[str, Any] = dict(backbone=_backbone(state, source), num_classes=classes)
     options.update(_changed(dict(conv_dim=conv_dim, mask_dim=mask_dim), conv_dim=DEFAULT_WIDTH, mask_dim=DEFAULT_WIDTH))
     decoder: dict[str, Any] = _changed(
         dict(
-            hidden_dim=dim,
             num_queries=state[wanted[1]].shape[0],
             dim_feedforward=_rows(state, f"{PREDICTOR}transformer_ffn_layers.0.linear1.weight"),
             layers=_count(state, f"{PREDICTOR}transformer_ffn_layers."),
         ),
-        hidden_dim=conv_dim, num_queries=100, dim_feedforward=2048, layers=13,
+        num_queries=100, dim_feedforward=2048, layers=13,
     )  # fmt: skip
     pixels: dict[str, Any] = _changed(
         dict(
@@ -93,7 +92,7 @@ def describe_released(state: Mapping[str, Tensor], source: str = "the file") -> 
     )  # fmt: skip
     if "nheads" in pixels:
         decoder["nheads"] = pixels["nheads"]
-    if f"{PREDICTOR}input_proj.0.weight" in state and dim == conv_dim:
+    if f"{PREDICTOR}input_proj.0.weight" in state:
         decoder["enforce_input_project"] = True
     moves, windows = f"{PREDICTOR}adapt_pos2d.0.weight" in state, _rows(state, f"{PREDICTOR}level_embed.weight") == 4
     if not moves:

@@ -81,6 +81,7 @@ def recompute_pixel_decoder(file: ReferenceFile) -> Computed:
 def tiny_network(c: Mapping[str, Any]) -> FASeg:
     """The narrow network that a `model` file's options describe."""
     b = c["backbone"]
+    _expect(c, hidden_dim=c["conv_dim"])
     if c["kind"] == "r50":
         _expect(b, depth=50, stride_in_1x1=False)
         backbone = dict(
@@ -106,7 +107,6 @@ def tiny_network(c: Mapping[str, Any]) -> FASeg:
             layers=c["pixel_encoder_layers"], dim_feedforward=c["pixel_encoder_ffn"], nheads=c["nheads"]
         ),
         decoder=dict(
-            hidden_dim=c["hidden_dim"],
             num_queries=c["num_queries"],
             nheads=c["nheads"],
             dim_feedforward=c["dim_feedforward"],
