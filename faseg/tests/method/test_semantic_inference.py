@@ -1,7 +1,9 @@
 """Class scores from queries by hand."""
 
+import pytest
 import torch
 
+from faseg.method import semantic_inference
 from faseg.method.semantic_inference import semantic_scores
 
 
@@ -21,3 +23,14 @@ def test_padding_is_cut_before_resizing() -> None:
     whole = semantic_scores(logits, masks, (4, 4), (3, 2), (6, 4))
     masks[:, 3:], masks[:, :, 2:] = 9.0, 9.0
     torch.testing.assert_close(semantic_scores(logits, masks, (4, 4), (3, 2), (6, 4)), whole)
+
+
+@pytest.mark.parametrize("held", [1, 3 * 21 * 4, 2**20])
+def test_rows_at_a_time_equal_whole_masks(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row at a time, four, all; a ratio that is no whole number too."""
+    monkeypatch.setitem(semantic_inference.SCRATCH, "cpu", held)
+    torch.manual_seed(0)
+    logits, masks = torch.randn(3, 5), torch.randn(3, 8, 6)
+    for padded in ((32, 24), (27, 22)):
+        lean = semantic_scores(logits, masks, padded, (26, 21))
+        torch.testing.assert_close(lean, semantic_scores(logits, masks, padded, (26, 21), resized="masks"))
