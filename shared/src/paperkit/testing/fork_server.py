@@ -46,8 +46,9 @@ def work(main: str, request: dict[str, Any]) -> int:
 def main() -> None:
     """Answers until its input ends; children that still run are killed then."""
     entry, *modules = sys.argv[1:]
-    for module in ("torch", "paperkit.command.cli", entry.partition(":")[0], *modules):
-        importlib.import_module(module)
+    with contextlib.redirect_stdout(sys.stderr):  # some libraries print as they are imported; answers go to stdout
+        for module in ("torch", "paperkit.command.cli", entry.partition(":")[0], *modules):
+            importlib.import_module(module)
     running: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
