@@ -64,8 +64,18 @@ class PredictionHeads(nn.Module):
 
 
 def resized_features(mask_features: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """F at a level's size, without gradient: (B, M, H, W) -> (B, M, N)."""
-    return F.interpolate(mask_features.detach(), size, mode="bilinear", align_corners=False).flatten(2)
+    """F at a level's size by bilinear resizing, without gradient: (B, M, H, W) -> (B, M, N).
+
+    At an even ratio that is the mean of the two by two pixels around each cell's centre; torch's own copies F first.
+    """
+    features = mask_features.detach()
+    if not torch.compiler.is_compiling():  # whose sizes may be free
+        ratio = features.shape[-1] // size[1]
+        if ratio % 2 == 0 and ratio and tuple(features.shape[-2:]) == (ratio * size[0], ratio * size[1]):
+            first, second = ratio // 2 - 1, ratio // 2
+            rows = features[..., first::ratio, :] + features[..., second::ratio, :]
+            return ((rows[..., first::ratio] + rows[..., second::ratio]) / 4).flatten(2)
+    return F.interpolate(features, size, mode="bilinear", align_corners=False).flatten(2)
 
 
 def forbidden(logits: Tensor, threshold: float) -> Tensor:
