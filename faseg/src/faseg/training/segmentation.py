@@ -20,10 +20,18 @@ SPLITS = ("train", "val", "test")
 """Of the loaders in their order; a folder without test pictures is tested on val."""
 
 
-def _released(path: str) -> "dict[str, Tensor]":
-    from faseg.models.released import read_for_mmseg
+def _weights(path: str) -> "dict[str, Tensor]":
+    """Of mmsegmentation's network: from a checkpoint of mmengine, or a file of the authors under their names."""
+    from mmengine.runner.checkpoint import get_torch_safe_globals
 
-    return read_for_mmseg(path)
+    from faseg.models.released import modern_names
+    from paperkit.files.weights import read_weights
+
+    theirs = {"sem_seg_head.": "decode_head.", "criterion.": "decode_head.criterion."}
+    state = modern_names(read_weights(path, allow=get_torch_safe_globals(), advice=None))
+    for old, new in theirs.items():
+        state = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
+    return state
 
 
 def add_arguments(parser: Any) -> None:
@@ -104,7 +112,7 @@ ENGINE = RunnerEngine(
         "paperkit.training.mmseg_data",
     ),
     scopes=("mmseg", "mmengine"),
-    read_start=_released,
+    read_start=_weights,
     adapt=adapt,
 )
 check, train, evaluate = ENGINE.check, ENGINE.train, ENGINE.evaluate

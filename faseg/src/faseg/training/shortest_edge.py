@@ -42,7 +42,7 @@ class ShortestEdge:
 def resized_shape(height: int, width: int, size: int, longest: int) -> tuple[int, int]:
     """(height, width) with the shorter side at `size` and the longer at most `longest`, rounded half up, at least 1."""
     scale = size / min(height, width)
-    scaled = (size, scale * width) if height < width else (scale * height, size)
+    scaled = (float(size), scale * width) if height < width else (scale * height, float(size))
     if max(scaled) > longest:
         shrink = longest / max(scaled)
         scaled = (scaled[0] * shrink, scaled[1] * shrink)

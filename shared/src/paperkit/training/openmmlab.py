@@ -201,7 +201,7 @@ def read_config(path: str) -> Config:
         UserError: no such file, or not readable.
     """
     try:
-        return Config.fromfile(path)
+        return Config.fromfile(path, format_python_code=False)  # it takes a second at every save
     except FileNotFoundError:
         raise UserError(f"no config at {path}") from None
     except Exception as error:
@@ -236,7 +236,7 @@ def read_data(path: Path) -> Config:
         raise UserError(f"the run's config {path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"the run's config {path} is a {type(content).__name__}, not a mapping")
-    return Config(content)
+    return Config(content, format_python_code=False)
 
 
 def _packed(value: Any) -> Any:
