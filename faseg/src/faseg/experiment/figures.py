@@ -24,7 +24,8 @@ from paperkit.results.metrics import Metrics
 from paperkit.results.report import save_figure
 
 SCENES = 6
-QUERIES = 3
+ROWS = 4
+QUERIES = 2
 NAMES = tuple(f"digit {digit}" for digit in CLASSES)
 
 
@@ -79,9 +80,9 @@ def draw(metrics: Metrics, run: Path, folder: Path, config: ExperimentConfig) ->
         "consistency": lambda: draw_consistency(metrics.extra["consistency"], PAIRS),
         "mean_iou": lambda: draw_mean_iou(metrics.extra["ious"], omegas, "million"),
         "segmentations": lambda: draw_segmentations(
-            pictures,
-            list(labels),
-            {arm: list(labels_of(network(images, masks="all"))) for arm, network in two.items()},
+            pictures[:ROWS],
+            list(labels[:ROWS]),
+            {arm: list(labels_of(network(images[:ROWS], masks="all"))) for arm, network in two.items()},
             NAMES,
         ),
     }

@@ -44,7 +44,7 @@ def draw_segmentations(
                 _show(ours, painted(labels[row], len(classes), nothing), variant if row == 0 else "")
                 _show(wrong, (labels[row] != truth).float(), f"{variant}, wrong" if row == 0 else "")
         handles = [Patch(color=_color(i), label=name) for i, name in enumerate(classes)]
-        drawn.legend(handles=handles, loc="lower center", ncols=min(len(handles), 10), frameon=False)
+        drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 10), frameon=False)
         drawn.suptitle("Segmentations and their errors (white: wrong label, also on empty ground)", fontsize=10)
     return drawn
 

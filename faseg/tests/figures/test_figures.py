@@ -1,0 +1,51 @@
+"""The paper's pictures: that they draw, and the numbers behind them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from faseg.figures.consistency import draw_consistency, map_overlap
+from faseg.figures.map_grid import draw_maps, similarity
+from faseg.figures.mean_iou import draw_mean_iou
+from faseg.figures.segmentations import draw_segmentations, painted
+from faseg.figures.windows import draw_windows
+from paperkit.results.report import save_figure
+
+
+def test_every_picture_is_written(tmp_path: Path) -> None:
+    """Of colour pictures that are not square, too."""
+    picture, labels = torch.rand(32, 64, 3), torch.randint(3, (32, 64))
+    labels[:4] = 255
+    drawn = {
+        "maps": draw_maps(picture, {"a": [torch.rand(4, 8), None]}, ["layer 0", "layer 1"], "title"),
+        "signed": draw_maps(picture[..., 0], {"a": [torch.randn(4, 8)]}, ["layer 0"], "title", signed=True),
+        "windows": draw_windows([picture], [torch.rand(4, 8)], [torch.tensor([31, 3])]),
+        "consistency": draw_consistency({"base": [0.5, 0.7]}, ["0, 1", "1, 2"]),
+        "mean_iou": draw_mean_iou({"base": [[10.0, 20.0]]}, {1: (15.0, [20.0]), 4: (14.0, [19.0])}, "million"),
+        "segmentations": draw_segmentations([picture], [labels], {"base": [labels]}, ["sky", "road", "tree"]),
+    }
+    for name, figure in drawn.items():
+        save_figure(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_windows_are_drawn_at_their_cells() -> None:
+    """Cell 11 of a 4 x 8 grid over 32 x 64 pixels: row 1, column 3."""
+    above, below = draw_windows([torch.rand(32, 64)], [torch.rand(4, 8)], [torch.tensor([11])]).axes
+    assert above.patches[0].get_xy() == (23.5, 7.5) and above.patches[0].get_width() == 8
+    assert below.patches[0].get_xy() == (2.5, 0.5)
+
+
+def test_similarity_and_overlap_are_cosines() -> None:
+    keys = torch.randn(5, 3, 4)
+    found = similarity(torch.stack([2 * keys[:, 1, 2], -keys[:, 1, 2]]), keys)
+    assert found.shape == (2, 3, 4) and found[0, 1, 2] == pytest.approx(1) and found[1, 1, 2] == pytest.approx(-1)
+    first, second = torch.eye(4)[None, :2], torch.eye(4)[None, [0, 3]]
+    assert map_overlap(first, second, torch.tensor([[True, False]])) == pytest.approx(1)
+    assert map_overlap(first, second, torch.tensor([[True, True]])) == pytest.approx(0.5)
+
+
+def test_nothing_is_black_and_classes_differ() -> None:
+    colors = painted(torch.tensor([[255, 0, 1, 11]]), 12)
+    assert colors[0, 0].sum() == 0 and len({tuple(color.tolist()) for color in colors[0]}) == 4
