@@ -41,15 +41,15 @@ class WindowAttention(nn.Module):
         """(B, windows, w w, C) -> the same; `mask` (windows, w w, w w) is added to the logits."""
         windows, tokens, dim = x.shape[1:]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = bias + mask[:, None].to(bias.dtype)
+        bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)
         q, k, v = self.qkv(x).view(-1, windows, tokens, 3, self.heads, dim // self.heads).permute(3, 0, 1, 4, 2, 5)
-        # Windows times heads stand as heads, so that one mask serves all pictures without being copied.
-        q, k, v = (each.flatten(1, 2) for each in (q, k, v))
-        bias = bias.expand(windows, -1, -1, -1).flatten(0, 1)[None].to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(y.unflatten(1, (windows, self.heads)).transpose(2, 3).flatten(3))
+        if mask is None:
+            q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+        else:  # windows times heads stand as heads, so that one mask serves all pictures without being copied
+            q, k, v = (each.flatten(1, 2) for each in (q, k, v))
+            bias = (bias + mask[:, None].to(bias.dtype)).flatten(0, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        return self.proj(y.reshape(-1, windows, self.heads, tokens, dim // self.heads).transpose(2, 3).flatten(3))
 
 
 class Mlp(nn.Module):
