@@ -173,6 +173,16 @@ def test_pictures_of_any_size(backbone: dict[str, Any], size: tuple[int, int]) -
     torch.testing.assert_close(model.segment([image])[0], scores[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", [RESNET, SWIN], ids=["resnet", "swin"])
+def test_weights_of_half_the_precision(backbone: dict[str, Any]) -> None:
+    smooth = dict(omega=1, attn_threshold=0.0)  # nothing is chosen, so that rounding changes no choice
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact = tiny(backbone, smooth).segment([image])[0]
+    half = tiny(backbone, smooth).bfloat16().segment([image])[0]
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.1, atol=0.1)
+
+
 def _saved(model: FASeg, path: Path) -> Path:
     torch.save({"model": model.state_dict()}, path)
     return path

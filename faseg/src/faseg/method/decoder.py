@@ -168,7 +168,7 @@ class Decoder(PredictionHeads):
         logits = self.level_logits(x, resized[0])
         query_pos = learned
         if self.adapt_pos2d is not None:
-            query_pos = self.adapt_pos2d(initial_focus(logits, places[0], self.init_pool) + learned)
+            query_pos = self.adapt_pos2d((initial_focus(logits, places[0], self.init_pool) + learned).to(learned.dtype))
         cells = torch.empty(0)
         layers = len(self.transformer_cross_attention_layers)
         for i in range(layers):
@@ -202,7 +202,7 @@ class Decoder(PredictionHeads):
             if not last and (following := (i + 1) % self.levels) < 3:
                 logits = self.level_logits(x, resized[following])
             if self.adapt_pos2d is not None and attended.focus is not None:
-                query_pos = self.adapt_pos2d(attended.focus + learned)
+                query_pos = self.adapt_pos2d((attended.focus + learned).to(learned.dtype))
         return predictions
 
     def _tokens(self, x: Tensor, level: int) -> Tensor:
