@@ -8,7 +8,7 @@ import torch
 from made import faseg
 
 from faseg.experiment.exactness import Exactness
-from faseg.experiment.looking import as_map, look
+from faseg.experiment.looking import SIZES, look
 from faseg.experiment.losses import MATCHER, scene_loss
 from faseg.experiment.measuring import labels_of, mean_iou
 from faseg.experiment.network import new_network
@@ -16,6 +16,7 @@ from faseg.experiment.run import run_seed
 from faseg.experiment.scenes import CLASSES, NOTHING, make_scenes
 from faseg.experiment.settings import ARMS, BASE, DFPQ, FASEG, ExperimentConfig, SeedResult
 from faseg.experiment.summary import exact_claims, learned_claim, order_claims
+from faseg.figures.layer_maps import as_map
 from faseg.method.criterion import Criterion
 from faseg.method.matcher import Targets
 from paperkit.results.metrics import Metrics
@@ -139,7 +140,7 @@ def test_mean_iou_counts_labels_on_empty_ground() -> None:
 def test_windows_lie_where_they_were_chosen() -> None:
     """Each map of the finest level sums to 1, and is 0 outside the cells that the layer chose."""
     trace, likely = look(new_network(FASEG, 0, TINY), make_scenes("test", 2)[0])
-    fine = as_map(trace[3])
+    fine = as_map(trace[3], SIZES)
     assert fine.shape == (2, TINY.queries, 32, 32) and likely.shape == (2, TINY.queries)
     torch.testing.assert_close(fine.sum((2, 3)), torch.ones(2, TINY.queries))
     cells = fine.unflatten(3, (4, 8)).unflatten(2, (4, 8)).sum((3, 5)).flatten(2)

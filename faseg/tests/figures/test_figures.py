@@ -8,8 +8,10 @@ import torch
 from faseg.figures.consistency import draw_consistency, map_overlap
 from faseg.figures.map_grid import draw_maps, similarity
 from faseg.figures.mean_iou import draw_mean_iou
+from faseg.figures.of_a_network import draw_network
 from faseg.figures.segmentations import draw_segmentations, painted
 from faseg.figures.windows import draw_windows
+from faseg.models.faseg import FASeg
 from paperkit.results.report import save_figure
 
 
@@ -49,3 +51,17 @@ def test_similarity_and_overlap_are_cosines() -> None:
 def test_nothing_is_black_and_classes_differ() -> None:
     colors = painted(torch.tensor([[255, 0, 1, 11]]), 12)
     assert colors[0, 0].sum() == 0 and len({tuple(color.tolist()) for color in colors[0]}) == 4
+
+
+def test_a_network_is_drawn_on_a_picture(tmp_path: Path) -> None:
+    """Of odd sizes; chosen windows only where there are any."""
+    backbone = dict(kind="resnet", blocks=[1, 1, 1, 1], stem=8, width=8, outputs=16)
+    parts = dict(pixel_decoder=dict(layers=1, dim_feedforward=32, nheads=4), conv_dim=32, mask_dim=32, num_classes=4)
+    decoder = dict(num_queries=6, nheads=4, dim_feedforward=32, layers=5, omega=2)
+    network = FASeg(backbone, decoder=decoder, class_names=["sky", "road", "tree", "car"], **parts).eval()
+    picture = 255 * torch.rand(3, 70, 90)
+    drawn = draw_network(network, picture, tmp_path)
+    assert [path.stem for path in drawn] == ["attention", "positions", "consistency", "windows"]
+    assert all(path.stat().st_size > 5000 for path in drawn)
+    plain = FASeg(backbone, decoder={**decoder, "hrca": False, "query_pos": "learned"}, **parts).eval()
+    assert len(draw_network(plain, picture, tmp_path / "plain")) == 3

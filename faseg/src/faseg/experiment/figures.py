@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from faseg.experiment.looking import PAIRS, STRIDES, as_map, look
+from faseg.experiment.looking import PAIRS, SIZES, STRIDES, look
 from faseg.experiment.measuring import labels_of
 from faseg.experiment.network import SceneNetwork
 from faseg.experiment.run import scenes_of, trained
@@ -15,6 +15,7 @@ from faseg.experiment.scenes import CLASSES
 from faseg.experiment.settings import ARMS, BASE, FASEG, ExperimentConfig
 from faseg.experiment.summary import IOU, MACS
 from faseg.figures.consistency import draw_consistency
+from faseg.figures.layer_maps import as_map
 from faseg.figures.map_grid import draw_maps, similarity
 from faseg.figures.mean_iou import draw_mean_iou
 from faseg.figures.segmentations import draw_segmentations
@@ -45,7 +46,7 @@ def draw(metrics: Metrics, run: Path, folder: Path, config: ExperimentConfig) ->
     }
 
     def attention(arm: str, trace: list[LayerTrace], queries: list[int]) -> dict[str, list[Tensor | None]]:
-        return {f"{arm}, query {q}": [as_map(seen)[0, q] for seen in trace] for q in queries}
+        return {f"{arm}, query {q}": [as_map(seen, SIZES)[0, q] for seen in trace] for q in queries}
 
     def positions(arm: str, trace: list[LayerTrace], queries: list[int]) -> dict[str, list[Tensor | None]]:
         keys = two[arm].pyramid(images[shown : shown + 1])[1]
@@ -64,7 +65,7 @@ def draw(metrics: Metrics, run: Path, folder: Path, config: ExperimentConfig) ->
 
     def windows() -> Figure:
         trace, _ = look(networks[FASEG], images)
-        scores = as_map(trace[0]).sum(1)
+        scores = as_map(trace[0], SIZES).sum(1)
         cells = trace[3].cells
         assert cells is not None
         return draw_windows(pictures, list(scores), list(cells))
