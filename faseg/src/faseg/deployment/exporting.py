@@ -1,0 +1,68 @@
+"""The network outside of Python: a torch.export program with free batch, height and width, and ONNX of one size.
+
+Input: normalised pictures (B, 3, H, W), sides padded to multiples of 32, as `faseg.models.faseg.padded_batch` makes
+them. Outputs: `logits` (B, Q, K + 1) and `masks` (B, Q, H / 4, W / 4), from which
+`faseg.method.semantic_inference.semantic_scores` makes class scores (a softmax, a sigmoid and a product).
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from faseg.models.faseg import DIVISOR, FASeg
+from paperkit.errors import UserError
+from paperkit.export import export_onnx, export_program
+
+LARGEST = 128
+"""Times 32 pixels: the largest side of an exported program."""
+
+
+class Queries(nn.Module):
+    """The last layer's predictions of a network, as a tuple of tensors; the network's weights lose their gradients."""
+
+    def __init__(self, network: FASeg) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> logits (B, Q, K + 1), masks (B, Q, H / 4, W / 4)."""
+        outputs = self.network(images, masks="last")
+        return outputs["pred_logits"], outputs["pred_masks"]
+
+
+def to_program(model: FASeg, path: Path) -> float:
+    """Writes a torch.export program for any batch, and sides of any multiple of 32 px up to 4096.
+
+    Returns:
+        The largest difference of an output from the network's, on a batch of another number and size.
+
+    Raises:
+        UserError: the network cannot be exported, or the file not written.
+    """
+    height, width = (DIVISOR * Dim(name, min=1, max=LARGEST) for name in ("rows", "columns"))
+    shapes = ({0: Dim("batch", min=1, max=1024), 2: height, 3: width},)
+    example, second = _pictures(2, 96, 128), _pictures(1, 128, 96)
+    return export_program(Queries(model), example, path, dynamic_shapes=shapes, second=second, check_guards=False)
+
+
+def to_onnx(model: FASeg, path: Path, height: int = 512, width: int = 512) -> float:
+    """Writes ONNX for one picture size and any batch, by torch's dynamo exporter; onnxruntime runs it.
+
+    Returns and Raises:
+        As `to_program`; besides, UserError for a size that is not in multiples of 32.
+    """
+    if height % DIVISOR or width % DIVISOR or min(height, width) < DIVISOR:
+        raise UserError(f"size {height} x {width}: give multiples of {DIVISOR}, to which pictures are padded")
+    example, second = _pictures(2, height, width), _pictures(1, height, width)
+    return export_onnx(Queries(model), example, path, second=second, output_names=("logits", "masks"))
+
+
+def load_program(path: Path) -> nn.Module:
+    """A saved program as a module. Without torch's guards, some of which only note which memory layout was traced."""
+    return torch.export.load(path).module(check_guards=False)
+
+
+def _pictures(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
