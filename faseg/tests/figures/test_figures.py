@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from made import faseg
+from PIL import Image
 
 from faseg.figures.consistency import draw_consistency, map_overlap
 from faseg.figures.map_grid import draw_maps, similarity
@@ -54,14 +57,17 @@ def test_nothing_is_black_and_classes_differ() -> None:
 
 
 def test_a_network_is_drawn_on_a_picture(tmp_path: Path) -> None:
-    """Of odd sizes; chosen windows only where there are any."""
+    """By the command, from a folder, on a picture of odd size; chosen windows only where there are any."""
     backbone = dict(kind="resnet", blocks=[1, 1, 1, 1], stem=8, width=8, outputs=16)
     parts = dict(pixel_decoder=dict(layers=1, dim_feedforward=32, nheads=4), conv_dim=32, mask_dim=32, num_classes=4)
     decoder = dict(num_queries=6, nheads=4, dim_feedforward=32, layers=5, omega=2)
-    network = FASeg(backbone, decoder=decoder, class_names=["sky", "road", "tree", "car"], **parts).eval()
-    picture = 255 * torch.rand(3, 70, 90)
-    drawn = draw_network(network, picture, tmp_path)
-    assert [path.stem for path in drawn] == ["attention", "positions", "consistency", "windows"]
-    assert all(path.stat().st_size > 5000 for path in drawn)
-    plain = FASeg(backbone, decoder={**decoder, "hrca": False, "query_pos": "learned"}, **parts).eval()
-    assert len(draw_network(plain, picture, tmp_path / "plain")) == 3
+    names, picture = ["sky", "road", "tree", "car"], tmp_path / "picture.png"
+    FASeg(backbone, decoder=decoder, class_names=names, shortest=64, **parts).save_pretrained(tmp_path / "network")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 91, 3), dtype=np.uint8)).save(picture)
+    words = ("figures", tmp_path / "network", "--engine", "segmentation")
+    assert "its figures need --image FILE" in faseg.refused(*words, cwd=tmp_path)
+    drawn = faseg.here(*words, "--image", picture, cwd=tmp_path).out
+    paths = [tmp_path / "network" / "figures" / f"{name}.png" for name in ("attention", "positions", "consistency")]
+    assert all(path.stat().st_size > 5000 for path in paths) and "windows.png" in drawn
+    plain = FASeg(backbone, decoder={**decoder, "layers": 2, "hrca": False}, **parts).eval()
+    assert len(draw_network(plain, torch.rand(3, 64, 64), tmp_path / "plain")) == 3

@@ -54,6 +54,37 @@ def add_evaluation_arguments(parser: Any) -> None:
     parser.add_argument("--test", type=Literal["whole", "slide", "multi_scale"], default="whole", help=ways)
 
 
+def add_figure_arguments(parser: Any) -> None:
+    """What the figures of a network are drawn on."""
+    parser.add_argument("--image", type=str | None, default=None, help="picture file")
+
+
+def figures(run: Any, options: Any) -> list[Path]:
+    """What a run's network, or that of a folder or file, does on one picture.
+
+    Raises:
+        UserError: no picture is named, or it or the weights cannot be read.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from faseg.figures.of_a_network import draw_network
+    from faseg.models.conversion import load_network
+    from faseg.training.shortest_edge import resized_shape
+    from paperkit.data.pictures import read_picture
+
+    source = Path(options.run if run is None else run.path)
+    if options.image is None:
+        raise UserError(f"{source} segments pictures: its figures need --image FILE")
+    network, picture = load_network(source), read_picture(options.image)
+    rows, columns = resized_shape(picture.height, picture.width, network.shortest, network.longest)
+    pixels = np.array(picture.resize((columns, rows), Image.Resampling.BILINEAR))
+    folder = source if source.is_dir() else source.parent
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    return draw_network(network, image, Path(options.output or folder / "figures"))
+
+
 def adapt(config: Any, options: Any) -> None:
     """A config by the options: whose data, how it is tested; the rate falls over whatever number of iterations.
 
