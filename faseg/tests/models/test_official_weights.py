@@ -1,9 +1,11 @@
 """Released files: sizes and names of all five, both directions, the version number, Mask2Former's, damaged ones."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made import faseg
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from faseg.models.conversion import load_network, to_file, to_folder
 from faseg.models.faseg import MASK2FORMER, RELEASES, FASeg, build
-from faseg.models.released import describe_released, modern_names, release_name
+from faseg.models.released import describe_released, modern_names, read_backbone, release_name
 from paperkit.errors import UserError
 from paperkit.files.weights import read_weights
 
@@ -108,6 +110,33 @@ def test_mask2former_file_fits_the_baseline_head(tmp_path: Path) -> None:
         published = FASeg("r50", **MASK2FORMER)
     assert round(sum(p.numel() for p in published.parameters()) / 1e6) == 44  # as its paper's table has it
     assert release_name(describe_released(published.state_dict())) == "mask2former"
+
+
+def test_pickles_of_detectron2(tmp_path: Path) -> None:
+    """Mask2Former's zoo has arrays in its .pkl, converted backbones have tensors; nothing else is built."""
+    model = tiny(**{**MASK2FORMER, "decoder": {**MASK2FORMER["decoder"], "layers": 3}})
+    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    content = {"model": arrays, "__author__": "third_party", "matching_heuristics": True}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    assert torch.equal(predictions(load_network(tmp_path / "m.pkl")), predictions(model))
+    swin = tiny(SWIN).backbone
+    state = {key: value + 1 for key, value in swin.state_dict().items()}
+    (tmp_path / "s.pkl").write_bytes(pickle.dumps({"model": state, "__author__": "third_party"}))
+    found = read_backbone(tmp_path / "s.pkl", swin)
+    assert torch.equal(found["patch_embed.proj.weight"], state["patch_embed.proj.weight"])
+    for content, told in (
+        ({"model": {"a": Path("x")}}, r"it wants pathlib.*no array, tensor or dict"),
+        ({"model": {"a": arrays, "b": torch.ones(1)}}, "holds no state dict"),
+        ({"weights": arrays}, "no weight file of detectron2: 'model'"),
+        ({"model": {"a": np.full(2, np.nan)}}, "no numbers"),
+        ({"model": {"a": np.array([print])}}, "it wants builtins.print|__builtin__.print"),
+    ):
+        (tmp_path / "bad.pkl").write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match=told):
+            load_network(tmp_path / "bad.pkl")
+    (tmp_path / "bad.pkl").write_bytes((tmp_path / "m.pkl").read_bytes()[:5000])
+    with pytest.raises(UserError, match="is no weight file of detectron2"):
+        load_network(tmp_path / "bad.pkl")
 
 
 @pytest.mark.parametrize("key_pos", ["sine", "learned"])

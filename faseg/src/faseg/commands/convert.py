@@ -1,6 +1,6 @@
 """Convert between checkpoint files and folders of `save_pretrained`, in both directions.
 
-FILE -> FOLDER   a released file of FASeg, or one of Mask2Former by detectron2, to model.safetensors and config.json
+FILE -> FOLDER   a released file of FASeg, or a .pkl or .pth of Mask2Former, to model.safetensors and config.json
                  (load with faseg.FASeg.from_pretrained)
 FOLDER -> FILE   such a folder, or a run of `faseg train`, to a .pth of the authors' form, which their code loads; with
                  --backbone the backbone alone, by the names of another library

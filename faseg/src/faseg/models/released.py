@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from faseg.models.detectron2_pickle import read_pickled_weights
 from faseg.models.faseg import BACKBONES, MASK2FORMER, RELEASES
 from faseg.models.resnet import ResNet, from_torchvision, is_torchvision
 from faseg.models.swin import Swin, from_classifier, resize_tables
@@ -30,7 +31,7 @@ def read_released(path: str | Path, trust_pickle: bool | None = None) -> dict[st
     """The state dict of a released, Mask2Former or own file under today's names.
 
     Args:
-        path: the file.
+        path: the file; a .pkl is one of detectron2's model zoos.
         trust_pickle: read a pickle that can run code; None where the caller's user has no option to say so.
 
     Raises:
@@ -42,8 +43,14 @@ def read_released(path: str | Path, trust_pickle: bool | None = None) -> dict[st
             f"no checkpoint at {path}: put the authors' file {path.name} there (it lies where the repository "
             "ziplab/FASeg says) or name another place"
         )
-    advice = None if trust_pickle is None else "--trust-pickle"
-    return modern_names(read_weights(path, bool(trust_pickle), advice=advice))
+    return modern_names(_read(path, trust_pickle))
+
+
+def _read(path: Path, trust_pickle: bool | None = None) -> dict[str, Tensor]:
+    """The state dict of a file of `torch.save`, safetensors, or detectron2's .pkl."""
+    if path.suffix == ".pkl":
+        return read_pickled_weights(path)
+    return read_weights(path, bool(trust_pickle), advice=None if trust_pickle is None else "--trust-pickle")
 
 
 def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -123,21 +130,22 @@ def read_backbone(path: str | Path, backbone: ResNet | Swin) -> dict[str, Tensor
     """A backbone's weights from an ImageNet file, for `load_strict`.
 
     Args:
-        path: of torchvision, timm, mmseg or the authors of Swin, or a whole network's, whose backbone is taken.
+        path: of torchvision, timm, mmseg, detectron2 or the authors of Swin, or a whole network's, whose backbone is
+            taken.
         backbone: that they are for. Bias tables of another window are resized; output norms, which a classifier lacks,
             keep their values.
 
     Raises:
         UserError: as `read_weights`.
     """
-    state = read_weights(Path(path).expanduser(), advice=None)
+    state = _read(Path(path).expanduser())
     if any(key.startswith("backbone.") for key in state):
         state = {key.removeprefix("backbone."): t for key, t in state.items() if key.startswith("backbone.")}
     own = backbone.state_dict()
     if isinstance(backbone, ResNet):
         state = from_torchvision(state) if is_torchvision(state) else state
-        counters = {key for key in state if key.endswith("num_batches_tracked") and key not in own}
-        return {key: value for key, value in state.items() if key not in counters}
+        left = {key for key in state if key.endswith("num_batches_tracked") and key not in own}
+        return {key: value for key, value in state.items() if key not in left and not key.startswith("stem.fc.")}
     state = resize_tables(from_classifier(state), backbone)
     kept = {key: value for key, value in own.items() if re.search(r"^norm\d\.|relative_position_index$", key)}
     return {**kept, **state}
