@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from paperkit.errors import UserError
 from paperkit.files.atomic import write_atomic
+from paperkit.files.bounded import read_json
+from paperkit.files.keys import first_few
 from paperkit.files.weights import check_finite, load_strict, read_safetensors, save_weights
 from ptq4dm.deployment.packed_layers import PackedLayer
 from ptq4dm.deployment.packed_unet import PackedUNet
@@ -89,20 +91,28 @@ def load_packed(folder: str | Path) -> PackedUNet:
     for name, form in told["layers"].items():
         _put(network, name, form, folder / CONFIG)
     expected = network.state_dict()
+    if absent := [key for key in expected if key not in state]:  # before memory is asked for
+        raise UserError(f"{folder / WEIGHTS} lacks {first_few(absent)}")
     for key, value in state.items():
         if key in expected and expected[key].shape != value.shape:
             raise UserError(
                 f"{folder / WEIGHTS}: {key} has shape {tuple(value.shape)}, not {tuple(expected[key].shape)}"
             )
-        if key in expected and expected[key].is_floating_point() != value.is_floating_point():
+        floats = key in expected and value.is_floating_point() and expected[key].is_floating_point()
+        if key in expected and not floats and value.dtype != expected[key].dtype:
             raise UserError(f"{folder / WEIGHTS}: {key} is {value.dtype}, not {expected[key].dtype}")
     network.to_empty(device="cpu")
     plain: dict[str, Tensor] = {key: v.float() if v.is_floating_point() else v for key, v in state.items()}
     load_strict(network, plain, str(folder / WEIGHTS))
+    for name in told["layers"]:
+        try:
+            network.get_submodule(name).check()
+        except ValueError as error:
+            raise UserError(f"{folder / WEIGHTS}: {name} has {error}") from error
     rows = {len(form["act_bits"]) for form in told["layers"].values()}
     try:
         schedule = {int(step): int(bits) for step, bits in told["schedule"].items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder / CONFIG}: its schedule is no list of time steps and bits") from error
     if rows != {len(told["widths"])}:
         raise UserError(f"{folder / CONFIG}: {len(told['widths'])} widths, and layers with {sorted(rows)} ranges")
@@ -110,19 +120,18 @@ def load_packed(folder: str | Path) -> PackedUNet:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON; `ptq4dm pack` writes such a folder") from error
+    told = read_json(path, "description of a packed network")
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise UserError(f"{path} describes no packed network; `ptq4dm pack` writes one")
     if told.get("version") != VERSION:
         raise UserError(f"{path} has packed format version {told.get('version')!s:.20}; {VERSION} is read")
-    if told.get("class") not in CLASSES:
+    if str(told.get("class")) not in CLASSES:
         raise UserError(f"{path}: class {told.get('class')!s:.40} is none of {', '.join(CLASSES)}")
     for key, kind in {"settings": dict, "layers": dict, "schedule": dict, "widths": list}.items():
         if not isinstance(told.get(key), kind):
             raise UserError(f"{path}: its {key} are missing")
+    if not told["widths"] or not all(type(bits) is int for bits in told["widths"]):
+        raise UserError(f"{path}: its widths are no bits: {told['widths']!s:.40}")
     return told
 
 
@@ -130,20 +139,38 @@ def _put(network: nn.Module, name: str, form: Any, path: Path) -> None:
     """An empty packed layer in the place of the float one."""
     try:
         old: Any = network.get_submodule(name)
+        if type(old) not in (nn.Conv2d, nn.Linear):
+            raise TypeError("no layer that is packed")
+        expected = _form_of(old)
+        if wrong := [key for key, value in expected.items() if form[key] != value]:
+            key = wrong[0]
+            raise UserError(f"{path}: {name} has {key} {form[key]!s:.40}, and the network's {expected[key]}")
+        bits = [form["weight_bits"], *form["act_bits"]]
+        if len(bits) < 2 or not all(type(b) is int and 2 <= b <= 8 for b in bits):
+            raise UserError(f"{path}: {name} has {bits!s:.40} bits; 2 to 8 are possible")
+        if type(form["per_channel"]) is not bool:
+            raise TypeError("per_channel is true or false")
         new = PackedLayer(**{**form, "shape": tuple(form["shape"]), "act_bits": tuple(form["act_bits"])})
     except (AttributeError, TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: {name} is no layer of this network, or its description is damaged") from error
-    if type(old) not in (nn.Conv2d, nn.Linear) or tuple(old.weight.shape) != tuple(new.shape):
-        raise UserError(f"{path}: {name} has weights {tuple(new.shape)} there, which do not fit the network's")
-    bits = (new.weight_bits, *new.act_bits)
-    if not new.act_bits or not all(isinstance(b, int) and 2 <= b <= 8 for b in bits):
-        raise UserError(f"{path}: {name} has {bits} bits; 2 to 8 are possible")
     parent, _, child = name.rpartition(".")
     for module in list(network.modules()):  # diffusers keeps some layers under two names
         for key, part in module.named_children():
             if part is old:
                 setattr(module, key, new)
     assert network.get_submodule(parent)._modules[child] is new
+
+
+def _form_of(old: Any) -> dict[str, Any]:
+    """What a packed layer's description must say in the place of a float layer: the steps rely on it."""
+    form = {"kind": "linear", "shape": list(old.weight.shape), "bias": old.bias is not None, "stride": 1, "padding": 0}
+    if type(old) is nn.Conv2d:
+        plain = old.groups == 1 and old.dilation == (1, 1) and old.padding_mode == "zeros"
+        uneven = len({*old.stride}) > 1 or isinstance(old.padding, str) or len({*old.padding}) > 1
+        if not plain or uneven:
+            raise TypeError("a convolution that is not packed")
+        form |= {"kind": "conv", "stride": old.stride[0], "padding": old.padding[0]}
+    return form
 
 
 def file_sizes(packed: PackedUNet) -> dict[str, int]:

@@ -20,6 +20,8 @@ from ptq4dm.method.quant_layer import QuantLayer
 from ptq4dm.method.quant_model import ActivationRange
 
 LARGEST_SUM = 2**31 - 1
+LARGEST_ZERO = 2**30
+"""Zero points may lie outside the codes, but not where sums of 64 bits end."""
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -100,6 +102,21 @@ class PackedLayer(nn.Module):
                 "act_bits": list(self.act_bits), "per_channel": self.per_channel, "bias": self.bias is not None,
                 "stride": self.stride, "padding": self.padding}  # fmt: skip
 
+    def check(self) -> None:
+        """Refuses ranges and codes that packing gives to no layer; they come from files.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        for name in ("weight", "act"):
+            if not getattr(self, f"{name}_delta").all():
+                raise ValueError(f"a {name}_delta of 0")
+            zeros = getattr(self, f"{name}_zero_point")
+            if (zeros != zeros.round()).any() or zeros.abs().max() > LARGEST_ZERO:
+                raise ValueError(f"a {name}_zero_point that is no whole number up to {LARGEST_ZERO}")
+        if (largest := int(self.codes.max())) >= 2**self.weight_bits:
+            raise ValueError(f"a weight code {largest} of {self.weight_bits} bits")
+
     @classmethod
     @torch.no_grad()
     def of(cls, layer: QuantLayer, name: str, ranges: Sequence[ActivationRange] = ()) -> "PackedLayer":
@@ -175,7 +192,13 @@ class PackedLayer(nn.Module):
         return Integers(signed.to(torch.int8), start.int(), rest.int(), scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H', W'), or (..., I) -> (..., O), by `torch._int_mm` (CPU and CUDA)."""
+        """(B, I, H, W) -> (B, O, H', W'), or (..., I) -> (..., O), by `torch._int_mm` (CPU and CUDA).
+
+        Raises:
+            ValueError: another number of inputs than I.
+        """
+        if (inputs := x.shape[1 if self.kind == "conv" else -1]) != self.shape[1]:
+            raise ValueError(f"{inputs} inputs of a layer that takes {self.shape[1]}")
         delta, zero, top = self.input_range
         codes = ((x.float() / delta).round() + zero).clamp(0, top)
         numbers = self.integers()

@@ -5,6 +5,7 @@ or one on CUDA, runs module by module.
 """
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from paperkit.errors import UserError
 from ptq4dm.deployment import kernels as native
 from ptq4dm.deployment.packed_layers import PackedLayer
-from ptq4dm.deployment.program import UnsupportedError
+from ptq4dm.deployment.program import SizeError, UnsupportedError
 from ptq4dm.deployment.unet_program import UNetProgram, build
 from ptq4dm.method.quant_model import ActivationRange, config_of, quant_layers
 
@@ -37,7 +38,7 @@ class PackedUNet(nn.Module):
         self.schedule = dict(schedule or {})
         if odd := sorted(set(self.schedule.values()) - set(self.widths)):
             raise UserError(f"the schedule takes {odd[0]}-bit inputs, and there are ranges for {self._known()}")
-        self._row, self._programs = 0, dict[Any, UNetProgram]()
+        self._row, self._programs = 0, dict[Any, UNetProgram | None]()
         self.unsupported = ""
 
     @property
@@ -53,7 +54,15 @@ class PackedUNet(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return next(iter(self.network.state_dict().values())).device
+        return next(itertools.chain(self.network.parameters(), self.network.buffers())).device
+
+    def _apply(self, *args: Any, **named: Any) -> Any:
+        self._programs.clear()  # they hold the weights as they were
+        return super()._apply(*args, **named)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and other processes: programs are places in this one's memory, and are built again."""
+        return {**self.__dict__, "_programs": {}}
 
     def packed_layers(self) -> dict[str, PackedLayer]:
         """By full name."""
@@ -77,7 +86,12 @@ class PackedUNet(nn.Module):
             layer.row = row
 
     def _follow_schedule(self, timestep: Tensor | float) -> None:
-        step = int(torch.as_tensor(timestep).reshape(-1)[0])
+        steps = torch.as_tensor(timestep).reshape(-1).unique()
+        if len(steps) != 1:
+            raise UserError(
+                f"{len(steps)} time steps in one call; a bit schedule takes all images of a call at one step"
+            )
+        step = int(steps)
         if step not in self.schedule:
             raise UserError(
                 f"time step {step} is not in the bit schedule of {len(self.schedule)} steps; sample the steps of the "
@@ -99,14 +113,19 @@ class PackedUNet(nn.Module):
     def program(self, sample: Tensor, context: Tensor | None = None) -> UNetProgram | None:
         """The program for such a sample; None where there is none."""
         kernels = native.kernels() if sample.device.type == "cpu" and not self.unsupported else None
-        if kernels is None or not hasattr(self.network, "config"):
+        if kernels is None or not hasattr(self.network, "config") or sample.ndim != 4:
             return None
         wide = context is not None and context.shape
         key = (kernels.tier, torch.get_num_threads(), sample.shape, wide, self._row)
         if key not in self._programs:
+            if self.device.type != "cpu" or not len(sample) or (context is not None and context.ndim != 3):
+                return None
             sizes = None if context is None else (context.shape[1], context.shape[2])
+            made: UNetProgram | None = None
             try:
                 made = build(self.network, kernels, tuple(sample.shape), sizes)  # type: ignore[arg-type]
+            except SizeError:
+                pass  # kept as None: the next call of this size need not try again
             except UnsupportedError as error:
                 self.unsupported = str(error)
                 return None
@@ -125,7 +144,10 @@ class PackedUNet(nn.Module):
         return_dict: bool = True,
         **others: Any,
     ) -> Any:
-        """Predicted noise (B, C, H, W), as diffusers' networks return it. `others` must be None or empty."""
+        """Predicted noise (B, C, H, W), as diffusers' networks return it.
+
+        Sizes that the program does not take, and any of `others` that is not None, go to the network itself.
+        """
         if self.schedule:
             self._follow_schedule(timestep)
         given = {name: value for name, value in others.items() if value is not None}

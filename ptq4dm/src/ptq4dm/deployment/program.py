@@ -39,6 +39,16 @@ class UnsupportedError(Exception):
     """A module that has no steps here: the network then runs module by module."""
 
 
+class SizeError(UnsupportedError):
+    """Inputs whose sizes do not fit together here: this call runs module by module, where PyTorch judges them."""
+
+
+def _fit(agree: bool, what: str) -> None:
+    """Nothing in the kernels looks at sizes again, so all of them must agree before a step is written down."""
+    if not agree:
+        raise SizeError(what)
+
+
 @dataclass(eq=False)
 class Buffer:
     """Bytes in the program's memory; `kept` ones are never given to another."""
@@ -60,12 +70,18 @@ class Field:
     width: int
     channels: int
 
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """B, H, W."""
+        return self.batch, self.height, self.width
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Norm:
     """A normalisation before a layer: `kind` 1 over groups of channels, 2 over the channels of a pixel."""
 
     kind: int
+    channels: int
     groups: int
     gamma: Tensor | None
     beta: Tensor | None
@@ -80,9 +96,11 @@ class Norm:
             UnsupportedError: another one.
         """
         if type(module) is nn.GroupNorm:
-            return cls(1, module.num_groups, module.weight, module.bias, module.eps, modulation)
+            gamma, beta = _floats(module.weight), _floats(module.bias)
+            return cls(1, module.num_channels, module.num_groups, gamma, beta, module.eps, modulation)
         if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
-            return cls(2, 1, module.weight, module.bias, module.eps)
+            (channels,) = module.normalized_shape
+            return cls(2, channels, 1, _floats(module.weight), _floats(module.bias), module.eps)
         raise UnsupportedError(f"normalisation {type(module).__name__}")
 
 
@@ -91,6 +109,7 @@ class _Ready:
     """A layer in the tier's order."""
 
     weights: Tensor
+    inputs: int
     words: int
     bias: Tensor
     kernel: tuple[int, int]
@@ -160,7 +179,7 @@ class Program:
         if isinstance(value, Buffer):
             return base + value.offset
         if isinstance(value, Tensor):
-            assert value.is_contiguous()
+            assert value.is_contiguous() and value.element_size() == 4 and value.device.type == "cpu"
             self.alive.append(value)
             return value.data_ptr()
         return value
@@ -211,18 +230,38 @@ class Program:
             shift: (B, 1, 1, O), added to every pixel. residual: added, and the sum multiplied by `output_scale`.
 
         Raises:
-            UnsupportedError: a layer or sizes that the kernels do not have.
+            UnsupportedError: a layer that the kernels do not have.
+            SizeError: sizes that do not fit together.
         """
         ready = self._ready(module)
         first, second = sources[0], sources[1] if len(sources) > 1 else None
         channels = sum(s.channels for s in sources)
-        inputs = channels // 2 if activation == GEGLU else channels
+        inputs = ready.inputs
         if channels > MOST_CHANNELS:
             raise UnsupportedError(f"{channels} channels")
+        _fit(channels == (2 * inputs if activation == GEGLU else inputs), f"{channels} channels for {inputs} inputs")
+        _fit(all(s.sides == first.sides for s in sources), f"{[s.sides for s in sources]} beside each other")
+        if norm is not None:
+            _fit(norm.channels == channels, f"a norm of {norm.channels} channels over {channels}")
+            changed = norm.modulation
+            _fit(
+                changed is None or (changed.sides, changed.channels) == ((first.batch, 1, 1), 2 * channels),
+                "modulation",
+            )
+        if second is not None and (activation == GEGLU or (norm is not None and norm.kind == 2)):
+            raise UnsupportedError("a layer norm or a gate over two inputs")
         around = padding or (ready.padding,) * 4
+        if padding is not None and ready.kind != 0 and not 0 <= ready.input_range[1] <= ready.input_range[2]:
+            raise UnsupportedError("a border before the quantiser, whose zero is off its grid")
         height, width = first.height * enlarge, first.width * enlarge
         rows, columns = height + around[0] + around[2], width + around[1] + around[3]
         stride = ready.words * (4 if ready.kind == 1 else 1)
+        kernel, step = ready.kernel, ready.stride
+        _fit(rows >= kernel[0] and columns >= kernel[1], f"{rows} x {columns} pixels under a kernel of {kernel}")
+        out = self.values(first.batch, (rows - kernel[0]) // step + 1, (columns - kernel[1]) // step + 1, ready.outputs,
+                          kept)  # fmt: skip
+        for added, sides in ((shift, (out.batch, 1, 1)), (residual, out.sides)):
+            _fit(added is None or (added.sides, added.channels) == (sides, out.channels), "what is added to a layer")
         totals: Buffer | None = None
         plain = ready.kind == 0 and not any(around) and second is None and norm is None and activation == 0
         if plain and enlarge == 1:
@@ -245,11 +284,6 @@ class Program:
                 ]))  # fmt: skip
                 self.made[key] = prepared, totals
             prepared, totals = self.made[key]
-        kernel, step = ready.kernel, ready.stride
-        out = self.values(first.batch, (rows - kernel[0]) // step + 1, (columns - kernel[1]) // step + 1, ready.outputs,
-                          kept)  # fmt: skip
-        if inputs > stride:
-            raise UnsupportedError(f"{inputs} inputs of a layer for {stride}")
         self.products += out.batch * out.height * out.width * ready.outputs * kernel[0] * kernel[1] * inputs
         self.steps.append((PRODUCT, [
             prepared, ready.weights, ready.start, ready.offset, totals, ready.scale, ready.bias,
@@ -262,6 +296,10 @@ class Program:
     def attention(self, q: Field, k: Field, v: Field, heads: int, scale: float) -> Field:
         """Softmax attention over the pixels of each image, (B, H, W, C) as q."""
         queries, tokens, width = q.height * q.width, k.height * k.width, q.channels // heads
+        _fit(
+            q.channels == heads * width and q.batch == k.batch and tokens > 0, f"{heads} heads of {q.channels} channels"
+        )
+        _fit((k.sides, k.channels, v.channels) == (v.sides, q.channels, q.channels), "keys and values of other sizes")
         lanes, threads = self.kernels.lanes, max(torch.get_num_threads(), 1)
         wide, across = (-(-n // lanes) * lanes for n in (tokens, width))
         out = self.values(q.batch, q.height, q.width, q.channels)
@@ -290,9 +328,10 @@ def _ready_of(module: nn.Module, lanes: int) -> _Ready:
             flat = signed.flatten(1).view(torch.int32)
             some = bool(numbers.offset.any())
             return _Ready(
-                ordered(flat, lanes), words, _bias(bias, shape[0], lanes), _kernel(shape), stride, padding, shape[0], 1,
+                ordered(flat, lanes), shape[1], words, _bias(bias, shape[0], lanes), _kernel(shape), stride, padding,
+                shape[0], 1,
                 per_output(numbers.start, lanes), per_output(numbers.offset, lanes) if some else None,
-                per_output(numbers.scale, lanes), module.input_range,
+                per_output(numbers.scale.float(), lanes), module.input_range,
             )  # fmt: skip
         weight, kind, reach = module.dequantized_weight(), 2, module.input_range
     elif type(module) is nn.Linear:
@@ -305,8 +344,14 @@ def _ready_of(module: nn.Module, lanes: int) -> _Ready:
     else:
         raise UnsupportedError(f"layer {type(module).__name__}")
     shape, last = weight.shape, _last(weight.float())
-    return _Ready(ordered(last.flatten(1), lanes), last.shape[-1], _bias(bias, shape[0], lanes), _kernel(shape), stride,
-                  padding, shape[0], kind, input_range=reach)  # fmt: skip
+    outputs, inputs = shape[:2]
+    return _Ready(ordered(last.flatten(1), lanes), inputs, last.shape[-1], _bias(bias, outputs, lanes), _kernel(shape),
+                  stride, padding, outputs, kind, input_range=reach)  # fmt: skip
+
+
+def _floats(values: Tensor | None) -> Tensor | None:
+    """Parameters as the kernels read them. Detached, they stay in memory whatever becomes of the module."""
+    return None if values is None else values.detach().float().contiguous()
 
 
 def _kernel(shape: torch.Size) -> tuple[int, int]:

@@ -5,15 +5,17 @@ convolution. Anything else raises `UnsupportedError` with its name, and the netw
 """
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ptq4dm.deployment.kernels import Kernels
-from ptq4dm.deployment.program import GEGLU, SILU, Field, Norm, Program, UnsupportedError
+from ptq4dm.deployment.program import GEGLU, SILU, Field, Norm, Program, SizeError, UnsupportedError
 
 RESNETS = ("ResnetBlock2D",)
 BLOCKS = ("DownBlock2D", "UpBlock2D", "AttnDownBlock2D", "AttnUpBlock2D", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D",
@@ -44,6 +46,7 @@ class UNetProgram:
         """What a call needs, once: calls of small networks take less time than a few operations of PyTorch."""
         view, projection = self.program.view, self.network.time_proj
         fields = (self.sample, self.time, self.context, self.labels, self.output)
+        self._lock = threading.Lock()  # one memory, and calls let other threads of Python run
         self._views = [None if field is None else view(field) for field in fields]
         half = projection.num_channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - projection.downscale_freq_shift)
@@ -57,17 +60,18 @@ class UNetProgram:
         """Predicted noise (B, C, H, W) of `sample` (B, C, H, W) at `timesteps` (B,)."""
         x, _, given, classes, noise = self._views
         assert x is not None and noise is not None
-        x.copy_(sample.permute(0, 2, 3, 1))
         angles = self._scale * (timesteps[:, None].float() * self._frequencies)
-        torch.sin(angles, out=self._sine)
-        torch.cos(angles, out=self._cosine)
-        if given is not None and context is not None:
-            given.copy_(context[:, None])
-        if classes is not None and labels is not None:
-            classes.copy_(self.network.class_embedding(labels)[:, None, None])
-        self.program.run()
         found = noise.permute(0, 3, 1, 2)
-        return torch.empty(found.shape, dtype=sample.dtype).copy_(found)  # never the program's own memory
+        with self._lock:
+            x.copy_(sample.permute(0, 2, 3, 1))
+            torch.sin(angles, out=self._sine)
+            torch.cos(angles, out=self._cosine)
+            if given is not None and context is not None:
+                given.copy_(context[:, None])
+            if classes is not None and labels is not None:
+                classes.copy_(self.network.class_embedding(labels)[:, None, None])
+            self.program.run()
+            return torch.empty(found.shape, dtype=sample.dtype).copy_(found)  # never the program's own memory
 
 
 def build(
@@ -77,8 +81,11 @@ def build(
 
     Raises:
         UnsupportedError: a part that has no steps here, named.
+        SizeError: a shape that does not fit the network, or that it treats in a way of its own.
     """
     settings = network.config
+    if (context is None) == isinstance(network, UNet2DConditionModel):
+        raise SizeError("contexts go with a conditional U-Net, and with no other")
     if settings.block_out_channels[0] % 2:
         raise UnsupportedError("a time embedding of odd width")
     if settings.get("center_input_sample") or settings.get("time_embedding_type", "positional") != "positional":
