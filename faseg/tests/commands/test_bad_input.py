@@ -36,7 +36,8 @@ CASES: dict[str, tuple[list[Any], str]] = {
     "no weights": (["eval", "--config", "small.py"], "no weights"),
     "other weights": (["eval", "--config", "small.py", "--ckpt", "other.pth"], "other.pth"),
     "torn weights": (["eval", "--config", "small.py", "--ckpt", "torn.pth"], "torn.pth"),
-    "lost picture": (["predict", "nowhere.png", "--ckpt", "other.pth"], "nowhere.png"),
+    "one name": (["predict", "a/x.png", "b/x.png", "--ckpt", "other.pth"], "both be written as x_overlay.png"),
+    "foreign weights": (["predict", "x.png", "--ckpt", "other.pth"], "other.pth holds neither FASeg nor Mask2Former"),
     "convert nothing": (["convert", "nowhere.pth", "out"], "nowhere.pth"),
     "export nothing": (["export", "--ckpt", "nowhere"], "nowhere"),
 }
