@@ -66,19 +66,8 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="SeededFolder",
-        classes=classes,
-        void=[11],
-        data_root=data_root,
-        data_prefix=dict(img_path="test", seg_map_path="testannot"),
-        pipeline=test_pipeline,
-    ),
-)
+test_prefix = dict(img_path="test", seg_map_path="testannot")
+test_dataloader = {**val_dataloader, "dataset": {**val_dataloader["dataset"], "data_prefix": test_prefix}}
 param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=0, begin=0, end=20001, by_epoch=False)]
 train_cfg = dict(max_iters=20000, val_interval=1000)
 default_hooks = dict(checkpoint=dict(interval=1000))
