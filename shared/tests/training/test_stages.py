@@ -211,6 +211,6 @@ def test_another_loss_takes_the_place_of_cross_entropy(tmp_path: Path) -> None:
     """A stage's losses are those of the function that it was given."""
     model, optimizer, schedule = parts("function")
     inputs, labels = batch(0)
-    first = float(F.mse_loss(model(inputs)[:, 0], labels.float()))
+    first = F.mse_loss(model(inputs)[:, 0], labels.float()).item()
     train_stage(model, tmp_path, optimizer, schedule, batch, STEPS, loss_of=lambda y, t: F.mse_loss(y[:, 0], t.float()))
     assert json.loads((tmp_path / "losses.json").read_text())[0] == pytest.approx(first)
