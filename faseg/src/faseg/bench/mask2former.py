@@ -83,12 +83,13 @@ def mask2former(classes: int, weights: Mapping[str, Tensor], depths: Sequence[in
         RuntimeError: a weight has no place in it, or one of its own is left unset.
     """
     try:
-        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
+        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, logging
     except ImportError as error:
         raise UserError(
             "transformers is not installed, the rival for whole models: pip install 'faseg[bench]'"
         ) from error
 
+    logging.set_verbosity_error()  # it warns of every backbone that is not Swin
     stages = [f"stage{number}" for number in range(1, 5)]
     backbone: dict[str, Any] = {"depths": list(depths), "out_features": stages}
     options: dict[str, Any] = {"backbone_config": ResNetConfig(**backbone), "num_labels": classes}

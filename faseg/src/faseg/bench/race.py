@@ -68,7 +68,7 @@ def model(quick: bool, threads: int | None = None) -> Rows:
         with _Threads(threads or 1):
             theirs, *others = (partial(network, image) for network in raced.values())
             variants = dict(zip(list(raced)[1:], others, strict=True))
-            ratios = compare(theirs, variants, pairs=1 if quick else 7, warmup=1, name=networks.THEIRS)
+            ratios = compare(theirs, variants, pairs=1 if quick else 5, warmup=1, name=networks.THEIRS)
     rows: Rows = []
     for ratio in ratios:
         aim = MODEL_AIM if ratio.name in (networks.BASELINE, networks.FOCUSED) else None
