@@ -34,7 +34,7 @@ def test_exported_program_agrees_at_any_size(tmp_path: Path) -> None:
 
 def test_onnx_agrees(tmp_path: Path) -> None:
     model = tiny()
-    assert to_onnx(model, tmp_path / "model.onnx", 64, 128) < 1e-3
+    assert to_onnx(model, tmp_path / "model.onnx", (64, 128)) < 1e-3
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     images = torch.randn(3, 3, 64, 128)
     logits, masks = session.run(["logits", "masks"], {"images": images.numpy()})
@@ -45,4 +45,4 @@ def test_onnx_agrees(tmp_path: Path) -> None:
 
 def test_refuses_a_size_that_is_not_padded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="500 x 512"):
-        to_onnx(tiny(), tmp_path / "model.onnx", 500, 512)
+        to_onnx(tiny(), tmp_path / "model.onnx", (500, 512))

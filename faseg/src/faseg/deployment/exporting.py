@@ -1,4 +1,4 @@
-"""The network outside of Python: a torch.export program with free batch, height and width, and ONNX of one size.
+"""The network outside of Python: a torch.export program with free batch (and sizes), and ONNX of one size.
 
 Input: normalised pictures (B, 3, H, W), sides padded to multiples of 32, as `faseg.models.faseg.padded_batch` makes
 them. Outputs: `logits` (B, Q, K + 1) and `masks` (B, Q, H / 4, W / 4), from which
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from faseg.models.faseg import DIVISOR, FASeg
+from faseg.models.resnet import ResNet
 from paperkit.errors import UserError
 from paperkit.export import export_onnx, export_program
 
@@ -32,31 +33,39 @@ class Queries(nn.Module):
         return outputs["pred_logits"], outputs["pred_masks"]
 
 
-def to_program(model: FASeg, path: Path) -> float:
-    """Writes a torch.export program for any batch, and sides of any multiple of 32 px up to 4096.
+def to_program(model: FASeg, path: Path, size: tuple[int, int] | None = None) -> float:
+    """Writes a torch.export program for any batch.
+
+    Args:
+        size: height and width of its pictures; None for all multiples of 32 px up to 4096 (see `free_sizes`).
 
     Returns:
-        The largest difference of an output from the network's, on a batch of another number and size.
+        The largest difference of an output from the network's, on another batch (and size, where that is free).
 
     Raises:
-        UserError: the network cannot be exported, or the file not written.
+        UserError: the network cannot be exported, the file not written, or a size that is not in multiples of 32.
     """
+    if size is not None:
+        return export_program(Queries(model), _pictures(2, *size), path, second=_pictures(1, *size))
     height, width = (DIVISOR * Dim(name, min=1, max=LARGEST) for name in ("rows", "columns"))
     shapes = ({0: Dim("batch", min=1, max=1024), 2: height, 3: width},)
     example, second = _pictures(2, 96, 128), _pictures(1, 128, 96)
     return export_program(Queries(model), example, path, dynamic_shapes=shapes, second=second, check_guards=False)
 
 
-def to_onnx(model: FASeg, path: Path, height: int = 512, width: int = 512) -> float:
+def to_onnx(model: FASeg, path: Path, size: tuple[int, int]) -> float:
     """Writes ONNX for one picture size and any batch, by torch's dynamo exporter; onnxruntime runs it.
 
-    Returns and Raises:
-        As `to_program`; besides, UserError for a size that is not in multiples of 32.
+    Args, Returns and Raises:
+        As `to_program`.
     """
-    if height % DIVISOR or width % DIVISOR or min(height, width) < DIVISOR:
-        raise UserError(f"size {height} x {width}: give multiples of {DIVISOR}, to which pictures are padded")
-    example, second = _pictures(2, height, width), _pictures(1, height, width)
+    example, second = _pictures(2, *size), _pictures(1, *size)
     return export_onnx(Queries(model), example, path, second=second, output_names=("logits", "masks"))
+
+
+def free_sizes(model: FASeg) -> bool:
+    """Whether a program of this network may have free sizes: a Swin's windows and masks follow from one size."""
+    return isinstance(model.backbone, ResNet)
 
 
 def load_program(path: Path) -> nn.Module:
@@ -65,4 +74,6 @@ def load_program(path: Path) -> nn.Module:
 
 
 def _pictures(batch: int, height: int, width: int) -> Tensor:
+    if height % DIVISOR or width % DIVISOR or min(height, width) < DIVISOR:
+        raise UserError(f"size {height} x {width}: give multiples of {DIVISOR}, to which pictures are padded")
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
