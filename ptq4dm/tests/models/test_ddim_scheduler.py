@@ -141,6 +141,27 @@ def test_authors_files_both_ways(tmp_path: Path) -> None:
         read_official(tmp_path)
 
 
+def test_authors_files_of_other_forms(tmp_path: Path) -> None:
+    """Numbers as Python's, numpy's or torch's; a type that claims memory of its own is refused before it is built."""
+    import numpy as np
+
+    write_official(tmp_path, given := statistics())
+    steps = given.timesteps.tolist()
+    for wrap in (float, np.float32, lambda k: np.array(k), torch.tensor):
+        table = {np.int64(t): wrap(k) for t, k in zip(steps, given.k.tolist(), strict=True)}
+        np.save(tmp_path / "kt.npy", np.array(table, dtype=object), allow_pickle=True)
+        torch.testing.assert_close(read_official(tmp_path).k, given.k)
+    for content, message in (
+        ({t: np.zeros(1, "V8")[0] for t in steps}, "no type of a number"),
+        ({t: np.zeros(1, [("a", "O")]) for t in steps}, "no type of a number"),
+        ({t: float("nan") for t in steps}, "is nan"),
+        (dict.fromkeys(steps, "text"), "no table"),
+    ):
+        np.save(tmp_path / "kt.npy", np.array(content, dtype=object), allow_pickle=True)
+        with pytest.raises(UserError, match=message):
+            read_official(tmp_path)
+
+
 def foreign(kind: str) -> torch.nn.Module:
     """A network that is quantised by others, or computed in fewer bits."""
     unet = tiny_unet()

@@ -120,3 +120,24 @@ def test_inputs_and_pairs(tmp_path: Path) -> None:
     torch.save({"x": eps}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no list of 3-tuples"):
         read_inputs(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("step", [torch.ones(3), torch.zeros(())], ids=["three numbers", "zero"])
+def test_steps_that_are_none(step: Tensor, golden: Any) -> None:
+    tensors, config = golden
+    state = {key.removeprefix("sd."): tensor for key, tensor in tensors.items() if key.startswith("sd.")}
+    points = zero_points(tensors, fresh(config))
+    state["model.out.2.act_quantizer.delta"] = step
+    with pytest.raises(UserError, match=r"out\.2\.act_quantizer\.delta is"):
+        load_quantized(state, "made", fresh(config), QuantConfig(), zero_points=points)
+    with pytest.raises(UserError, match="no place for a shortcut split"):
+        load_quantized(state, "made", fresh(config), QuantConfig(shortcut_split=True), zero_points=points)
+
+
+def test_lists_whose_entries_do_not_fit_together(tmp_path: Path) -> None:
+    torch.save([(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), 1), (torch.zeros(1, 3, 5, 5),) * 3], tmp_path / "a")
+    with pytest.raises(UserError, match="fit together"):
+        read_pairs(tmp_path / "a")
+    torch.save([(torch.zeros(2, 3, 4, 4), torch.zeros(1), torch.zeros(2, 1, 5))], tmp_path / "b")
+    with pytest.raises(UserError, match="2 of x and 1 of t"):
+        read_inputs(tmp_path / "b")

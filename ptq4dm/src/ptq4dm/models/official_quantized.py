@@ -8,16 +8,15 @@ nobody fixed; and no bit widths. A reader gives what is missing.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from paperkit.errors import UserError
+from paperkit.errors import UserError, one_line
 from paperkit.files.keys import first_few
 from paperkit.files.weights import read_checkpoint, read_weights, save_checkpoint
 from ptq4dm.method.adaround import AdaRoundQuantizer, learn_rounding
-from ptq4dm.method.calibration import Records, concatenated
+from ptq4dm.method.calibration import Records
 from ptq4dm.method.quant_layer import QuantLayer
 from ptq4dm.method.quant_model import (
     QuantConfig,
@@ -68,6 +67,7 @@ def load_quantized(
     zero_points: Mapping[str, Tensor] | None = None,
 ) -> UNet:
     """As `read_quantized`, from the file's content."""
+    _check(config)
     if strange := [key for key in state if not key.startswith(PREFIX)]:
         raise UserError(f"{source} is no file of the quantisation scripts: {first_few(strange)} without {PREFIX}")
     content = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
@@ -109,8 +109,20 @@ def _activations(
         point = layer.act_quantizer.zero_point if zero_points is None else zero_points.get(names[official])
         if point is None:
             raise UserError(f"no zero point is given for {names[official]}")
-        layer.act_quantizer.set_range(steps[official].to(layer.weight), point.to(layer.weight))
+        step = f"{source}: {official}{STEP}"
+        if steps[official].numel() != 1 or not steps[official].all():
+            raise UserError(
+                f"{step} is {steps[official].flatten()[:3].tolist()}, and one number other than 0 is needed"
+            )
+        layer.act_quantizer.set_range(steps[official].to(layer.weight).reshape(()), point.to(layer.weight))
     set_quantized(unet, weights=True, activations=True)
+
+
+def _check(config: QuantConfig) -> None:
+    if config.shortcut_split or config.skip_bits is not None or config.attention_matmul_bits is not None:
+        raise UserError(
+            "the authors' files have no place for a shortcut split, 8-bit skip and attention, or quantised products"
+        )
 
 
 def _copy(to: Tensor, tensor: Tensor, what: str) -> None:
@@ -129,11 +141,7 @@ def quantized_state(unet: UNet, activations: bool = True) -> dict[str, Tensor]:
     Raises:
         UserError: a network that is not quantised, or with an option that the authors' files have no place for.
     """
-    config = config_of(unet)
-    if config.shortcut_split or config.skip_bits is not None or config.attention_matmul_bits is not None:
-        raise UserError(
-            "the authors' files have no place for a shortcut split, 8-bit skip and attention, or quantised products"
-        )
+    _check(config_of(unet))
     found = quant_layers(unet)
     names = {
         official: ours for official, ours in unet_names(unet).items() if not any("quantizer" in name for name in ours)
@@ -163,8 +171,7 @@ def read_inputs(path: str | Path, trust_pickle: bool = False) -> Records:
     Raises:
         UserError: unreadable, or something else.
     """
-    entries = _tuples(path, trust_pickle, 3)
-    return concatenated([Records(x, t, context) for x, t, context in entries])
+    return Records(*_joined(path, trust_pickle))
 
 
 def write_inputs(path: str | Path, records: Records, batch: int = 8) -> None:
@@ -190,8 +197,7 @@ def read_pairs(path: str | Path, trust_pickle: bool = False) -> tuple[Tensor, Te
     Raises:
         UserError: unreadable, or something else.
     """
-    entries = _tuples(path, trust_pickle, 3)
-    eps, delta, t = (torch.cat([torch.as_tensor(entry[i]) for entry in entries]) for i in range(3))
+    eps, delta, t = _joined(path, trust_pickle)
     if eps.shape != delta.shape or t.shape != eps.shape[:1]:
         raise UserError(f"{path}: predictions {tuple(eps.shape)}, errors {tuple(delta.shape)}, steps {tuple(t.shape)}")
     return eps, delta, t
@@ -207,13 +213,14 @@ def write_pairs(path: str | Path, eps: Tensor, delta: Tensor, t: Tensor) -> None
     save_checkpoint(path, [(a.clone(), b.clone(), c.clone()) for a, b, c in parts])
 
 
-def _tuples(path: str | Path, trust_pickle: bool, length: int) -> list[tuple[Any, ...]]:
+def _joined(path: str | Path, trust_pickle: bool) -> list[Tensor]:
+    """A list of triples of tensors (N, ...) or numbers, each of the three joined along N."""
     content = read_checkpoint(path, trust_pickle)
     whole = isinstance(content, list) and content
-    if not whole or not all(isinstance(entry, tuple | list) and len(entry) == length for entry in content):
-        raise UserError(f"{path} is no list of {length}-tuples, as the authors' scripts write it")
+    if not whole or not all(isinstance(entry, tuple | list) and len(entry) == 3 for entry in content):
+        raise UserError(f"{path} is no list of 3-tuples, as the authors' scripts write it")
     try:
-        checked = [tuple(torch.as_tensor(value) for value in entry) for entry in content]
-        return [(*entry[:-1], entry[-1].reshape(-1) if entry[-1].dim() == 0 else entry[-1]) for entry in checked]
+        return [torch.cat([torch.atleast_1d(torch.as_tensor(entry[i])) for entry in content]) for i in range(3)]
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} holds something other than tensors: {error}") from error
+        reason = one_line(str(error))[:200]
+        raise UserError(f"{path} holds something other than tensors that fit together: {reason}") from error

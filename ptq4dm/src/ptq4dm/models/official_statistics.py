@@ -1,11 +1,13 @@
 """Noise statistics as the authors' scripts keep them: `kt.npy`, `t_std_dict.npy`, `idx_bias.npy` in one folder.
 
 Two of them are pickled tables of time step -> number inside an npy file; an unpickler that knows numbers, arrays and
-tensors alone reads them.
+tensors alone reads them. numpy's own types are not filled from a pickle: they believe what it says of memory.
 """
 
 import io
+import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,52 @@ def _storage(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
 
 
+class _Type:
+    """What stands in a pickle for numpy's type of a number, such as `f8`, or of Python's objects, `O8`."""
+
+    def __init__(self, name: str, *flags: Any) -> None:
+        if not re.fullmatch(r"[fiu][1248]|b1|O8?", name):
+            raise pickle.UnpicklingError(f"{name!s:.40} is no type of a number")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = "<" if state[1] in ("<", "|") else ">"
+
+    def numbers(self, content: bytes) -> np.ndarray:
+        """Of objects there are none."""
+        return np.frombuffer(content, np.dtype(self.order + self.name))
+
+
+def _scalar(kind: _Type, content: bytes) -> float:
+    return float(kind.numbers(content).item())
+
+
+class _Array:
+    """What stands in a pickle for an array: Python's objects in a list, or one number."""
+
+    content: Any = None
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, _, kind, _, content = state
+        self.content = content if isinstance(content, list) else kind.numbers(content)
+
+    def __float__(self) -> float:
+        return float(self.content.item())
+
+
 class _Numbers(pickle.Unpickler):
     """Refuses every class but those of numbers, arrays and tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         core = module.replace("numpy._core", "numpy.core")
-        allowed = {
-            ("numpy", "dtype"): np.dtype,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+        allowed: dict[tuple[str, str], Any] = {
+            ("numpy", "dtype"): _Type,
+            ("numpy", "ndarray"): _Array,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy.core.multiarray", "_reconstruct"): _Array,
             ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
             ("torch.storage", "_load_from_bytes"): _storage,
             ("collections", "OrderedDict"): dict,
@@ -56,23 +94,26 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             version = npy.read_magic(file)
             header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = header(file)
+            _, _, dtype = header(file)
             if not dtype.hasobject:
                 file.seek(0)
                 return npy.read_array(file, allow_pickle=False)
-            found = _Numbers(file).load()
+            (found,) = _Numbers(file).load().content
+            return found
     except Exception as error:  # numpy, pickle and torch raise nearly every class on a damaged file
         raise UserError(f"{path} is no npy file of the authors' statistics: {str(error)[:200]}") from error
-    return found.item() if isinstance(found, np.ndarray) and shape == () else found
 
 
 def _table(path: Path) -> dict[int, float]:
     """Time step -> number."""
     found = _read(path)
     try:
-        return {int(t): float(value) for t, value in found.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+        table = {int(t): float(value) for t, value in found.items()}
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} holds no table of time step -> number") from error
+    if wrong := [t for t, value in table.items() if not math.isfinite(value)]:
+        raise UserError(f"{path}: the number of time step {wrong[0]} is {table[wrong[0]]}")
+    return table
 
 
 def read_official(folder: str | Path) -> NoiseStatistics:
@@ -84,10 +125,12 @@ def read_official(folder: str | Path) -> NoiseStatistics:
     folder = Path(folder)
     slopes, spreads, bias = _table(folder / SLOPES), _table(folder / SPREADS), _read(folder / BIAS)
     steps = sorted(spreads)
-    if sorted(slopes) != steps or not isinstance(bias, np.ndarray) or bias.ndim != 2 or len(bias) != len(steps):
+    if sorted(slopes) != steps or getattr(bias, "ndim", 0) != 2 or len(bias) != len(steps):
         raise UserError(
             f"{folder}: {len(slopes)} slopes, {len(steps)} spreads and a bias {np.shape(bias)}; each step needs all"
         )
+    if bias.dtype.kind != "f" or not np.isfinite(bias).all():
+        raise UserError(f"{folder / BIAS} holds {bias.dtype} with NaN or infinite values, or no numbers")
 
     def column(table: dict[int, float]) -> Tensor:
         return torch.tensor([table[t] for t in steps], dtype=torch.float64)
