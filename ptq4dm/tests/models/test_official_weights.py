@@ -102,6 +102,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
         ("cin", "model.diffusion_model.out.2.bias", None, "missing out.2.bias"),
         ("cin", "model.diffusion_model.out.2.bias", torch.zeros(7), "7"),
         ("cin", "model.diffusion_model.out.9.bias", torch.zeros(7), "out.9.bias"),
+        ("beds", "model_ema.diffusion_modelout9bias", torch.zeros(7), "out9bias"),
+        ("beds", "first_stage_model.encoder.down.0.attn.0.q.weight", torch.zeros(7), "down.0.attn.0.q.weight"),
         ("beds", "model_ema.diffusion_modelmiddle_block1qkvweight", torch.zeros(5, 5, 1), "5x5"),
         ("churches", "first_stage_model.decoder.mid.attn_1.q.weight", None, "decoder.mid.attn_1.q.weight"),
         ("beds", "model_ema.diffusion_modelout2bias", torch.full((3,), torch.nan), "no numbers"),

@@ -36,6 +36,7 @@ from ptq4dm.models.latent_diffusion import (
 Weights = Literal["auto", "ema", "plain"]
 
 UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+EMA_UNET = EMA + "diffusion_model"
 EMBEDDING, SCALE = "cond_stage_model.embedding.weight", "scale_factor"
 
 RESNET = {
@@ -259,9 +260,11 @@ def read_compvis(
     for key, tensor in state.items():
         if key in taken:
             of_unet[taken[key]] = tensor
-        elif not ema and key.startswith(UNET):  # one that the network lacks: let the loading name it
-            of_unet[key.removeprefix(UNET)] = tensor
-        elif key.startswith(FIRST_STAGE) and key.removeprefix(FIRST_STAGE) in first_names:
+        elif key.startswith(EMA_UNET if ema else UNET):  # one that the network lacks: let the loading name it
+            of_unet[key] = tensor
+        elif key.startswith((FIRST_STAGE + "encoder.", FIRST_STAGE + "decoder.")) or (
+            key.startswith(FIRST_STAGE) and key.removeprefix(FIRST_STAGE) in first_names
+        ):
             of_first_stage[key.removeprefix(FIRST_STAGE)] = tensor
         elif key == EMBEDDING and networks.embedding is not None:
             load_strict(networks.embedding, {"embedding.weight": tensor}, f"{path} ({EMBEDDING})")
@@ -290,7 +293,7 @@ def _unet_keys(names: Iterable[str], ema: bool) -> dict[str, str]:
     """Official U-Net key -> key in the file. The average's keys have no dots, and no leading `model.`."""
     if not ema:
         return {name: UNET + name for name in names}
-    return {name: EMA + (UNET.removeprefix("model.") + name).replace(".", "") for name in names}
+    return {name: EMA_UNET + name.replace(".", "") for name in names}
 
 
 def recognised(state: Mapping[str, Tensor], source: str) -> LatentDiffusion:
@@ -299,7 +302,7 @@ def recognised(state: Mapping[str, Tensor], source: str) -> LatentDiffusion:
     Raises:
         UserError: none of them.
     """
-    first = state.get(f"{UNET}input_blocks.0.0.weight", state.get(f"{EMA}diffusion_modelinput_blocks00weight"))
+    first = state.get(f"{UNET}input_blocks.0.0.weight", state.get(f"{EMA_UNET}input_blocks00weight"))
     for model in MODELS.values():
         shape = (model.unet.model_channels, model.unet.in_channels, 3, 3)
         conditional = any("transformer_blocks" in key for key in state)
