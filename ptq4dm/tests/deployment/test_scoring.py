@@ -1,6 +1,7 @@
 """Scores: the formulas, the network's features, conditions that are told and compared."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ptq4dm.deployment.scoring import (
     inception_score,
     pixels,
     precision_recall,
+    read_statistics,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.safetensors"
@@ -134,3 +136,36 @@ def test_sets_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cut\.npz"):
         Images.at(tmp_path / "cut.npz")
+
+
+def test_images_that_lie(tmp_path: Path) -> None:
+    """Sizes that overflow, and bytes that changed behind the header."""
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((40, 8, 8, 3), dtype=np.uint8))
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "changed.npz").write_bytes(whole[:4000] + b"\x01" + whole[4001:])
+    with pytest.raises(UserError, match="is damaged behind image 0"):
+        [*Images.at(tmp_path / "changed.npz").batches(40)]
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive, archive.open("arr_0.npy", "w") as member:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (2, 2**31, 2**31, 3)}
+        np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
+        member.write(bytes(100))
+    with pytest.raises(UserError, match="cut off after image 0"):
+        [*Images.at(tmp_path / "huge.npz").batches(2)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(3)}, "holds no statistics"),
+        ({"mu": np.array("none"), "sigma": np.eye(3)}, "holds no statistics"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, "a mean of"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "NaN"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "count": np.zeros(2)}, "holds no statistics"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "extractor": np.array("pixels")}, "of the extractor pixels"),
+    ],
+    ids=["no covariance", "text", "other sizes", "NaN", "two counts", "another extractor"],
+)
+def test_statistics_that_lie(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        read_statistics(tmp_path / "a.npz", "inception")

@@ -12,8 +12,10 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,8 +169,14 @@ class Images:
             with _open_images(self.npz) as (member, shape):
                 for first in range(0, shape[0], size):
                     count = min(size, shape[0] - first)
-                    raw = member.read(count * int(np.prod(shape[1:])))
-                    if len(raw) != count * int(np.prod(shape[1:])):
+                    wanted = count * math.prod(shape[1:])
+                    try:
+                        raw = member.read(wanted)
+                    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                        raise UserError(
+                            f"{self.npz} is damaged behind image {first}: {one_line(str(error))}"
+                        ) from error
+                    if len(raw) != wanted:
                         raise UserError(f"{self.npz} is cut off after image {first}")
                     yield _channels(np.frombuffer(bytearray(raw), np.uint8).reshape(count, *shape[1:]))
             return
@@ -200,9 +208,9 @@ def _open_images(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
             first = npy.read_magic(member) == (1, 0)
             read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
             shape, fortran, dtype = read(member)
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
             raise UserError(f"{path} holds no images (arr_0): {one_line(str(error))[:200]}") from error
-        if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or not all(shape):
+        if fortran or dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or min(shape) < 1:
             raise UserError(f"{path}: arr_0 is {dtype} of shape {shape}; images are uint8 (N, H, W, 3)")
         yield member, shape
 
@@ -327,15 +335,17 @@ def read_statistics(path: str | Path, extractor: str) -> Reference | None:
         pool = Moments(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64))
         has = "mu_s" in arrays
         spatial = Moments(arrays["mu_s"].astype(np.float64), arrays["sigma_s"].astype(np.float64)) if has else None
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}") from error
+        count = int(arrays["count"]) if "count" in arrays else len(arrays.get("arr_0", ()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no statistics of images: {error}") from error
     for moments in filter(None, (pool, spatial)):
         if moments.mean.ndim != 1 or moments.covariance.shape != moments.mean.shape * 2:
             raise UserError(f"{path}: a mean of {moments.mean.shape} and a covariance of {moments.covariance.shape}")
+        if not (np.isfinite(moments.mean).all() and np.isfinite(moments.covariance).all()):
+            raise UserError(f"{path}: its statistics hold NaN or infinite values")
     told = str(arrays["extractor"]) if "extractor" in arrays else ""
     if told not in ("", extractor):
         raise UserError(f"{path} holds statistics of the extractor {told}, not of {extractor}")
-    count = int(arrays["count"]) if "count" in arrays else len(arrays.get("arr_0", ()))
     return Reference(str(path), _digest(path), count, pool, spatial, None, told, "arr_0" in arrays)
 
 
