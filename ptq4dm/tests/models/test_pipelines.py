@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
-from made import pixel_folder, tiny_unet
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from made import PIXELS, pixel_folder, tiny_unet
 
 from paperkit.errors import UserError
 from ptq4dm.models.latent_diffusion import ClassEmbedding, FirstStageOptions, build_first_stage
@@ -154,3 +154,11 @@ def test_wrong_calls() -> None:
         conditional()([1], latents=torch.zeros(1, 3, 4, 4))
     with pytest.raises(UserError, match="output_type 'jpg'"):
         conditional()([1], num_inference_steps=1, output_type="jpg")
+
+
+def test_samples_that_are_not_square() -> None:
+    """diffusers takes a height and a width for `sample_size`."""
+    unet = UNet2DModel(**{**PIXELS, "sample_size": (4, 8)})
+    pipeline = UnconditionalLDMPipeline(unet, None, SCHEDULER)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(2, num_inference_steps=1, output_type="pt", return_dict=False)[0].shape == (2, 3, 4, 8)

@@ -68,8 +68,9 @@ class _LatentPipeline(DiffusionPipeline):
     scheduler: Any
 
     def _latents(self, count: int, generator: Generators, given: Tensor | None) -> Tensor:
-        side = self.unet.config["sample_size"]
-        shape = (count, self.unet.config["in_channels"], side, side)
+        size = self.unet.config["sample_size"]
+        sides = (size, size) if isinstance(size, int) else size
+        shape = (count, self.unet.config["in_channels"], *sides)
         if given is not None and given.shape != shape:
             raise UserError(f"latents of shape {tuple(given.shape)}; {shape} are needed")
         like = dict(device=self._execution_device, dtype=self.unet.dtype)
