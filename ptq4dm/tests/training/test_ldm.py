@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import made_checkpoints
 import pytest
@@ -13,6 +14,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from made import PIXELS, TINY, merged, options_of, pixel_folder, ptq4dm, tiny_unet, write_yaml
 
 from paperkit.data.seeding import seed_of
+from paperkit.errors import UserError
+from paperkit.files.runs import RunFolder
 from paperkit.files.weights import read_safetensors, save_weights
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
@@ -160,6 +163,39 @@ def test_two_processes_share_the_sampling(folder: Path) -> None:
     for child in started:
         child.wait().with_code(0)
     check_same_runs(run_of(folder), run_of(folder, "two"))
+
+
+def test_a_process_that_comes_late_waits_as_often(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the network is learned is seen before anyone writes it: else the processes wait for different things."""
+    weights, hidden = run_of(folder) / "model" / "weights.safetensors", folder / "hidden"
+    weights.rename(hidden)
+    waits: list[bool] = []
+
+    class Late(Processes):
+        def wait(self) -> None:  # meanwhile the first process learns
+            waits.append(weights.is_file())
+            if hidden.is_file():
+                hidden.rename(weights)
+
+    monkeypatch.chdir(folder)
+    options = options_of(engine, folder / "tiny.yaml")
+    engine._train(RunFolder.open(run_of(folder)), options, Late(rank=1, count=2))
+    assert waits == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sampler": {"steps": 3}}, "sampler.steps 3 does not divide the 1000 of training; 2 does"),
+        ({"sampler": {"guidance": float("inf")}}, "sampler.guidance inf is no number"),
+        ({"reconstruction": {"weight_lr": -1.0}}, "reconstruction.weight_lr -1.0 is not above 0"),
+    ],
+    ids=["steps", "guidance", "learning rate"],
+)
+def test_settings_that_cannot_be(changed: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+    content = merged(TINY, {"model": {"path": str(folder / "model")}}, changed)
+    with pytest.raises(UserError, match=message):
+        engine.check(options_of(engine, write_yaml(tmp_path / "c.yaml", content)), None)
 
 
 def test_evaluation_compares_from_the_same_noise(folder: Path) -> None:

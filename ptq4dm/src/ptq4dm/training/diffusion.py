@@ -170,6 +170,9 @@ def _read_contexts(path: Path, file: str | None, diffusion: Diffusion) -> None:
         if "contexts" not in tensors or tensors["contexts"].dim() != 3:
             raise UserError(f"{file} holds no tensor `contexts` (prompts, tokens, width)")
         diffusion.contexts, diffusion.null = tensors["contexts"], tensors.get("null")
+        one = diffusion.contexts.shape[1:]
+        if diffusion.null is not None and diffusion.null.shape != one:
+            raise UserError(f"{file}: `null` has shape {tuple(diffusion.null.shape)}, and a context {tuple(one)}")
         return
     for folder in _parts(path, EMBEDDINGS):
         _set_classes(diffusion, read_network(folder))

@@ -6,6 +6,7 @@ samples. Stages are kept as they finish, the reconstruction unit by unit, the sa
 killed goes on with --resume to the same bits. Under torchrun the processes share the sampling.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -73,17 +74,26 @@ def check(options: Any, run: RunFolder | None) -> None:
     device_of(options.accelerator)
     from ptq4dm.training.diffusion import load_diffusion
 
-    load_diffusion(options.model).check_guidance(options.sampler.guidance)  # seconds; a bad file leaves no folder
+    diffusion = load_diffusion(options.model)  # seconds; a bad file leaves no folder
+    diffusion.check_guidance(options.sampler.guidance)
+    steps, trained = options.sampler.steps, int(diffusion.schedule["num_train_timesteps"])
+    if trained % steps:
+        near = min((n for n in range(1, trained + 1) if trained % n == 0), key=lambda n: abs(n - steps))
+        raise UserError(f"sampler.steps {steps} does not divide the {trained} of training; {near} does")
 
 
 def _check_sizes(options: Any) -> None:
     """What the parts ask of each other."""
     sampler, calibration, learning = options.sampler, options.calibration, options.reconstruction
-    if sampler.steps < 1 or 1000 % sampler.steps:
-        near = min((n for n in range(1, 1001) if 1000 % n == 0), key=lambda n: abs(n - sampler.steps))
-        raise UserError(f"sampler.steps {sampler.steps} does not divide the 1000 of training; {near} does")
+    if sampler.steps < 1:
+        raise UserError(f"sampler.steps {sampler.steps} is below 1")
     if not 0 <= sampler.eta <= 1:
         raise UserError(f"sampler.eta {sampler.eta} is outside 0 to 1")
+    if not math.isfinite(sampler.guidance):
+        raise UserError(f"sampler.guidance {sampler.guidance} is no number")
+    for name in ("weight_lr", "step_lr"):
+        if not (math.isfinite(value := getattr(learning, name)) and value > 0):
+            raise UserError(f"reconstruction.{name} {value} is not above 0")
     calls = calibration.images * sampler.steps * (1 if sampler.guidance == 1 else 2)
     if calibration.records > calls:
         raise UserError(
@@ -125,7 +135,9 @@ def _train(run: RunFolder, options: Any, processes: Any) -> None:
     if processes.first:
         print("\n".join(report(unet).lines()), flush=True)
     calibration, learning = options.calibration, options.reconstruction
-    if not (model / "weights.safetensors").is_file():
+    made = (model / "weights.safetensors").is_file()
+    processes.wait()  # all have looked before the first one goes on and writes it
+    if not made:
         if processes.first:
             q.check_memory(unet, diffusion.example(), calibration.records, learning, run.path)
         records = collect(diffusion, options.sampler, calibration, options.seed, run.path / "calibration", processes)
