@@ -14,8 +14,9 @@ from mmseg.apis import inference_model, init_model
 from mmseg.structures import SegDataSample
 
 from faseg.models.faseg import FASeg, SegmentationHead
-from faseg.models.trained import from_mmseg
+from faseg.models.trained import from_mmseg, from_run, is_run
 from paperkit.errors import UserError
+from paperkit.training.openmmlab import write_data
 
 HEAD = dict(
     conv_dim=32,
@@ -75,6 +76,24 @@ def test_segments_a_picture_as_the_plain_network_does(model: Any) -> None:
     scores = plain.eval().segment([rgb])[0]
     torch.testing.assert_close(result.seg_logits.data, scores, rtol=1e-5, atol=1e-5)
     assert result.pred_sem_seg.data.shape == (1, 70, 101)
+
+
+def test_a_run_folder_is_a_network(model: Any, tmp_path: Path) -> None:
+    """The newest checkpoint of a run, by the run's own config, with the names of its classes and its test size."""
+    run = config()
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="ShortestEdge", sizes=64, longest=256)]
+    run.test_dataloader = dict(dataset=dict(pipeline=pipeline))
+    write_data(run, tmp_path / "segmentation.json")
+    assert is_run(tmp_path)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        from_run(tmp_path)
+    meta = dict(dataset_meta=dict(classes=("sky", "road", "tree")))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "iter_3.pth")
+    network = from_run(tmp_path)
+    assert network.class_names == ["sky", "road", "tree"] and (network.shortest, network.longest) == (64, 256)
+    rgb = torch.from_numpy(picture()[..., ::-1].copy()).permute(2, 0, 1)
+    scores = inference_model(model, picture()).seg_logits.data
+    torch.testing.assert_close(network.segment([rgb])[0], scores, rtol=1e-5, atol=1e-5)
 
 
 def test_takes_a_training_step(model: Any) -> None:
