@@ -1,8 +1,10 @@
 """The authors' tensors: every kind recomputes, and every altered result is noticed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from faseg.verification.kinds import KINDS
 from paperkit.testing.golden import (
@@ -49,4 +51,33 @@ def test_unknown_option_is_refused(path: Path, tmp_path: Path) -> None:
 )
 def test_impossible_option_is_one_line(file: str, change: object, message: str, tmp_path: Path) -> None:
     good, printed = verified(changed(GOLDEN / f"{file}.safetensors", tmp_path, config=change), KINDS)
+    assert not good and message in printed, printed
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("criterion", lambda c: c.update(batch=3), "config.batch is 3; the tensors have 2"),
+        ("criterion", lambda c: c.update(num_classes=6), "config.num_classes is 6; the tensors have 5"),
+        ("criterion", lambda c: c.update(target_size=[48, 32]), "config.target_size is [48, 32]"),
+        ("msdeform_attn", lambda c: c.update(batch=3), "config.batch is 3"),
+        ("pixel_decoder", lambda c: c.update(image=[96, 64]), "config.image is [96, 64]; the tensors have [64, 96]"),
+    ],
+)
+def test_sizes_that_the_tensors_have_not_are_refused(file: str, change: object, message: str, tmp_path: Path) -> None:
+    good, printed = verified(changed(GOLDEN / f"{file}.safetensors", tmp_path, config=change), KINDS)
+    assert not good and message in printed, printed
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("decoder_default_omega", {"in.pos.2": None}, "missing tensor in.pos.2"),
+        ("decoder_layer", {"in.cotangent": None}, "missing tensor in.cotangent"),
+        ("dfpq", {"sd.more": torch.zeros(1)}, "unknown tensor sd.more"),
+        ("decoder_layer", {"sd.more": torch.zeros(1)}, "unknown tensor sd.more"),
+    ],
+)
+def test_missing_and_unknown_tensors_are_named(file: str, change: Any, message: str, tmp_path: Path) -> None:
+    good, printed = verified(changed(GOLDEN / f"{file}.safetensors", tmp_path, tensors=change), KINDS)
     assert not good and message in printed, printed

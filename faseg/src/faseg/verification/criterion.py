@@ -12,6 +12,7 @@ from faseg.method.matcher import Matcher, Targets
 from faseg.method.prediction_heads import Prediction
 from faseg.models.faseg import build
 from faseg.training.param_groups import rates
+from faseg.verification.sizes import check_said
 from paperkit.errors import UserError
 from paperkit.verification.verify import Kind, ReferenceFile, Tolerance, check_options
 
@@ -59,6 +60,14 @@ def _targets(file: ReferenceFile) -> Targets:
     return Targets.stack([one["labels"] for one in sides], [one["masks"] for one in sides])
 
 
+def _check_sizes(file: ReferenceFile) -> None:
+    logits, masks = file.inputs["pred_logits"], file.inputs["pred_masks"]
+    check_said(file, {
+        "batch": len(logits), "num_queries": logits.shape[1], "num_classes": logits.shape[2] - 1,
+        "mask_size": list(masks.shape[2:]), "target_size": list(file.inputs["targets.0.masks"].shape[1:]),
+    })  # fmt: skip
+
+
 def _batch(file: ReferenceFile) -> int:
     return len(file.inputs["pred_logits"])
 
@@ -85,6 +94,7 @@ def recompute_criterion(file: ReferenceFile) -> dict[str, Any]:
     )  # fmt: skip
     prefixes = [*(f"aux.{i}." for i in range(c["aux"])), ""]
     given = {f"{p}pred_{part}": file.inputs[f"{p}pred_{part}"] for p in prefixes for part in ("logits", "masks")}
+    _check_sizes(file)
     for tensor in given.values():
         tensor.requires_grad_()
     features, embeddings = _as_embeddings([given[f"{p}pred_masks"] for p in prefixes])

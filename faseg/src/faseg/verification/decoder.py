@@ -18,6 +18,7 @@ from faseg.method.dfpq import focus, initial_focus, pooled_cells, position_mlp
 from faseg.method.hrca import choose_windows, gather_windows, window_side
 from faseg.method.prediction_heads import PredictionHeads, forbidden, resized_features
 from faseg.method.semantic_inference import semantic_scores
+from faseg.verification.sizes import check_said
 from paperkit.errors import UserError
 from paperkit.files.keys import load_strict
 from paperkit.verification.reference_file import ReferenceFile
@@ -37,20 +38,20 @@ def _loaded(module: nn.Module, state: Mapping[str, Tensor]) -> Any:
     return module.eval()
 
 
-def _part(file: ReferenceFile, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in file.state.items() if name.startswith(prefix)}
-
-
-def _check_said(file: ReferenceFile, found: Mapping[str, object]) -> None:
-    """Sizes that a config says must be those of its tensors."""
-    for name, value in found.items():
-        if name in file.config and file.config[name] != value:
-            raise UserError(f"config.{name} is {file.config[name]}; the tensors have {value}")
+def _parts(file: ReferenceFile, *prefixes: str) -> list[dict[str, Tensor]]:
+    """The state dict's parts by prefix; there is nothing else in it but the learned positions."""
+    rest = [name for name in file.state if not name.startswith((*prefixes, "query_embed."))]
+    if rest:
+        raise UserError(f"unknown tensor sd.{rest[0]}; known: {', '.join(f'sd.{prefix}*' for prefix in prefixes)}")
+    return [file.part(f"sd.{prefix}") for prefix in prefixes]
 
 
 def _leaves(file: ReferenceFile) -> dict[str, Tensor]:
     """Inputs, with gradients where they are floats."""
-    return {name: t.clone().requires_grad_(t.is_floating_point()) for name, t in file.inputs.items()}
+    given = file.inputs  # a dict of its own, which says what is missing
+    for name, t in given.items():
+        given[name] = t.clone().requires_grad_(t.is_floating_point())
+    return given
 
 
 def _gradients(file: ReferenceFile, loss: Tensor, places: Mapping[str, Tensor]) -> Computed:
@@ -62,10 +63,10 @@ def _gradients(file: ReferenceFile, loss: Tensor, places: Mapping[str, Tensor]) 
 
 def dfpq(file: ReferenceFile) -> Computed:
     """The first positional query, pooled over masks, and the steps that follow attention."""
-    mlp = _loaded(position_mlp(file.config["hidden_dim"]), _part(file, "adapt_pos2d."))
+    mlp = _loaded(position_mlp(file.config["hidden_dim"]), *_parts(file, "adapt_pos2d."))
     learned = file.state["query_embed.weight"].clone().requires_grad_()
     given = _leaves(file)
-    _check_said(file, {
+    check_said(file, {
         "num_queries": len(learned), "size32": list(given["init.pos"].shape[-2:]), "batch": len(given["init.pos"]),
     })  # fmt: skip
     logits = resized_features(given["init.pred_masks"], given["init.pos"].shape[-2:])
@@ -93,7 +94,7 @@ def hrca(file: ReferenceFile) -> Computed:
     c, given = file.config, file.inputs
     coarse, fine = tuple(c["size32"]), given["feat4"].shape[-2:]
     cells = choose_windows(given["cg_attn"], c["omega_rate"])
-    _check_said(file, {
+    check_said(file, {
         "window": window_side(coarse, fine), "num_windows": cells.shape[1], "num_queries": len(given["tgt"]),
         "hidden_dim": given["feat4"].shape[1], "batch": len(given["feat4"]),
     })  # fmt: skip
@@ -119,12 +120,11 @@ def decoder_layer(file: ReferenceFile) -> Computed:
     """Masked cross-attention, self-attention and feed-forward; the map as the focus on one-hot positions."""
     c, given = file.config, _leaves(file)
     width, heads = c["hidden_dim"], c["nheads"]
-    cross = _loaded(CrossAttention(width, heads), _part(file, "cross."))
-    own = _loaded(SelfAttention(width, heads), _part(file, "self_."))
-    forward = _loaded(FeedForward(width, c["dim_feedforward"]), _part(file, "ffn."))
+    blocks = CrossAttention(width, heads), SelfAttention(width, heads), FeedForward(width, c["dim_feedforward"])
+    cross, own, forward = map(_loaded, blocks, _parts(file, "cross.", "self_.", "ffn."))
     x, query_pos, memory, pos = (_turned(given[name]) for name in ("tgt", "query_pos", "memory", "pos"))
     batch, queries, keys = *x.shape[:2], memory.shape[1]
-    _check_said(file, {"batch": batch, "num_queries": queries, "tokens": keys})
+    check_said(file, {"batch": batch, "num_queries": queries, "tokens": keys})
     one_hot = torch.eye(keys, dtype=x.dtype).expand(batch, -1, -1)
     mask = reset_full_rows(given["mask"].bool())
     attended = cross(x, query_pos, memory + pos, memory, mask, positions=one_hot)
@@ -147,7 +147,7 @@ def prediction_heads(file: ReferenceFile) -> Computed:
         raise UserError(f"pool_threshold {c['pool_threshold']}: positions are pooled where masks are below 0.5")
     heads = _loaded(PredictionHeads(c["hidden_dim"], c["mask_dim"], c["num_classes"]), file.state)
     x = _turned(given["output"])
-    _check_said(file, {
+    check_said(file, {
         "batch": len(x), "num_queries": x.shape[1], "mask_size": list(given["mask_features"].shape[-2:]),
     })  # fmt: skip
     prediction = heads.predict(x)
@@ -174,7 +174,7 @@ def decoder(file: ReferenceFile) -> Computed:
         file.state,
     )  # fmt: skip
     features, positions = ([given[f"{name}.{level}"] for level in range(4)] for name in ("x", "pos"))
-    _check_said(file, {"batch": len(features[0]), "size32": list(features[0].shape[-2:])})
+    check_said(file, {"batch": len(features[0]), "size32": list(features[0].shape[-2:])})
     trace: list[LayerTrace] = []
     outputs = network(features, positions, given["mask_features"], trace=trace)
     computed: Computed = {f"out.{name}": outputs[name] for name in ("pred_logits", "pred_masks")}
@@ -199,7 +199,7 @@ def semantic_inference(file: ReferenceFile) -> Computed:
     """Class scores at the picture's size in both orders of resizing, and the label map."""
     c, given = file.config, file.inputs
     logits, masks = given["mask_cls"], given["mask_pred"]
-    _check_said(file, {
+    check_said(file, {
         "num_queries": len(logits), "num_classes": logits.shape[1] - 1, "mask_size": list(masks.shape[-2:]),
     })  # fmt: skip
     padded, image, output = (tuple(c[name]) for name in ("padded_size", "image_size", "output_size"))

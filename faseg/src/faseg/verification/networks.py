@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from faseg.method.deformable_attention import DeformableAttention
 from faseg.method.pixel_decoder import PixelDecoder
 from faseg.models.faseg import DIVISOR, MEAN, STD, FASeg, build, padded_batch
+from faseg.verification.sizes import check_said
 from paperkit.errors import UserError
 from paperkit.files.weights import load_strict
-from paperkit.verification.verify import Check, Kind, ReferenceFile, Tolerance
+from paperkit.verification.verify import Check, Kind, ReferenceFile, Tolerance, check_options
 
 Computed = Mapping[str, Any]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -49,6 +50,7 @@ def recompute_deformable_attention(file: ReferenceFile) -> Computed:
     attention = _load(DeformableAttention(c["d_model"], c["n_heads"], c["n_levels"], c["n_points"]), file)
     query, value = (file.inputs[name].double().requires_grad_() for name in ("query", "value"))
     shapes = [(height, width) for height, width in file.inputs["spatial_shapes"].tolist()]
+    check_said(file, {"batch": len(query)})
     y = attention(query, value, file.inputs["reference_points"].double(), shapes)
     computed = {"out.output": y}
     if file.gradients:
@@ -71,6 +73,8 @@ def recompute_pixel_decoder(file: ReferenceFile) -> Computed:
         points=c["n_points"],
     )
     inputs = {f"res{i}": file.inputs[f"res{i}"].double().requires_grad_() for i in range(2, 6)}
+    height, width = inputs["res5"].shape[2:]
+    check_said(file, {"batch": len(inputs["res5"]), "image": [DIVISOR * height, DIVISOR * width]})
     found = _load(decoder, file)([*inputs.values()])
     computed = {"out.mask_features": found.mask_features}
     computed |= {f"out.multi_scale.{level}": x for level, x in enumerate(found.features)}
@@ -86,6 +90,7 @@ def tiny_network(c: Mapping[str, Any]) -> FASeg:
     b = c["backbone"]
     _expect(c, hidden_dim=c["conv_dim"])
     if c["kind"] == "r50":
+        check_options(b, ("depth", "blocks", "stem_out", "res2_out", "bottleneck", "stride_in_1x1", "norm"), "backbone")
         _expect(b, depth=50, stride_in_1x1=False)
         backbone = dict(
             kind="resnet",
@@ -96,7 +101,11 @@ def tiny_network(c: Mapping[str, Any]) -> FASeg:
             norm=b["norm"],
         )
     elif c["kind"] == "swin":
+        known = ("dim", "depths", "heads", "window", "mlp_ratio", "patch", "patch_norm", "qkv_bias")
+        check_options(b, known, "backbone")
         _expect(b, patch_norm=True, qkv_bias=True)
+        if not len(b["depths"]) == len(b["heads"]) == 4:
+            raise UserError(f"backbone has depths {b['depths']} and heads {b['heads']}; there are four stages")
         backbone = dict(kind="swin", **{key: b[key] for key in ("dim", "depths", "heads", "window")})
         backbone |= dict(mlp_ratio=b["mlp_ratio"], patch=b["patch"])
     else:
@@ -123,9 +132,11 @@ def recompute_model(file: ReferenceFile) -> Computed:
     """A whole network: backbone maps, predictions, and scores at the output sizes from uint8 pictures."""
     c = file.config
     _expect(c, size_divisibility=DIVISOR, pixel_mean=list(MEAN), pixel_std=list(STD), format="RGB")
-    images = [file.inputs[f"image.{i}"] for i in range(len(c["image_sizes"]))]
-    if [list(image.shape[1:]) for image in images] != c["image_sizes"]:
-        raise UserError(f"image_sizes {c['image_sizes']} are not those of the pictures in.image.*")
+    given = file.inputs
+    images = [given[f"image.{i}"] for i in range(sum(name.startswith("image.") for name in given))]
+    check_said(file, {"image_sizes": [list(image.shape[1:]) for image in images]})
+    if len(c["output_sizes"]) != len(images):
+        raise UserError(f"config.output_sizes has {len(c['output_sizes'])} sizes for {len(images)} pictures")
     model = _load(tiny_network(c), file)
     with torch.no_grad():
         batch = padded_batch(images).double()
