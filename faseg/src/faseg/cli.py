@@ -8,7 +8,9 @@ from paperkit.command.engines import Engine
 
 ENGINES = {
     "scenes": Engine("embedded experiment: four decoders on scenes of digits", "faseg.experiment.engine"),
-    "segmentation": Engine("semantic segmentation of real pictures, mmengine", "faseg.training.segmentation", configs=".py"),
+    "segmentation": Engine(
+        "semantic segmentation of real pictures, mmengine", "faseg.training.segmentation", configs=".py"
+    ),
 }
 VERBS = {
     "bench": Verb("speed and memory against the baselines, as ratios of one run", "faseg.commands.bench"),
