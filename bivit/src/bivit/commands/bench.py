@@ -19,8 +19,8 @@ def run(arguments: Any) -> int:
     from bivit.bench import race
     from bivit.deployment import kernels
     from paperkit.errors import UserError
-    from paperkit.results.environment import cpu
     from paperkit.results.measure import write_bench
+    from paperkit.results.report import print_bench
 
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"threads {arguments.threads} is below 1")
@@ -29,9 +29,6 @@ def run(arguments: Any) -> int:
         found[part] = race.PARTS[part](arguments.quick, arguments.threads)
         write_bench(output / "bench.json", "bivit", tier=kernels.tier(), **found)  # a later part may fail
     race.draw(found, output / "bench.png")
-    processor, (aims, missed) = cpu(), race.missed(found)
     print(f"tier {kernels.tier()} of {', '.join(kernels.available())}")
-    print(f"{processor['model']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
-    print("\n".join([f"{aims - len(missed)} of {aims} aims met", *(f"MISSED {words}" for words in missed)]))
-    print(f"{output / 'bench.json'}, {output / 'bench.png'}")
+    print_bench(output, *race.missed(found))
     return 0

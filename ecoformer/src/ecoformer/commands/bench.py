@@ -21,8 +21,8 @@ def run(arguments: Any) -> int:
     from ecoformer.bench import race
     from ecoformer.method import fused_attention_native as native
     from paperkit.errors import UserError
-    from paperkit.results.environment import cpu
     from paperkit.results.measure import write_bench
+    from paperkit.results.report import print_bench
 
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"threads {arguments.threads} is below 1")
@@ -31,9 +31,6 @@ def run(arguments: Any) -> int:
         found[part] = race.PARTS[part](arguments.quick, arguments.threads)
         write_bench(output / "bench.json", "ecoformer", **found)  # after each part: a later one may fail
     race.draw(found, output / "bench.png")
-    processor, (aims, missed) = cpu(), race.missed(found)
     kernel = "by its kernel in C++" if native.kernel() else "by torch.compile: there is no C++ kernel here"
-    print(f"EcoFormer {kernel}; {processor['model']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
-    print("\n".join([f"{aims - len(missed)} of {aims} aims met", *(f"MISSED {words}" for words in missed)]))
-    print(f"{output / 'bench.json'}, {output / 'bench.png'}")
+    print_bench(output, *race.missed(found), before=f"EcoFormer {kernel}; ")
     return 0

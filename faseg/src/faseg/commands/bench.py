@@ -20,8 +20,8 @@ def run(arguments: Any) -> int:
 
     from faseg.bench import race
     from paperkit.errors import UserError
-    from paperkit.results.environment import cpu
     from paperkit.results.measure import write_bench
+    from paperkit.results.report import print_bench
 
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"threads {arguments.threads} is below 1")
@@ -44,8 +44,5 @@ def run(arguments: Any) -> int:
     if not found:
         raise UserError("nothing was measured")
     race.draw(found, output / "bench.png")
-    processor, (aims, missed) = cpu(), race.missed(found)
-    print(f"{processor['model']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
-    print("\n".join([f"{aims - len(missed)} of {aims} aims met", *(f"MISSED {words}" for words in missed)]))
-    print(f"{output / 'bench.json'}, {output / 'bench.png'}")
+    print_bench(output, *race.missed(found))
     return 0

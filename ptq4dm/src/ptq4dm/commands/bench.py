@@ -21,7 +21,7 @@ def run(arguments: Any) -> int:
     from paperkit.errors import UserError
     from paperkit.results.environment import cpu
     from paperkit.results.measure import write_bench
-    from paperkit.results.report import save_figure
+    from paperkit.results.report import print_bench, save_figure
     from ptq4dm.bench import race
     from ptq4dm.deployment import kernels
     from ptq4dm.figures.speed import draw_speed
@@ -34,10 +34,8 @@ def run(arguments: Any) -> int:
     for part in arguments.parts:
         found[part] = race.PARTS[part](arguments.quick, torch.get_num_threads())
         write_bench(output / "bench.json", "ptq4dm", tier=kernels.tier(), **found)  # a later part may fail
-    processor, (aims, missed) = cpu(), race.missed(found)
+    processor = cpu()
     machine = f"{processor['model']}, {' '.join(processor['flags'])}; tier {kernels.tier()}"
     save_figure(draw_speed(found.get("network", []), machine), output / "bench.png")
-    print(f"tier {kernels.tier()} of {', '.join(kernels.available())}; {processor['cores']} cores; {machine}")
-    print("\n".join([f"{aims - len(missed)} of {aims} aims met", *(f"MISSED {words}" for words in missed)]))
-    print(f"{output / 'bench.json'}, {output / 'bench.png'}")
+    print_bench(output, *race.missed(found), before=f"tier {kernels.tier()} of {', '.join(kernels.available())}; ")
     return 0

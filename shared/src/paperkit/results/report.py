@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paperkit.files.atomic import write_atomic
+from paperkit.results.environment import cpu
 from paperkit.results.metrics import Metrics, Row
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
@@ -150,6 +152,19 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     with style():
         figure.savefig(buffer, format="png", metadata={"Software": None, "Title": title or None})
     write_atomic(path, buffer.getvalue())
+
+
+def print_bench(output: Path, aims: int, missed: Sequence[str], before: str = "") -> None:
+    """Closes a bench: the processor, how many aims were met, each that was missed, and where the files lie.
+
+    Args:
+        output: the folder of bench.json and bench.png.
+        before: what the paper says before the processor, such as which kernels ran.
+    """
+    processor = cpu()
+    print(f"{before}{processor['model']}, {processor['cores']} cores, {' '.join(processor['flags'])}")
+    print("\n".join([f"{aims - len(missed)} of {aims} aims met", *(f"MISSED {words}" for words in missed)]))
+    print(f"{output / 'bench.json'}, {output / 'bench.png'}")
 
 
 def _drawn(rows: Iterable[Sequence[object]], columns: Sequence[str], look: box.Box) -> Table:
