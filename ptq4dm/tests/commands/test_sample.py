@@ -36,6 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eps = torch.randn(4, 3, 8, 8)
         sums.add(t, eps, eps * 1.1 + 0.05 + 0.1 * torch.randn_like(eps))
     sums.finish({"steps": 4, "eta": 0.0, "guidance": 2.0}).save(folder / "statistics.safetensors")
+    sums.finish({"model": "other", "steps": 4, "eta": 1.0, "guidance": 1.0}).save(folder / "other.safetensors")
     pixel_folder(folder / "pixels")
     config = merged(RUN, {"model": {"path": str(folder / "pixels")}})
     write_yaml(folder / "tiny.yaml", config)
@@ -100,6 +101,11 @@ def test_a_run_is_sampled_as_it_was_made(made: Path, tmp_path: Path) -> None:
         (("--ckpt", "{made}/float", "--packed", "{made}/float"), "`ptq4dm pack` writes such"),
         (("--ckpt", "{made}/float", "--eta", "1.5"), "eta 1.5 is outside 0 to 1"),
         (("--ckpt", "{made}/packed"), "run"),
+        (("--ckpt", "{made}/runs/ptq4dm/one", "--packed", "{made}/packed"), "pack the run again"),
+        (
+            ("--ckpt", "{made}/runs/ptq4dm/one", "--statistics", "{made}/other.safetensors"),
+            "noise statistics of model other do not fit model",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sampled(words: tuple[str, ...], message: str, made: Path, tmp_path: Path) -> None:

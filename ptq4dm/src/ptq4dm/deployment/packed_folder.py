@@ -120,6 +120,8 @@ def load_packed(folder: str | Path) -> PackedUNet:
 
 
 def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no {path}; `ptq4dm pack` writes such a folder")
     told = read_json(path, "description of a packed network")
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise UserError(f"{path} describes no packed network; `ptq4dm pack` writes one")

@@ -10,6 +10,7 @@ import torch
 from paperkit.errors import UserError
 from paperkit.files.runs import RunFolder
 from ptq4dm.deployment.packed_folder import load_packed
+from ptq4dm.deployment.packed_unet import PackedUNet
 from ptq4dm.deployment.sampling import Sampling
 from ptq4dm.method.noise_statistics import NoiseStatistics
 from ptq4dm.models.conversion import described, load_any
@@ -69,7 +70,8 @@ def open_source(
         name, configuration: which model a CompVis file is.
 
     Raises:
-        UserError: what cannot be read, or options that exclude each other.
+        UserError: what cannot be read, options that exclude each other, or a packed U-Net or statistics of other bits
+            than the run's.
     """
     model = described(name, configuration)
     found = None if statistics is None else NoiseStatistics.load(statistics)
@@ -86,12 +88,17 @@ def open_source(
             unet = finished.diffusion.unet
             follow_schedule(finished)
             about["unet"] = "simulated quantisation"
+        else:
+            _check_packed(unet, finished)
         options = run.read_config()["model"]
         pipeline = load_any(
             options["path"], described(options.get("network"), None), bool(options.get("trust_pickle")), unet
         )
         sampler = finished.sampler
         defaults = {"steps": sampler.steps, "eta": sampler.eta, "guidance": sampler.guidance}
+        if found is not None:  # of any sampler, which is checked when it is known
+            own = finished.statistics.identity
+            found.check({name: own[name] for name in ("model", "weight_bits") if name in found.identity})
         if corrected and found is None:
             found, statistics = finished.statistics, "of the run"
     else:
@@ -102,6 +109,18 @@ def open_source(
         correct(pipeline, found)
     pipeline.to(device)
     return Source(pipeline, about, defaults or dict(CONDITIONAL if conditional else UNCONDITIONAL), found)
+
+
+def _check_packed(unet: PackedUNet, finished: Finished) -> None:
+    """A run's statistics belong to its own bits, whatever computes with them."""
+    schedule = finished.schedule if len(finished.ranges) > 1 else {}
+    weights = {layer.weight_bits for layer in unet.packed_layers().values()}
+    bits = finished.statistics.identity["weight_bits"]
+    if {*unet.widths} != {*finished.ranges} or unet.schedule != schedule or bits not in weights:
+        raise UserError(
+            f"the packed U-Net has weights of {sorted(weights)} bits and inputs of {sorted(unet.widths)}; the run has "
+            f"W{bits} and inputs of {sorted(finished.ranges)}, with one bit schedule: pack the run again"
+        )
 
 
 def correct(pipeline: Pipeline, statistics: NoiseStatistics, **options: Any) -> None:
