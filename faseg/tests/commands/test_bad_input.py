@@ -29,7 +29,7 @@ CASES: dict[str, tuple[list[Any], str]] = {
     "twice": ([*OWN, "twice"], "'car' twice"),
     "one class": ([*OWN, "single"], "num_classes 1: give two or more"),
     "no masks": ([*OWN, "bare"], "trainannot"),
-    "backbone file": ([*CHANGE, "model.backbone.pretrained=lost.pth"], "lost.pth"),
+    "backbone file": ([*CHANGE, "model.backbone.pretrained=lost.pth"], "no ImageNet weights at lost.pth: put"),
     "backbone norm": ([*CHANGE, "model.backbone.norm=GN"], "norm 'GN' is none of FrozenBN, BN, SyncBN"),
     "positions": ([*CHANGE, "model.decode_head.key_pos=cosine"], "key_pos 'cosine' is none of"),
     "no omega": ([*CHANGE, "model.decode_head.decoder.omega=0"], "omega 0"),
@@ -38,6 +38,7 @@ CASES: dict[str, tuple[list[Any], str]] = {
     "torn weights": (["eval", "--config", "small.py", "--ckpt", "torn.pth"], "torn.pth"),
     "one name": (["predict", "a/x.png", "b/x.png", "--ckpt", "other.pth"], "both be written as x_overlay.png"),
     "foreign weights": (["predict", "x.png", "--ckpt", "other.pth"], "other.pth holds neither FASeg nor Mask2Former"),
+    "no rows": (["predict", "x.png", "--ckpt", "other.pth", "--top", "0"], "top 0 is below 1"),
     "convert nothing": (["convert", "nowhere.pth", "out"], "nowhere.pth"),
     "export nothing": (["export", "--ckpt", "nowhere"], "nowhere"),
 }

@@ -46,3 +46,8 @@ def test_onnx_agrees(tmp_path: Path) -> None:
 def test_refuses_a_size_that_is_not_padded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="500 x 512"):
         to_onnx(tiny(), tmp_path / "model.onnx", (500, 512))
+
+
+def test_refuses_onnx_without_a_window(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="size 32 x 96 has 3 cells of 32 px, and omega 4 keeps none"):
+        to_onnx(tiny(), tmp_path / "model.onnx", (32, 96))

@@ -110,6 +110,16 @@ def test_takes_a_training_step(model: Any) -> None:
     assert not lacking
 
 
+@pytest.mark.parametrize("label", [3, 200])
+def test_a_label_that_is_no_class_is_one_line(model: Any, label: int) -> None:
+    """Three classes: 3 would be "no object" for the losses, and anything above an index error."""
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 64, 64), label)))
+    sample.set_metainfo(dict(seg_map_path="maps/7.png"))
+    data = dict(inputs=[torch.zeros(3, 64, 64, dtype=torch.uint8)], data_samples=[sample])
+    with pytest.raises(UserError, match=rf"maps/7\.png holds the label {label}; the head has the classes 0 to 2"):
+        model(**model.data_preprocessor(data, True), mode="loss")
+
+
 def test_refuses_one_class() -> None:
     from faseg.models.mm_head import FASegHead
 

@@ -24,10 +24,11 @@ def run(arguments: Any) -> int:
 
     from faseg.deployment.prediction import names_of, overlay, segment_file, shares
     from faseg.models.conversion import load_network
-    from paperkit.command.engines import device
+    from paperkit.command.engines import device, refuse_below_one
     from paperkit.errors import UserError
     from paperkit.files.atomic import write_atomic
 
+    refuse_below_one(arguments, ["top"])
     stems = [Path(path).stem for path in arguments.images]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise UserError(f"two images would both be written as {twice[0]}_overlay.png; segment them one by one")

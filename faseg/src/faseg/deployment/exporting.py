@@ -57,8 +57,14 @@ def to_onnx(model: FASeg, path: Path, size: tuple[int, int]) -> float:
     """Writes ONNX for one picture size and any batch, by torch's dynamo exporter; onnxruntime runs it.
 
     Args, Returns and Raises:
-        As `to_program`.
+        As `to_program`; besides, UserError for pictures too small for one window, which onnxruntime does not read.
     """
+    decoder, cells = model.sem_seg_head.predictor, size[0] * size[1] // DIVISOR**2
+    if decoder.hrca and max(cells // decoder.omega, decoder.min_windows) < 1:
+        raise UserError(
+            f"size {size[0]} x {size[1]} has {cells} cells of {DIVISOR} px, and omega {decoder.omega} keeps none; ONNX "
+            f"needs a size of at least {decoder.omega} cells"
+        )
     example, second = _pictures(2, *size), _pictures(1, *size)
     return export_onnx(Queries(model), example, path, second=second, output_names=("logits", "masks"))
 

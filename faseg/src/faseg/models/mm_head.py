@@ -13,6 +13,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,11 +66,21 @@ class FASegHead(SegmentationHead):
         """Weighted losses of all outputs, from the backbone's maps and samples with `gt_sem_seg`.
 
         No full mask is made: the losses take the mask features and the embeddings of the matched queries.
+
+        Raises:
+            UserError: a label that is no class, with the name of its picture. The next number would be trained as "no
+                object".
         """
         pixels = self.pixel_decoder(inputs)
         predictions = self.predictor.outputs(pixels.features, pixels.positions, pixels.mask_features)
         labels = torch.stack([sample.gt_sem_seg.data[0] for sample in batch_data_samples])
         targets = Targets.of_maps(labels, self.ignore_index)
+        for sample, present in zip(batch_data_samples, targets.labels.tolist(), strict=True):
+            if wrong := [label for label in present if not 0 <= label < self.num_classes]:
+                raise UserError(
+                    f"{getattr(sample, 'seg_map_path', 'a label map')} holds the label {max(wrong)}; the head has the "
+                    f"classes 0 to {self.num_classes - 1}, and {self.ignore_index} for nothing"
+                )
         return self.criterion.weigh(self.criterion(predictions, pixels.mask_features, targets))
 
     def predict(self, inputs: Sequence[Tensor], batch_img_metas: Sequence[Any], test_cfg: Any = None) -> Tensor:
@@ -118,4 +129,9 @@ class FASegSwin(Swin):
 
 def _start(backbone: ResNet | Swin, pretrained: str | None) -> None:
     if pretrained:
+        if not Path(pretrained).expanduser().exists():
+            raise UserError(
+                f"no ImageNet weights at {pretrained}: put the file there, or name another place with --cfg-options "
+                "model.backbone.pretrained=FILE (None starts without)"
+            )
         load_strict(backbone, read_backbone(pretrained, backbone), pretrained)
