@@ -21,7 +21,15 @@ from ptq4dm.deployment.packed_layers import PackedLayer
 from ptq4dm.deployment.packed_unet import PackedUNet, pack
 from ptq4dm.deployment.program import GEGLU, Norm, Program, SizeError
 from ptq4dm.method.calibration import Records
-from ptq4dm.method.quant_model import QuantConfig, initialise_ranges, quant_layers, quantize
+from ptq4dm.method.quant_model import (
+    QuantConfig,
+    activation_ranges,
+    initialise_activation_ranges,
+    initialise_ranges,
+    quant_layers,
+    quantize,
+    set_activation_bits,
+)
 
 W8 = QuantConfig(8, 8, channel_wise_weights=True)
 needs_kernels = pytest.mark.skipif(kernels.available() == ("torch",), reason="no compiler here")
@@ -120,13 +128,20 @@ def test_copies_and_other_types() -> None:
 
 
 def test_calls_from_several_threads() -> None:
-    """One program's memory serves one call at a time."""
-    packed = packed_unet()
-    batches = [noise(2, 3, 8, 8) + i for i in range(8)]
-    expected = [packed(x, 5).sample for x in batches]
+    """Each sets the ranges of its step and fills the same memory, so they take turns."""
+    unet = quantize(made.tiny_unet(), W8)
+    records, ranges = Records(noise(8, 3, 8, 8), torch.arange(8) * 100), {}
+    initialise_ranges(unet, records, 8)
+    for width in (4, 8):
+        set_activation_bits(unet, width)
+        initialise_activation_ranges(unet, records, 8)
+        ranges[width] = activation_ranges(unet)
+    packed = pack(unet, ranges, {5: 8, 7: 4})
+    calls = [(noise(2, 3, 8, 8) + i, 5 + i % 2 * 2) for i in range(8)]
+    expected = [packed(*call).sample for call in calls]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            found = pool.map(lambda x: packed(x, 5).sample, batches)
+            found = pool.map(lambda call: packed(*call).sample, calls)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 

@@ -6,6 +6,7 @@ or one on CUDA, runs module by module.
 
 import copy
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ class PackedUNet(nn.Module):
         if odd := sorted(set(self.schedule.values()) - set(self.widths)):
             raise UserError(f"the schedule takes {odd[0]}-bit inputs, and there are ranges for {self._known()}")
         self._row, self._programs = 0, dict[Any, UNetProgram | None]()
+        self._lock = threading.Lock()  # a call sets ranges and fills one memory, and lets other threads run
         self.unsupported = ""
 
     @property
@@ -62,7 +64,11 @@ class PackedUNet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and other processes: programs are places in this one's memory, and are built again."""
-        return {**self.__dict__, "_programs": {}}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_programs", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._programs, self._lock = {}, threading.Lock()
+        super().__setstate__(state)
 
     def packed_layers(self) -> dict[str, PackedLayer]:
         """By full name."""
@@ -148,23 +154,27 @@ class PackedUNet(nn.Module):
 
         Sizes that the program does not take, and any of `others` that is not None, go to the network itself.
         """
-        if self.schedule:
-            self._follow_schedule(timestep)
-        given = {name: value for name, value in others.items() if value is not None}
-        program = None if given else self.program(sample, encoder_hidden_states)
-        if program is None:
-            inputs = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels, **given}
-            inputs = {name: value for name, value in inputs.items() if value is not None}
-            return self.network(sample, timestep, **inputs, return_dict=return_dict)
-        if (program.labels is None) != (class_labels is None):
-            raise ValueError("class_labels and the network's class embedding go together")
-        timesteps = torch.as_tensor(timestep).reshape(-1).expand(len(sample))
-        found = program(sample, timesteps, encoder_hidden_states, class_labels)
+        inputs = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels, **others}
+        with self._lock:
+            found = self._noise(sample, timestep, {key: value for key, value in inputs.items() if value is not None})
         if not return_dict:
             return (found,)
         from diffusers.models.unets.unet_2d import UNet2DOutput
 
         return UNet2DOutput(sample=found)
+
+    def _noise(self, sample: Tensor, timestep: Tensor | float, inputs: dict[str, Any]) -> Tensor:
+        if self.schedule:
+            self._follow_schedule(timestep)
+        context, labels = inputs.get("encoder_hidden_states"), inputs.get("class_labels")
+        known = inputs.keys() <= {"encoder_hidden_states", "class_labels"}
+        program = self.program(sample, context) if known else None
+        if program is None:
+            found: Tensor = self.network(sample, timestep, **inputs, return_dict=False)[0]
+            return found
+        if (program.labels is None) != (labels is None):
+            raise ValueError("class_labels and the network's class embedding go together")
+        return program(sample, torch.as_tensor(timestep).reshape(-1).expand(len(sample)), context, labels)
 
 
 @torch.no_grad()

@@ -235,21 +235,8 @@ class Program:
         """
         ready = self._ready(module)
         first, second = sources[0], sources[1] if len(sources) > 1 else None
-        channels = sum(s.channels for s in sources)
         inputs = ready.inputs
-        if channels > MOST_CHANNELS:
-            raise UnsupportedError(f"{channels} channels")
-        _fit(channels == (2 * inputs if activation == GEGLU else inputs), f"{channels} channels for {inputs} inputs")
-        _fit(all(s.sides == first.sides for s in sources), f"{[s.sides for s in sources]} beside each other")
-        if norm is not None:
-            _fit(norm.channels == channels, f"a norm of {norm.channels} channels over {channels}")
-            changed = norm.modulation
-            _fit(
-                changed is None or (changed.sides, changed.channels) == ((first.batch, 1, 1), 2 * channels),
-                "modulation",
-            )
-        if second is not None and (activation == GEGLU or (norm is not None and norm.kind == 2)):
-            raise UnsupportedError("a layer norm or a gate over two inputs")
+        _check_inputs(inputs, sources, norm, activation)
         around = padding or (ready.padding,) * 4
         if padding is not None and ready.kind != 0 and not 0 <= ready.input_range[1] <= ready.input_range[2]:
             raise UnsupportedError("a border before the quantiser, whose zero is off its grid")
@@ -315,6 +302,22 @@ class Program:
         if key not in self.made:
             self.made[key] = _ready_of(module, self.kernels.lanes)
         return cast(_Ready, self.made[key])
+
+
+def _check_inputs(inputs: int, sources: Sequence[Field], norm: Norm | None, activation: int) -> None:
+    """That a layer of so many inputs, and what stands before it, fit what they get."""
+    first, channels = sources[0], sum(s.channels for s in sources)
+    if channels > MOST_CHANNELS:
+        raise UnsupportedError(f"{channels} channels")
+    _fit(channels == (2 * inputs if activation == GEGLU else inputs), f"{channels} channels for {inputs} inputs")
+    _fit(all(s.sides == first.sides for s in sources), f"{[s.sides for s in sources]} beside each other")
+    if len(sources) > 1 and (activation == GEGLU or (norm is not None and norm.kind == 2)):
+        raise UnsupportedError("a layer norm or a gate over two inputs")
+    if norm is not None:
+        _fit(norm.channels == channels, f"a norm of {norm.channels} channels over {channels}")
+        if (changed := norm.modulation) is not None:
+            expected = ((first.batch, 1, 1), 2 * channels)
+            _fit((changed.sides, changed.channels) == expected, "scale and shift of a norm")
 
 
 def _ready_of(module: nn.Module, lanes: int) -> _Ready:

@@ -5,7 +5,6 @@ convolution. Anything else raises `UnsupportedError` with its name, and the netw
 """
 
 import math
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +45,6 @@ class UNetProgram:
         """What a call needs, once: calls of small networks take less time than a few operations of PyTorch."""
         view, projection = self.program.view, self.network.time_proj
         fields = (self.sample, self.time, self.context, self.labels, self.output)
-        self._lock = threading.Lock()  # one memory, and calls let other threads of Python run
         self._views = [None if field is None else view(field) for field in fields]
         half = projection.num_channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - projection.downscale_freq_shift)
@@ -57,21 +55,20 @@ class UNetProgram:
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, timesteps: Tensor, context: Tensor | None, labels: Tensor | None) -> Tensor:
-        """Predicted noise (B, C, H, W) of `sample` (B, C, H, W) at `timesteps` (B,)."""
+        """Predicted noise (B, C, H, W) of `sample` (B, C, H, W) at `timesteps` (B,); one call at a time."""
         x, _, given, classes, noise = self._views
         assert x is not None and noise is not None
         angles = self._scale * (timesteps[:, None].float() * self._frequencies)
         found = noise.permute(0, 3, 1, 2)
-        with self._lock:
-            x.copy_(sample.permute(0, 2, 3, 1))
-            torch.sin(angles, out=self._sine)
-            torch.cos(angles, out=self._cosine)
-            if given is not None and context is not None:
-                given.copy_(context[:, None])
-            if classes is not None and labels is not None:
-                classes.copy_(self.network.class_embedding(labels)[:, None, None])
-            self.program.run()
-            return torch.empty(found.shape, dtype=sample.dtype).copy_(found)  # never the program's own memory
+        x.copy_(sample.permute(0, 2, 3, 1))
+        torch.sin(angles, out=self._sine)
+        torch.cos(angles, out=self._cosine)
+        if given is not None and context is not None:
+            given.copy_(context[:, None])
+        if classes is not None and labels is not None:
+            classes.copy_(self.network.class_embedding(labels)[:, None, None])
+        self.program.run()
+        return torch.empty(found.shape, dtype=sample.dtype).copy_(found)  # never the program's own memory
 
 
 def build(
