@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from made import faseg, make_ade20k, make_cityscapes, make_folder, write_small
 from PIL import Image
 from torch import Tensor
 
+from paperkit.errors import UserError
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
+from paperkit.training.runner import RunnerEngine
 
 NOT_COMPARED = ("*.py", "iter_*.pth", "best_*.pth", "*events.out*")
 """mmengine writes the time and the place into these, and TensorBoard's last lines are lost with the process."""
@@ -165,11 +168,12 @@ def test_other_layouts_and_networks_train(tmp_path: Path, name: str) -> None:
 def test_a_folder_of_palette_masks_trains(folder: Path, tmp_path: Path) -> None:
     """Through the config of ADE20K: the folder's classes and pictures in place of its own, in the evaluation too."""
     make_folder(tmp_path / "own")
-    words = ["--config", folder / "small.py", "--data.kind", "folder", "--data.root", "own"]
+    words = ["--config", folder / "small.py", "--data.kind", "folder", "--data.root", "own", "--data.void", "9", "11"]
     faseg.here("train", *words, "--name", "own", *SHORT, cwd=tmp_path)
     config = json.loads((run_of(tmp_path, "own") / "segmentation.json").read_text())
     assert config["model"]["decode_head"]["num_classes"] == 4
     assert config["val_dataloader"]["dataset"]["classes"] == ["ground", "small", "middle", "large"]
+    assert config["val_dataloader"]["dataset"]["void"] == [9, 11]
     assert config["param_scheduler"][0]["end"] == 2
     assert "mIoU" in faseg.here("eval", "--ckpt", run_of(tmp_path, "own"), cwd=tmp_path).out
 
@@ -203,6 +207,16 @@ def test_odd_pictures_train(folder: Path, tmp_path: Path) -> None:
     words = ["--config", folder / "small.py", "--data.kind", "folder", "--data.root", "own", "--name", "odd"]
     faseg.here("train", *words, *SHORT, "train_dataloader.batch_size=3", cwd=tmp_path)
     assert all(value.isfinite().all() for value in weights(tmp_path, "odd", "iter_1.pth").values())
+
+
+def test_what_libraries_print_on_import_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_loud_library.py").write_text("print('I lack a part that you never asked for')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="no config"):
+        RunnerEngine("paper", "kept.json", ("a_loud_library",)).resolved(Namespace(config=None), None)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_folder_runs_nothing(folder: Path, tmp_path: Path) -> None:

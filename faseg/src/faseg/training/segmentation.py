@@ -41,8 +41,8 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--data.kind", type=Literal["config", "folder"], default="config", help=kinds)
     parser.add_argument("--data.root", type=str | None, default=None, help="folder of the data, for the config's own")
     parser.add_argument("--data.classes", type=str, default="classes.txt", help="names of a folder's classes, in it")
-    parser.add_argument("--data.void", type=list[int], default=[], help="numbers of a folder's labels besides 255 that "
-                        "stand for nothing")  # fmt: skip
+    nothing = "numbers of a folder's labels besides 255 that stand for nothing, one after another"
+    parser.add_argument("--data.void", nargs="*", type=int, default=[], help=nothing)
 
 
 def add_evaluation_arguments(parser: Any) -> None:

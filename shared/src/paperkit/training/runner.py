@@ -10,6 +10,7 @@ A config file is executed, so name only files that you trust. Importing this mod
 imported by what needs them, so that `--help` answers at once.
 """
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,8 +76,9 @@ class RunnerEngine:
         """
         from paperkit.training.openmmlab import read_config, read_data, refuse_paths_to_code
 
-        for module in self.registers:
-            importlib.import_module(module)
+        with contextlib.redirect_stdout(None):  # mmsegmentation prints what it found no use for
+            for module in self.registers:
+                importlib.import_module(module)
         if options.config:
             config, *overlays = [read_config(path) for path in options.config]
             for overlay in overlays:
