@@ -132,6 +132,7 @@ def test_half_precision_is_near() -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"omega": 0}, "omega 0: one in how many windows"),
+    ({"layers": 0}, "layers 0: give 1 or more"),
     ({"attn_threshold": 1.5}, "attn_threshold 1.5 is no probability"),
     ({"query_pos": "learned", "hrca_query_pos": "dfpq"}, "hrca_query_pos dfpq needs query_pos dfpq"),
     ({"nheads": 3}, "3 heads do not divide 16 channels"),

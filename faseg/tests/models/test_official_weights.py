@@ -189,6 +189,19 @@ def test_omega_is_kept(tmp_path: Path) -> None:
     assert load_network(tmp_path / "a.pth", omega=3).sem_seg_head.predictor.omega == 3
 
 
+@pytest.mark.parametrize(
+    ("decoder", "told"),
+    [
+        ({}, "tensors"),
+        ({"attn_threshold": 0.5, "omega": 8}, "; weights alone do not say omega 8, attn_threshold 0.5"),
+        ({"init_pool": "foreground"}, "; weights alone do not say init_pool foreground"),
+    ],
+)
+def test_what_weights_do_not_say_is_told(decoder: dict[str, Any], told: str, tmp_path: Path) -> None:
+    tiny(decoder=decoder).save_pretrained(tmp_path / "folder")
+    assert to_file(tmp_path / "folder", tmp_path / "a.pth").endswith(told)
+
+
 @pytest.mark.parametrize("backbone", [RESNET, SWIN], ids=["resnet", "swin"])
 @pytest.mark.parametrize("size", [(20, 17), (33, 70), (64, 96)])
 def test_pictures_of_any_size(backbone: dict[str, Any], size: tuple[int, int]) -> None:

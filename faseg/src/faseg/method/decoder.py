@@ -89,6 +89,8 @@ class Decoder(PredictionHeads):
     ) -> None:
         super().__init__(hidden_dim, mask_dim or hidden_dim, num_classes)
         check_omega(omega)
+        if min(num_queries, layers) < 1:
+            raise UserError(f"num_queries {num_queries}, layers {layers}: give 1 or more of each")
         if not 0 <= attn_threshold < 1:
             raise UserError(f"attn_threshold {attn_threshold} is no probability below 1")
         if hrca and query_pos == "learned" and hrca_query_pos == "dfpq":

@@ -81,10 +81,20 @@ def to_file(source: Path, target: Path, names: str | None = None) -> str:
     if names is None:
         state = model.state_dict()
         save_checkpoint(target, {"model": state})  # with torch's version numbers, which the authors' loader asks for
-        return f"{target}: model with {len(state)} tensors"
+        return f"{target}: model with {len(state)} tensors{_unsaid(model)}"
     renamed = backbone_state(model, names)
     save_checkpoint(target, {"state_dict": renamed})
     return f"{target}: backbone under {names}'s names with {len(renamed)} tensors"
+
+
+def _unsaid(model: FASeg) -> str:
+    """Options of a network that leave no trace in its weights and are not those that a reader of these takes."""
+    found = describe_released(model.state_dict()).get("decoder", {})
+    usual = dict(omega=32, min_windows=0, hrca_query_pos="learned", init_pool="background",
+                 attn_threshold=found.get("attn_threshold", 0.15))  # fmt: skip
+    own = {name: getattr(model.sem_seg_head.predictor, name) for name in usual}
+    differ = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
+    return f"; weights alone do not say {', '.join(differ)}" if differ else ""
 
 
 def backbone_state(model: FASeg, names: str) -> dict[str, Tensor]:
