@@ -61,6 +61,7 @@ def test_impossible_option_is_one_line(file: str, change: object, message: str, 
         ("criterion", lambda c: c.update(num_classes=6), "config.num_classes is 6; the tensors have 5"),
         ("criterion", lambda c: c.update(target_size=[48, 32]), "config.target_size is [48, 32]"),
         ("msdeform_attn", lambda c: c.update(batch=3), "config.batch is 3"),
+        ("semantic_inference", lambda c: c.update(image_size=[65, 31]), "image_size [65, 31] does not lie in"),
         ("pixel_decoder", lambda c: c.update(image=[96, 64]), "config.image is [96, 64]; the tensors have [64, 96]"),
     ],
 )

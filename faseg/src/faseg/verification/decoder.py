@@ -203,6 +203,8 @@ def semantic_inference(file: ReferenceFile) -> Computed:
         "num_queries": len(logits), "num_classes": logits.shape[1] - 1, "mask_size": list(masks.shape[-2:]),
     })  # fmt: skip
     padded, image, output = (tuple(c[name]) for name in ("padded_size", "image_size", "output_size"))
+    if any(side > whole for side, whole in zip(image, padded, strict=True)):
+        raise UserError(f"image_size {list(image)} does not lie in padded_size {list(padded)}")
     after = semantic_scores(logits, masks, padded, image, output)
     before = semantic_scores(logits, masks, padded, image, output, resized="masks")
     return {"out.semseg_post_after": after, "out.semseg_post_before": before, "out.label": after.argmax(0)}
