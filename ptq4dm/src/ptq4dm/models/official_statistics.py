@@ -1,13 +1,9 @@
 """Noise statistics as the authors' scripts keep them: `kt.npy`, `t_std_dict.npy`, `idx_bias.npy` in one folder.
 
-Two of them are pickled tables of time step -> number inside an npy file; an unpickler that knows numbers, arrays and
-tensors alone reads them. numpy's own types are not filled from a pickle: they believe what it says of memory.
+Two of them are pickled tables of time step -> number inside an npy file; `paperkit.files.array_pickles` reads them.
 """
 
-import io
 import math
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +13,13 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from paperkit.errors import UserError
+from paperkit.files.array_pickles import load_arrays
 from paperkit.files.atomic import atomic_file
 from ptq4dm.method.noise_statistics import NoiseStatistics, StatisticsAccumulator
 from ptq4dm.models.official_quantized import read_pairs
 
 SLOPES, SPREADS, BIAS = "kt.npy", "t_std_dict.npy", "idx_bias.npy"
 LARGEST = 64 << 20  # bytes of one file; theirs have kilobytes
-
-
-def _storage(data: bytes) -> Any:
-    """What torch's own loader does for a tensor inside a foreign pickle, but with tensors alone allowed."""
-    return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-
-
-class _Type:
-    """What stands in a pickle for numpy's type of a number, such as `f8`, or of Python's objects, `O8`."""
-
-    def __init__(self, name: str, *flags: Any) -> None:
-        if not re.fullmatch(r"[fiu][1248]|b1|O8?", name):
-            raise pickle.UnpicklingError(f"{name!s:.40} is no type of a number")
-        self.name, self.order = name, "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = "<" if state[1] in ("<", "|") else ">"
-
-    def numbers(self, content: bytes) -> np.ndarray:
-        """Of objects there are none."""
-        return np.frombuffer(content, np.dtype(self.order + self.name))
-
-
-def _scalar(kind: _Type, content: bytes) -> float:
-    return float(kind.numbers(content).item())
-
-
-class _Array:
-    """What stands in a pickle for an array: Python's objects in a list, or one number."""
-
-    content: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, _, kind, _, content = state
-        self.content = content if isinstance(content, list) else kind.numbers(content)
-
-    def __float__(self) -> float:
-        return float(self.content.item())
-
-
-class _Numbers(pickle.Unpickler):
-    """Refuses every class but those of numbers, arrays and tensors."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        core = module.replace("numpy._core", "numpy.core")
-        allowed: dict[tuple[str, str], Any] = {
-            ("numpy", "dtype"): _Type,
-            ("numpy", "ndarray"): _Array,
-            ("numpy.core.multiarray", "scalar"): _scalar,
-            ("numpy.core.multiarray", "_reconstruct"): _Array,
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): _storage,
-            ("collections", "OrderedDict"): dict,
-        }
-        if (core, name) not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is no number, array or tensor")
-        return allowed[core, name]
 
 
 def _read(path: Path) -> Any:
@@ -98,7 +35,7 @@ def _read(path: Path) -> Any:
             if not dtype.hasobject:
                 file.seek(0)
                 return npy.read_array(file, allow_pickle=False)
-            (found,) = _Numbers(file).load().content
+            (found,) = load_arrays(file).content
             return found
     except Exception as error:  # numpy, pickle and torch raise nearly every class on a damaged file
         raise UserError(f"{path} is no npy file of the authors' statistics: {str(error)[:200]}") from error
