@@ -68,5 +68,9 @@ def test_scores_of_all_sizes_are_averaged() -> None:
     """Not their softmax, which would choose class 1 here."""
     first, second = torch.tensor([[[9.0]], [[0.0]]]), torch.tensor([[[0.0]], [[3.0]]])
     versions = [[first], [second], [second]]
-    (sample,) = MeanOfScores(Scorer()).test_step(dict(inputs=versions, data_samples=[[None]] * 3))
-    assert sample.seg_logits.data.flatten().tolist() == pytest.approx([3, 2]) and sample.pred_sem_seg.data.item() == 0
+    model = MeanOfScores(Scorer())
+    (sample,) = model.test_step(dict(inputs=versions, data_samples=[[None]] * 3))
+    (merged,) = model.merge_preds([[Scorer().test_step(dict(inputs=version))[0] for version in versions]])
+    for found in (sample, merged):
+        assert found.seg_logits.data.flatten().tolist() == pytest.approx([3, 2])
+        assert found.pred_sem_seg.data.item() == 0

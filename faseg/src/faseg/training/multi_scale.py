@@ -1,6 +1,6 @@
 """Test at several sizes, plain and mirrored; importing this module registers `MeanOfScores` with mmsegmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmengine.model import BaseTTAModel
@@ -18,17 +18,24 @@ class MeanOfScores(BaseTTAModel):
 
     def test_step(self, data: dict[str, Any]) -> list[Any]:
         """One sample a picture, from the `data` of mmcv's `TestTimeAug`: lists of inputs, one a version."""
-        mean: list[Any] = []
         versions = len(data["inputs"])
-        for i in range(versions):
-            samples = self.module.test_step({key: value[i] for key, value in data.items()})
-            scores = [sample.seg_logits.data / versions for sample in samples]
-            mean = [old + new for old, new in zip(mean, scores, strict=True)] if mean else scores
-        for sample, score in zip(samples, mean, strict=True):
-            sample.seg_logits = PixelData(data=score)
-            sample.pred_sem_seg = PixelData(data=score.argmax(0, keepdim=True))
-        return samples
+        return _mean(
+            (self.module.test_step({key: value[i] for key, value in data.items()}) for i in range(versions)), versions
+        )
 
-    def merge_preds(self, data_samples_list: Sequence[Any]) -> Any:
-        """Not called: `test_step` averages as it goes."""
-        raise NotImplementedError("MeanOfScores averages in test_step")
+    def merge_preds(self, data_samples_list: Sequence[Sequence[Any]]) -> list[Any]:
+        """The same from samples that are all there: for each picture those of its versions."""
+        return _mean(zip(*data_samples_list, strict=True), len(data_samples_list[0]))
+
+
+def _mean(versions: Iterable[Sequence[Any]], count: int) -> list[Any]:
+    """The samples of the last version with the mean scores of all `count`; each version holds one sample a picture."""
+    mean: list[Any] = []
+    samples: Sequence[Any] = ()
+    for samples in versions:
+        scores = [sample.seg_logits.data / count for sample in samples]
+        mean = [old + new for old, new in zip(mean, scores, strict=True)] if mean else scores
+    for sample, score in zip(samples, mean, strict=True):
+        sample.seg_logits = PixelData(data=score)
+        sample.pred_sem_seg = PixelData(data=score.argmax(0, keepdim=True))
+    return list(samples)
