@@ -31,6 +31,13 @@ model = dict(
     test_cfg=dict(mode="whole"),
 )
 tta_model = dict(type="MeanOfScores")
+train_dataloader = dict(
+    batch_size=2,  # a process; the authors have 8
+    num_workers=2,
+    sampler=dict(type="PlacedSampler", shuffle=True, seed=seed),
+)
+val_dataloader = dict(batch_size=1, num_workers=2, sampler=dict(type="DefaultSampler", shuffle=False))
+test_dataloader = val_dataloader
 optim_wrapper = dict(
     type="OptimWrapper",  # mixed precision, as the authors train: --amp
     constructor="FASegGroups",

@@ -31,9 +31,6 @@ tta_pipeline = [
 ]
 data_root = "data/ade/ADEChallengeData2016"
 train_dataloader = dict(
-    batch_size=2,  # a process; the authors have 8
-    num_workers=2,
-    sampler=dict(type="PlacedSampler", shuffle=True, seed=0),
     dataset=dict(
         type="SeededADE20K",
         seed=0,
@@ -43,9 +40,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="SeededADE20K",
         data_root=data_root,

@@ -41,8 +41,6 @@ tta_pipeline = [
 data_root = "data/CamVid"
 train_dataloader = dict(
     batch_size=8,
-    num_workers=2,
-    sampler=dict(type="PlacedSampler", shuffle=True, seed=0),
     dataset=dict(
         type="SeededFolder",
         seed=0,
@@ -54,9 +52,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="SeededFolder",
         classes=classes,

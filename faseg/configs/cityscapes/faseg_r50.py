@@ -35,9 +35,6 @@ tta_pipeline = [
 ]
 data_root = "data/cityscapes"
 train_dataloader = dict(
-    batch_size=2,  # a process; the authors have 8
-    num_workers=2,
-    sampler=dict(type="PlacedSampler", shuffle=True, seed=0),
     dataset=dict(
         type="SeededCityscapes",
         seed=0,
@@ -47,9 +44,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="SeededCityscapes",
         data_root=data_root,
