@@ -78,13 +78,6 @@ def test_diverging_loss_is_named(tmp_path: Path) -> None:
     assert "the loss is not finite at step" in line
 
 
-def test_full_disk_is_named(tmp_path: Path) -> None:
-    """No file may grow beyond 50 kB, less than a checkpoint: a write notices it as it notices a full disk."""
-    line = LITV2.child("train", *TINY, cwd=tmp_path, limit=50_000, code=1).line
-    assert "cannot write" in line and "last.ckpt: File too large" in line
-    assert not list(tmp_path.rglob("*.tmp-*"))
-
-
 def test_a_folder_that_may_not_be_written_is_named(others_folder: Path) -> None:
     line = LITV2.child("train", "--name", "no", cwd=others_folder, nobody=True, code=1).line
     assert line == "error: cannot make the run folder runs/litv2/no: Permission denied"

@@ -106,6 +106,14 @@ def train_writes_the_run(world: World) -> None:
     assert command == f"{world.command.paper} train --config {world.config} --name whole"
 
 
+def a_full_disk_is_one_line(world: World) -> None:
+    """No file may grow beyond 50 kB, less than a checkpoint: a write notices it as it notices a full disk."""
+    folder = world.place()
+    line = world.command.child("train", "--config", world.config, cwd=folder, limit=50_000, code=1).line
+    assert "cannot write" in line and "File too large" in line
+    assert not list(folder.rglob("*.tmp-*")) and not list(folder.rglob("finished"))
+
+
 def resume_looks_in_the_root(world: World) -> None:
     """`train --root other --resume`: the newest unfinished run of that root, not of `runs`."""
     folder = world.place()
@@ -267,6 +275,7 @@ def steady(metrics: Metrics) -> list[Any]:
 
 CASES = (
     train_writes_the_run,
+    a_full_disk_is_one_line,
     resume_looks_in_the_root,
     resume_takes_a_name,
     resume_takes_a_folder,
