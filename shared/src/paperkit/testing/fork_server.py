@@ -35,6 +35,8 @@ def work(main: str, request: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     exec(request["patch"], {"__name__": "patch"})
     if request["limit"]:
+        # What this child or its own children import first would else be cached cut short, for every later process.
+        sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     if request["nobody"] and os.getuid() == 0:
         os.setgroups([])
