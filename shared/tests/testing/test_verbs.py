@@ -67,7 +67,10 @@ def world(toy: ModuleType, tmp_path: Path) -> World:
     return World(command, ENGINES, lambda path: path.write_text(yaml.safe_dump({"seeds": 2})), tmp_path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+# A child process cannot import modules made in this one: that case runs on the paper of test_add_a_paper.py.
+@pytest.mark.parametrize(
+    "case", sorted({*CASES} - {verbs.a_full_disk_is_one_line}, key=CASES.index), ids=lambda c: c.__name__
+)
 def test_cases_hold(case: Callable[[World], None], world: World) -> None:
     case(world)
 
