@@ -6,17 +6,14 @@ schedule the widths that are in use last are written.
 
 from typing import Any
 
+from ptq4dm.commands.run_options import add_run_options
+
 LARGEST_DIFFERENCE = 0.02  # root mean square, of that of the outputs: codes at a tie
 
 
 def add_arguments(parser: Any) -> None:
-    parser.add_argument("--ckpt", type=str, required=True, help="run folder")
+    add_run_options(parser)
     parser.add_argument("--to", choices=["torch", "onnx"], default="torch", help="what to write")
-    parser.add_argument(
-        "--seed", type=int | None, default=None, help="network of an embedded experiment (default: the first)"
-    )
-    parser.add_argument("--width", type=str, default="w4a8", help="bits of an embedded experiment's network")
-    parser.add_argument("--model", type=str | None, default=None, help="where a run's float model is now, if moved")
     parser.add_argument("--output", type=str, default="runs/ptq4dm/export", help="folder to write")
 
 

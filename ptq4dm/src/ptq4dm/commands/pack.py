@@ -6,15 +6,12 @@
 
 from typing import Any
 
+from ptq4dm.commands.run_options import add_run_options
+
 
 def add_arguments(parser: Any) -> None:
-    parser.add_argument("--ckpt", type=str, required=True, help="run folder")
+    add_run_options(parser)
     parser.add_argument("--rest", type=str, default="fp16", help="precision of what is not quantised: fp16 or fp32")
-    parser.add_argument(
-        "--seed", type=int | None, default=None, help="network of an embedded experiment (default: the first)"
-    )
-    parser.add_argument("--width", type=str, default="w4a8", help="bits of an embedded experiment's network")
-    parser.add_argument("--model", type=str | None, default=None, help="where a run's float model is now, if moved")
     parser.add_argument("--output", type=str, default="runs/ptq4dm/pack", help="folder to write")
 
 
