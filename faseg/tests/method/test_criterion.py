@@ -62,3 +62,11 @@ def test_predictions_that_are_not_numbers_reach_the_loss() -> None:
     predictions, features = outputs(1)
     losses = Criterion(3, Matcher(16))(predictions, features * torch.nan, halves())
     assert losses["loss_mask"].isnan()
+
+
+def test_defaults_are_the_papers() -> None:
+    """What a user gets who names no option (the configs name none)."""
+    criterion = Criterion(3)
+    assert criterion.empty_weight.tolist() == pytest.approx([1, 1, 1, 0.1])
+    assert criterion.weights == {"loss_ce": 2, "loss_mask": 5, "loss_dice": 5}
+    assert (criterion.oversample, criterion.importance, criterion.matcher.num_points) == (3, 0.75, 12544)

@@ -27,6 +27,15 @@ def maps(height: int = 2, width: int = 3, batch: int = 2, channels: int = WIDTH)
     return features, positions, torch.randn(batch, WIDTH, *sizes[3])
 
 
+def test_defaults_are_the_papers() -> None:
+    """What a user gets who names no option (the configs name none)."""
+    decoder = Decoder(150)
+    assert (decoder.hrca, decoder.omega, decoder.min_windows, decoder.hrca_query_pos) == (True, 32, 0, "learned")
+    assert (decoder.attn_threshold, decoder.init_pool) == (0.15, "background")
+    assert decoder.query_feat.weight.shape == (100, 256) and len(decoder.transformer_ffn_layers) == 13
+    assert decoder.transformer_ffn_layers[0].linear1.out_features == 2048
+
+
 @torch.no_grad()
 def traced(decoder: Decoder, given: Maps) -> tuple[dict[str, Any], list[LayerTrace]]:
     trace: list[LayerTrace] = []
