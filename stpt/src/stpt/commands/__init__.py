@@ -1,0 +1,1 @@
+"""Verbs that are this paper's own."""

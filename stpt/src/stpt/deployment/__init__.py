@@ -1,0 +1,1 @@
+"""Detection in a video file, features, export."""

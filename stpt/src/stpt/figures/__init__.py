@@ -1,0 +1,1 @@
+"""The paper's pictures: what they show, and the drawing."""

@@ -1,0 +1,1 @@
+"""The engine on real data, on mmengine, and what it reads."""

@@ -1,0 +1,1 @@
+"""Reference files recomputed by the code that users run."""
