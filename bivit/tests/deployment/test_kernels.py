@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bivit.deployment import kernels, packed_layers
-from bivit.deployment.packed_layers import PackedLinear, recast
+from bivit.deployment import kernels
+from bivit.deployment.packed_blocks import packed_attention
+from bivit.deployment.packed_layers import recast
+from bivit.deployment.packed_linear import PackedLinear
 from bivit.deployment.packed_model import FORMS
 from bivit.method.attention import BinaryAttention, BlockAttention, WindowAttention
 from bivit.method.attention_rules import BoolScores, NaiveScores
@@ -90,7 +92,7 @@ def test_linear_of_the_reference_files(tier: str, name: str) -> None:
 
 def test_attention_of_the_reference_file(tier: str) -> None:
     file = ReferenceFile.read(FILES / "packed_attention.safetensors", ["packed_attention"])
-    sums = packed_layers.packed_attention(*(file.inputs[name] for name in "qkv"))
+    sums = packed_attention(*(file.inputs[name] for name in "qkv"))
     assert torch.equal(sums.int(), file.outputs["context"])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bivit.deployment.packed_layers import PackedLinear
+from bivit.deployment.packed_linear import PackedLinear
 from bivit.method.binary_linear import RULES, BinaryLinear
 
 kernels = pytest.importorskip("bivit.deployment.kernels_triton", reason="needs Triton")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bivit.deployment import kernels
 from bivit.deployment.packed_file import file_sizes, read_packed, write_packed
-from bivit.deployment.packed_layers import PackedLinear
+from bivit.deployment.packed_linear import PackedLinear
 from bivit.deployment.packed_model import pack, packing
 from bivit.method.binary_linear import BinaryLinear
 from bivit.models.architectures import build

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from bivit.bench import forms
 from bivit.bench.forms import FLOAT32, INT8, Step
 from bivit.deployment import kernels
+from bivit.deployment.packed_blocks import packed_attention
 from bivit.deployment.packed_file import write_packed
-from bivit.deployment.packed_layers import PackedAttention, PackedLinear, packed_attention
+from bivit.deployment.packed_layers import PackedAttention
+from bivit.deployment.packed_linear import PackedLinear
 from bivit.deployment.packed_model import pack
 from bivit.figures.latency import draw_latency
 from bivit.method.binary_linear import BinaryLinear

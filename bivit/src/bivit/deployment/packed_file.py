@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bivit.deployment.kernels import row_mask
-from bivit.deployment.packed_layers import PackedLinear, ZeroRule
+from bivit.deployment.packed_linear import PackedLinear, ZeroRule
 from bivit.deployment.packed_model import packing, replace, with_packed_forms
 from bivit.method.binary_linear import BinaryLinear
 from bivit.models.architectures import build

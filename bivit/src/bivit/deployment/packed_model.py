@@ -8,20 +8,18 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from bivit.deployment.packed_blocks import one_bit, served_attention, served_mlp
 from bivit.deployment.packed_layers import (
     PackedAttention,
     PackedBlockAttention,
-    PackedLinear,
     PackedMlp,
     PackedNestLayer,
     PackedSwinBlock,
     PackedVitBlock,
     PackedWindowAttention,
-    one_bit,
     recast,
-    served_attention,
-    served_mlp,
 )
+from bivit.deployment.packed_linear import PackedLinear
 from bivit.method.attention import BinaryAttention, BlockAttention, WindowAttention
 from bivit.method.binary_linear import BinaryLinear
 from bivit.method.mlp import BinaryMlp
