@@ -17,7 +17,7 @@ def read(content: Any, protocol: int = 2) -> Any:
     return load_arrays(io.BytesIO(pickle.dumps(content, protocol)))
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("kind", ["<f4", ">f8", "<i8", "u1", "?"])
 def test_arrays_come_back(kind: str, protocol: int) -> None:
     """In either byte order and either order of the entries, and without shape."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ecoformer.training.listops import CLOSE, VOCABULARY, ListOpsOptions, encode, examples
 from ecoformer.training.pathfinder import draw_image, setting
-from paperkit.data.layouts import open_cifar
+from paperkit.data.cifar import open_cifar
 from paperkit.data.resumable import Draw, EvenSampler, ResumableData, seeded_loader
 from paperkit.data.seeding import seed_of
 from paperkit.errors import UserError

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomCrop
 
+from paperkit.data.cifar import open_cifar
 from paperkit.data.layouts import (
     Images,
     class_order,
     folder_classes,
     imagenet_classes,
-    open_cifar,
     open_hugging_face,
     open_image_folder,
     open_tiny_imagenet,

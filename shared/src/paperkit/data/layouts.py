@@ -5,16 +5,14 @@ downloaded, and nothing that cannot be decoded is skipped: a data set with silen
 """
 
 import os
-import pickle
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo
 from timm.data.readers.reader_image_in_tar import extract_tarinfos
@@ -127,19 +125,6 @@ class _Rows:
             raise UserError(f"cannot read image {name} of {self.place}: {error or 'the row is empty'}") from None
 
 
-class _ArrayImages:
-    """Images that lie in memory as (N, 32, 32, 3) bytes."""
-
-    def __init__(self, pixels: np.ndarray, labels: Sequence[int]) -> None:
-        self.pixels, self.labels = pixels, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[index]), int(self.labels[index])
-
-
 @cache
 def imagenet_classes() -> list[str]:
     """The 1000 WordNet ids of ImageNet-1k, by class number."""
@@ -215,24 +200,13 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(islice(names, 3)) + (", ..." if len(names) > 3 else "")
 
 
-def open_cifar(root: Path, dataset: str) -> tuple[Images, Images]:
-    """(training, test) images of CIFAR-10 or CIFAR-100 in their Python version."""
-    folder, train, test, key = {
-        "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels"),
-        "cifar100": ("cifar-100-python", ["train"], ["test"], "fine_labels"),
-    }[dataset]
-    base = root if root.name == folder else root / folder
-    _require(base, f"{', '.join(train + test)} (the unpacked Python version of {dataset.upper()})")
-    return _read_cifar(base, train, key), _read_cifar(base, test, key)
-
-
 def open_tiny_imagenet(root: Path) -> tuple[Images, Images]:
     """(training, validation) images of TinyImageNet as it is distributed; the test images have no public labels."""
     layout = "train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
     base = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
     annotations = base / "val" / "val_annotations.txt"
     for place in (base, base / "train", annotations):
-        _require(place, layout)
+        require(place, layout)
     names = _class_folders(base / "train")
     number = {name: i for i, name in enumerate(names)}
     files = {
@@ -437,7 +411,7 @@ def _find_split(root: Path, split: str) -> Path:
     Raises:
         UserError: if there is none, or more than one and none says which is meant.
     """
-    _require(root, IMAGE_FOLDER)
+    require(root, IMAGE_FOLDER)
     try:
         entries = [entry for entry in sorted(root.iterdir()) if not _hidden(entry.name)]
     except OSError as error:
@@ -455,7 +429,8 @@ def _find_split(root: Path, split: str) -> Path:
     raise UserError(f"{root} holds no {split} or {split}.tar; it should hold {IMAGE_FOLDER}")
 
 
-def _require(place: Path, layout: str) -> None:
+def require(place: Path, layout: str) -> None:
+    """Refuses a place that is not there, and says what it should hold."""
     if not place.exists():
         raise UserError(f"{place} does not exist; it should hold {layout}")
 
@@ -467,40 +442,3 @@ def _refuse_empty(place: Path, empty: Sequence[str], total: int) -> None:
         raise UserError(
             f"{len(empty)} of {total} class folders of {place} hold no image, such as {empty[0]}: complete the copy"
         )
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads the dictionaries of text, numbers and arrays that CIFAR's files are, and nothing that could run code."""
-
-    ALLOWED: ClassVar = {
-        "dtype": np.dtype,
-        "ndarray": np.ndarray,
-        "_reconstruct": np.zeros(0).__reduce__()[0],
-        "_frombuffer": np.zeros(0).__reduce_ex__(5)[0],
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
-            return self.ALLOWED[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _read_cifar(base: Path, names: Sequence[str], key: str) -> _ArrayImages:
-    pixels: list[np.ndarray] = []
-    labels: list[int] = []
-    for name in names:
-        _require(base / name, f"images of {base.name}")
-        try:
-            with (base / name).open("rb") as file:
-                content = _PlainUnpickler(file, encoding="latin1").load()
-            content = {k.decode() if isinstance(k, bytes) else k: value for k, value in content.items()}
-            part = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            if len(part) != len(content[key]):
-                raise ValueError(f"{len(part)} images and {len(content[key])} labels")
-        except (pickle.UnpicklingError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"cannot read {base / name}: {error or 'it ends early'}; copy it again") from None
-        pixels.append(part)
-        labels.extend(int(label) for label in content[key])
-    return _ArrayImages(np.concatenate(pixels), labels)

@@ -82,6 +82,7 @@ class _Unpickler(pickle.Unpickler):
             ("numpy", "ndarray"): PickledArray,
             ("numpy.core.multiarray", "scalar"): lambda kind, content: float(kind.numbers(content).item()),
             ("numpy.core.multiarray", "_reconstruct"): PickledArray,
+            ("numpy.core.numeric", "_frombuffer"): _from_buffer,
             ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
             ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
             ("torch.storage", "_load_from_bytes"): _storage,
@@ -90,6 +91,13 @@ class _Unpickler(pickle.Unpickler):
         if (core, name) not in allowed:
             raise pickle.UnpicklingError(f"{module}.{name} is no number, array or tensor")
         return allowed[core, name]
+
+
+def _from_buffer(content: Any, kind: _Type, shape: tuple[int, ...], order: str) -> PickledArray:
+    """An array as protocol 5 of pickles writes it."""
+    array = PickledArray()
+    array.__setstate__((1, shape, kind, order == "F", bytes(content)))
+    return array
 
 
 def _storage(data: bytes) -> Any:
