@@ -143,7 +143,9 @@ def made_actions(seconds: float, seed: int, classes: Sequence[str] = CLASSES) ->
     found = []
     for i, label in enumerate(classes[:2]):
         start = seconds * (0.12 + 0.45 * i) + generator.uniform(0, 0.05 * seconds)
-        found.append((round(start, 1), round(start + generator.uniform(1.2, min(3.0, 0.25 * seconds)), 1), label))
+        found.append(
+            (round(start, 1), round(start + generator.uniform(1.2, np.clip(0.25 * seconds, 1.2, 3.0)), 1), label)
+        )
     return found
 
 

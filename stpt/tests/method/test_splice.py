@@ -37,9 +37,8 @@ def test_parts_show_the_action_and_the_block_shows_background() -> None:
             shown = frames[int(np.ceil(start)) : int(np.floor(end))]
             assert ((shown >= 20) & (shown <= 51)).all() and (np.diff(shown) == 1).all()
         shown = frames[int(middle[0]) - 1 : int(middle[1]) + 1]
-        assert len(shown) == 4 and not any(
-            ((shown >= np.floor(a)) & (shown <= np.ceil(b))).any() for a, b, _ in ACTIONS
-        )
+        assert len(shown) == 4
+        assert not any(((shown >= np.floor(a)) & (shown <= np.ceil(b))).any() for a, b, _ in ACTIONS)
     assert sides == {True, False}
 
 

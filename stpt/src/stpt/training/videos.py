@@ -103,11 +103,7 @@ class VideoFile:
         reader: str = "pyav",
         threads: int = 0,
     ) -> None:
-        for name, value in (("fps", fps), ("frames", frames), ("rate", rate), ("height", size[0]), ("width", size[1])):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} {value} of a video: give more than 0")
-        if reader not in READERS:
-            raise UserError(f"reader {reader!r} is none of {', '.join(READERS)}")
+        check_sampling(fps, size, frames, rate, reader)
         self.path, self.size = regular_file(path, "video"), size
         self.source: _PyAV | _Decord = _Decord(self.path) if reader == "decord" else _PyAV(self.path, rate, threads)
         times, source_fps = self.source.times, self.source.fps
@@ -166,6 +162,23 @@ class VideoFile:
             return pixels
         resized = Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BICUBIC)
         return np.asarray(resized)
+
+
+def check_sampling(
+    fps: float | None, size: tuple[int, int], frames: int | None, rate: float | None, reader: str
+) -> None:
+    """Refuse arguments of `VideoFile` that no file can have.
+
+    Raises:
+        UserError: a number that is not above 0, an unknown reader, or one that is not installed.
+    """
+    for name, value in (("fps", fps), ("frames", frames), ("rate", rate), ("height", size[0]), ("width", size[1])):
+        if value is not None and not value > 0:
+            raise UserError(f"{name} {value} of a video: give more than 0")
+    if reader not in READERS:
+        raise UserError(f"reader {reader!r} is none of {', '.join(READERS)}")
+    if reader == "decord":
+        _decord()
 
 
 def is_variable(times: NDArray[np.float64]) -> bool:
@@ -310,10 +323,7 @@ class _Decord:
     """Time stamps and pictures of a file by decord, which decodes the wanted frames alone."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            decord = importlib.import_module("decord")
-        except ImportError:
-            raise UserError("decord is not installed: pip install decord, or take reader pyav") from None
+        decord = _decord()
         try:
             self.video = decord.VideoReader(str(path))
             self.fps = float(self.video.get_avg_fps())
@@ -329,3 +339,10 @@ class _Decord:
         """(place, (H, W, 3)) of the wanted frames."""
         for place in dict.fromkeys(wanted):
             yield place, self.video[place].asnumpy()
+
+
+def _decord() -> Any:
+    try:
+        return importlib.import_module("decord")
+    except ImportError:
+        raise UserError("decord is not installed: pip install decord, or take reader pyav") from None
