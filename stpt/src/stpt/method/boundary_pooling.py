@@ -1,0 +1,84 @@
+"""Boundary max pooling: the largest feature in a window around each proposal's start, and around its end (AFSD, 3.3).
+
+Answers come from a sparse table: its level k holds the maximum over the 2^k cells from each cell on, so that two
+entries cover any window. T log T comparisons and two look-ups a window, no loop over windows, and shapes that do not
+depend on them: the same code runs on the CPU, on a GPU, under torch.compile and in an exported program.
+
+For gradients the table holds keys in place of values: a feature's order in the upper bits of a whole number and its
+cell, turned round, in the lower ones. The largest key is the first of the largest features, found by the same maxima.
+
+Shapes: B clips, C channels, T cells, K proposals, R entries of all levels of the table.
+"""
+
+import torch
+from torch import Tensor
+
+_LOWER = 32  # bits of a key below the feature's
+
+
+def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
+    """The first half of the channels is pooled over the start windows, the rest over the end windows.
+
+    A window [a, b] holds both its ends; these are cut to integers towards zero and then to the map. If b < a, the value
+    is x[a]. A gradient goes to the first maximum alone, none goes to the windows.
+
+    Args:
+        x: (B, C, T).
+        windows: (B, K, 4), in cells: begin and end of the start window, begin and end of the end window.
+
+    Returns:
+        (B, C, K).
+    """
+    if x.shape[1] % 2:  # the table has halves of one size: a channel more for the first, which nobody sees
+        half = x.shape[1] // 2
+        pooled = boundary_max_pooling(torch.cat([x[:, :half], x[:, -1:], x[:, half:]], 1), windows)
+        return torch.cat([pooled[:, :half], pooled[:, half + 1 :]], 1)
+    # Float32 at least: bfloat16 has no 255.
+    cells = windows.detach().to(torch.promote_types(windows.dtype, torch.float32)).nan_to_num()
+    cells = cells.clamp(0, x.shape[2] - 1).long()  # towards zero: nothing below it is left
+    begin, end = cells[..., ::2], torch.maximum(cells[..., ::2], cells[..., 1::2])
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _window_max(x.permute(2, 0, 1), begin, end).transpose(1, 2)
+    with torch.no_grad():
+        keys = _window_max(_keys(x.permute(2, 0, 1)), begin, end)
+        places = x.shape[2] - 1 - (keys & ((1 << _LOWER) - 1))
+    return x.gather(2, places.transpose(1, 2))
+
+
+def _window_max(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Maxima of x (T, B, C), whose halves have windows begin to end (B, K, 2), begin <= end: (B, K, C)."""
+    cells, batch, channels = x.shape
+    longest = cells
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # looking at the windows costs nothing here
+        longest = int((end - begin).max()) + 1
+    widths = [2**k for k in range(longest.bit_length())]
+    sizes = [cells + 1 - width for width in widths]
+    # Time first: a level is one block of memory, and what a window looks up is one row of half of the channels.
+    table = x.new_empty(sum(sizes), batch, channels)
+    levels = table.split(sizes)
+    levels[0].copy_(x)
+    for width, below, level in zip(widths, levels, levels[1:], strict=False):
+        torch.maximum(below[:-width], below[width:], out=level)
+    powers = torch.tensor(widths, device=x.device)
+    which = (powers <= (end - begin + 1)[..., None]).sum(3) - 1  # the largest 2^which that fits
+    before = which * (cells + 1) - (powers[which] - 1)  # entries of the levels below it
+    clip, half = torch.arange(batch, device=x.device)[:, None, None], torch.arange(2, device=x.device)
+    rows = table.view(-1, channels // 2)  # (R B 2, C / 2)
+    first, second = (
+        rows.index_select(0, (((before + place) * batch + clip) * 2 + half).flatten())
+        for place in (begin, end + 1 - powers[which])
+    )
+    return torch.maximum(first, second).view(batch, -1, channels)
+
+
+def _keys(x: Tensor) -> Tensor:
+    """Whole numbers in the order of the features along the first axis, of equal ones the earlier the larger."""
+    if x.dtype == torch.float64:  # no room for a cell beside 64 bits: the features' ranks take their place
+        ordered, places = x.sort(0)
+        steps = torch.cat([torch.zeros_like(places[:1]), ordered[1:] != ordered[:-1]]).cumsum(0)
+        order = torch.empty_like(places).scatter_(0, places, steps)
+    else:
+        bits = (x.float().contiguous() + 0.0).view(torch.int32)  # + 0: one zero, not two
+        order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # negative floats fall as their bits rise
+    turned = torch.arange(len(x) - 1, -1, -1, device=x.device).view(-1, 1, 1)
+    return torch.add(turned, order, alpha=1 << _LOWER)

@@ -1,0 +1,32 @@
+"""Boundary consistency learning: parts of a cut action against what was put between them (AFSD, 3.4).
+
+The clip's action is cut and background is put into the cut (`stpt.method.splice`). The end of the first part should
+look like the start of the second, not like the start of the background.
+Shapes: B clips, C channels of half a map.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Parts = Sequence[Tensor]
+"""Features (B, C) of one boundary on each of the maps."""
+MAP_WEIGHTS = (1.0, 0.1, 0.1)
+"""Frame-level features; boundary-sensitive ones of the location and of the class branch."""
+MARGIN = 1.0
+
+
+def triplet(anchors: Parts, positives: Parts, negatives: Parts, weights: Sequence[float] = MAP_WEIGHTS) -> Tensor:
+    """Triplet margin losses (p = 2, eps 1e-6, mean over clips) of the maps, weighted and summed.
+
+    Args:
+        anchors: ends of the first part. positives: starts of the second. negatives: starts of the inserted background.
+        weights: of the maps.
+    """
+    losses = [
+        F.triplet_margin_loss(*(part.float() if part.dtype != torch.float64 else part for part in parts), margin=MARGIN)
+        for parts in zip(anchors, positives, negatives, strict=True)
+    ]
+    return sum((weight * loss for weight, loss in zip(weights, losses, strict=True)), torch.zeros_like(losses[0]))
