@@ -73,6 +73,10 @@ def test_corrected_rule_only_adds_the_last() -> None:
     assert soft_nms(segments[:1], scores[:1], rule="afsd").which.size == 0
 
 
+def test_scores_that_are_all_too_low_leave_nothing() -> None:
+    assert [len(kept.which) for kept in soft_nms_many([made(5, 0), made(9, 1)], min_score=1.5)] == [0, 0]
+
+
 def test_tensors_stay_as_they_were() -> None:
     """The released code decays scores in place."""
     segments, scores = (torch.from_numpy(array).float() for array in made(20, 1))

@@ -232,7 +232,8 @@ def _solve(
     # A score below min_score is out of the race for good, since scores only fall; so nothing need be marked.
     problem, rows, width = np.arange(len(arrays)), np.arange(len(arrays)), end - start
     low, high = np.empty_like(start), np.empty_like(start)
-    taken: list[tuple[NDArray, NDArray, NDArray]] = []
+    nothing = np.empty(0, np.int64)
+    taken: list[tuple[NDArray, NDArray, NDArray]] = [(nothing, nothing, np.empty(0, kind))]
     for step in range(min(top_k, widest)):
         if step % COMPACT == 0:
             alive = score >= min_score
