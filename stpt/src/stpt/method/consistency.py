@@ -25,8 +25,8 @@ def triplet(anchors: Parts, positives: Parts, negatives: Parts, weights: Sequenc
         anchors: ends of the first part. positives: starts of the second. negatives: starts of the inserted background.
         weights: of the maps.
     """
-    losses = [
-        F.triplet_margin_loss(*(part.float() if part.dtype != torch.float64 else part for part in parts), margin=MARGIN)
-        for parts in zip(anchors, positives, negatives, strict=True)
-    ]
-    return sum((weight * loss for weight, loss in zip(weights, losses, strict=True)), torch.zeros_like(losses[0]))
+    total = torch.zeros((), device=anchors[0].device)
+    for weight, *parts in zip(weights, anchors, positives, negatives, strict=True):
+        anchor, positive, negative = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts)
+        total = total + weight * F.triplet_margin_loss(anchor, positive, negative, margin=MARGIN)
+    return total

@@ -97,7 +97,8 @@ class Detector(nn.Module):
         """Glorot's uniform for convolutions; ActivityNet's towers, heads and branches normal(0, 0.01). Biases are 0."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv1d | nn.Conv3d):
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
                 if self.variant == "activitynet" and not name.startswith(("pyramids.", "deconv.")):
                     nn.init.normal_(module.weight, std=0.01)
                 else:

@@ -56,7 +56,7 @@ class Pyramid(nn.ModuleList):
         norm: HeadNorm = "gn",
         groups: int = 32,
     ) -> None:
-        self.maps = len(in_channels)
+        self.maps, self.map_sizes = len(in_channels), [tuple(size) for size in map_sizes]
         if not 1 <= self.maps <= levels:
             raise ValueError(f"{levels} levels for {self.maps} maps; there is at least one for each")
         squeezes = [
@@ -75,11 +75,10 @@ class Pyramid(nn.ModuleList):
         features: list[Tensor] = []
         for place, brick in enumerate(self):
             if place < self.maps:
-                squeezed = brick(maps[place])
-                if squeezed.shape[3:] != (1, 1):
-                    sizes = tuple(maps[place].shape[3:]), tuple(brick[0].conv3d.kernel_size[1:])
-                    raise ValueError(f"a map of {sizes[0]} cells in space; this head squeezes {sizes[1]}")
-                features.append(squeezed.flatten(2))
+                size = tuple(maps[place].shape[3:])
+                if size != self.map_sizes[place]:
+                    raise ValueError(f"a map of {size} cells in space; this head takes {self.map_sizes[place]}")
+                features.append(brick(maps[place]).flatten(2))
             elif levels is None or place < levels:
                 features.append(brick(features[-1]))
         # The levels above come from the second map as it is; the first level alone gets it added.
