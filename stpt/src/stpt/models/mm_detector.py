@@ -1,0 +1,135 @@
+"""STPT as mmengine's Runner trains it: clips of bytes in, losses or segments with scores out.
+
+    model = dict(
+        type="STPTDetector",
+        data_preprocessor=dict(type="ClipPreprocessor"),
+        backbone=dict(name="stpt"),
+        detector=dict(num_classes=21, frames=256),
+        loss=dict(),
+    )
+
+Shapes: B clips, T frames, H height, W width, K cells of the pyramid, C classes without the background.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor
+
+from paperkit.errors import UserError
+from paperkit.training.openmmlab import own_scope
+from stpt.method.consistency import triplet
+from stpt.method.decoding import decode
+from stpt.method.losses import DetectionLoss
+from stpt.models.conversion import load_backbone
+from stpt.models.stpt import STPT
+
+OWN = own_scope("stpt")
+
+
+@OWN.MODELS.register_module()
+class ClipPreprocessor(BaseDataPreprocessor):
+    """Stacks clips of bytes and brings them to [-1, 1]; sets frames that a clip lacks to 0 after that, where asked.
+
+    A short clip comes with zeros behind its frames, which are -1 here. So AFSD trains on THUMOS14; its tests, and
+    ActivityNet throughout, have 0 instead.
+
+    Args:
+        pad_mode: `afsd`: zeros are set in tests alone; `after`: in training too; `before`: never.
+    """
+
+    def __init__(self, pad_mode: Literal["afsd", "after", "before"] = "afsd") -> None:
+        super().__init__(non_blocking=True)
+        if pad_mode not in ("afsd", "after", "before"):
+            raise UserError(f"pad_mode {pad_mode!r} is none of afsd, after, before")
+        self.pad_mode = pad_mode
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Clips (3, T, H, W) of bytes -> `inputs` (B, 3, T, H, W) float; the samples stay as they are."""
+        data = self.cast_data(data)
+        samples = data.get("data_samples") or []
+        zeroed = self.pad_mode == "after" or (self.pad_mode == "afsd" and not training)
+        return {"inputs": self.normalised(data["inputs"], samples if zeroed else []), "data_samples": samples}
+
+    @staticmethod
+    def normalised(clips: Sequence[Tensor], samples: Sequence[Any] = ()) -> Tensor:
+        """Clips in [-1, 1], and 0 in frames from a sample's `frame_num` on."""
+        stacked = torch.stack(list(clips)).float().div_(127.5).sub_(1)
+        for clip, sample in zip(stacked, samples, strict=False):
+            clip[:, sample.frame_num :] = 0
+        return stacked
+
+
+@OWN.MODELS.register_module()
+class STPTDetector(BaseModel):
+    """Backbone, pyramid and heads, with AFSD's losses; children as in AFSD's checkpoints.
+
+    Args:
+        backbone: `name` of `stpt.models.networks.BACKBONES`, and changes of it.
+        detector: arguments of `stpt.method.detector.Detector`.
+        loss: options of `stpt.method.losses.DetectionLoss`; variant and frames are the detector's.
+        size: height and width of clips.
+        consistency: weight of the triplet loss on the spliced clips; 0 never looks at them.
+        pretrained: weights that the backbone starts from; every kind that `load_backbone` knows.
+        data_preprocessor: `ClipPreprocessor`.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        detector: Mapping[str, Any],
+        loss: Mapping[str, Any] | None = None,
+        size: Sequence[int] = (96, 96),
+        consistency: float = 0.1,
+        pretrained: str | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=dict(data_preprocessor or dict(type="stpt.ClipPreprocessor")))
+        network = STPT.from_settings(dict(backbone=dict(backbone), detector=dict(detector), size=size))
+        self.backbone, self.coarse_pyramid_detection = network.backbone, network.coarse_pyramid_detection
+        self.frames: int = detector.get("frames", 256)
+        self.classes = int(detector.get("num_classes", 21)) - 1
+        self.losses = DetectionLoss(detector.get("variant", "thumos"), self.frames, **(loss or {}))
+        self.weight = consistency
+        if pretrained:
+            load_backbone(self.backbone, pretrained)
+
+    def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = "tensor") -> Any:
+        """(B, 3, T, H, W) in [-1, 1] -> losses by name; samples with `pred_segments` and `pred_scores`; or raw outputs.
+
+        `pred_segments` (K, 2) are in frames of the clip, `pred_scores` (K, C + 1) have the background first.
+
+        Raises:
+            UserError: a label that is no class, by its video.
+        """
+        outputs = self.coarse_pyramid_detection(self.backbone(inputs))
+        if mode == "tensor" or data_samples is None:
+            return outputs
+        if mode == "predict":
+            segments, scores = decode(outputs, self.frames)
+            for sample, where, what in zip(data_samples, segments, scores, strict=True):
+                sample.pred_segments, sample.pred_scores = where, what
+            return data_samples
+        masks = [torch.stack([sample.get(name) for sample in data_samples]) for name in ("start_mask", "end_mask")]
+        losses = self.losses(outputs, [self._targets(sample) for sample in data_samples], *masks)
+        if self.weight and (spliced := [sample for sample in data_samples if "splice_inputs" in sample]):
+            # A mean over all clips: one that could not be spliced adds 0.
+            losses["loss_consistency"] = self._consistency(spliced) * (self.weight * len(spliced) / len(data_samples))
+        # A clip without an action must leave no weight without a gradient: several processes wait for all of them.
+        losses["loss_c"] = losses["loss_c"] + 0 * sum(value.sum() for value in outputs.values() if value.requires_grad)
+        return losses
+
+    def _targets(self, sample: Any) -> Tensor:
+        """(n, 3): start and end as shares of the clip, label from 1 on."""
+        labels = sample.gt_labels
+        if wrong := [label for label in labels.tolist() if not 1 <= label <= self.classes]:
+            raise UserError(f"{sample.video} has the label {wrong[0]}; the head has the classes 1 to {self.classes}")
+        return torch.cat([sample.gt_segments.float() / self.frames, labels[:, None].float()], 1)
+
+    def _consistency(self, spliced: Sequence[Any]) -> Tensor:
+        """The triplet loss of clips with a spliced form of them."""
+        maps = self.backbone(ClipPreprocessor.normalised([sample.splice_inputs for sample in spliced]))
+        segments = torch.stack([sample.splice_segments for sample in spliced])
+        return triplet(*self.coarse_pyramid_detection.consistency(maps, segments))
