@@ -16,6 +16,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from paperkit.errors import UserError
 from stpt.method.attention import FactorisedAttention, GlobalAttention, LocalAttention, triple
 
 Size = Sequence[int]
@@ -148,11 +149,15 @@ class Stage(nn.Module):
         nn.init.trunc_normal_(self.pos_time, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C, T', H', W')."""
+        """(B, C_in, T, H, W) -> (B, C, T', H', W').
+
+        Raises:
+            UserError: a clip of another size than that of the learned positions.
+        """
         x = self.patch_embed(x)
         if self.pos_space is not None and self.pos_time is not None:
             if x.shape[1:4] != (known := (self.pos_time.shape[1], *self.pos_space.shape[2:4])):
-                raise ValueError(f"a map of {tuple(x.shape[1:4])} for learned positions of {tuple(known)}")
+                raise UserError(f"a map of {tuple(x.shape[1:4])} for learned positions of {tuple(known)}")
             x = x + (self.pos_space + self.pos_time)
         for place, block in enumerate(self.blocks):
             if self.checkpoint and self.training and torch.is_grad_enabled():

@@ -6,12 +6,13 @@ may be larger behind than before. 12.29 M parameters. Its BatchNorm stays frozen
 Shapes: B batch, C channels, T frames, H height, W width; maps (B, C, T, H, W).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stpt.method.convolutions import Unit3D, pad_same
 
 MIXED: dict[str, tuple[int, tuple[int, int, int, int, int, int]]] = {
     "Mixed_3b": (192, (64, 96, 128, 16, 32, 32)),
@@ -35,43 +36,9 @@ POOLS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 OUTPUTS = ("Mixed_4f", "Mixed_5c")
 
 
-def same_padding(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int]) -> list[int]:
-    """TensorFlow's "same" padding of the last axes, as `torch.nn.functional.pad` takes it (last axis first).
-
-    In all, kernel - stride where the stride divides the side, else kernel - side mod stride, and not below 0; the
-    smaller half stands before.
-    """
-    pads: list[int] = []
-    for side, k, s in reversed(list(zip(size, kernel, stride, strict=True))):
-        total = max(k - (side % s or s), 0)
-        pads += [total // 2, total - total // 2]
-    return pads
-
-
 def same_max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Maximum over cubes of a map padded with zeros, which take part."""
-    padded = F.pad(x, same_padding(x.shape[2:], kernel, stride))
-    return F.max_pool3d(padded, tuple(kernel), tuple(stride))
-
-
-class ConvNorm(nn.Module):
-    """Convolution with "same" padding and no bias, BatchNorm, ReLU.
-
-    Args:
-        in_channels, out_channels: C. kernel, stride: the same along all three axes.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1) -> None:
-        super().__init__()
-        self.conv3d = nn.Conv3d(in_channels, out_channels, kernel, stride, bias=False)
-        self.bn = nn.BatchNorm3d(out_channels, eps=1e-3, momentum=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> the same divided by the stride, rounded up."""
-        conv = self.conv3d
-        if max(conv.kernel_size) > 1:
-            x = F.pad(x, same_padding(x.shape[2:], conv.kernel_size, conv.stride))
-        return F.relu(self.bn(conv(x)), inplace=True)
+    return F.max_pool3d(pad_same(x, kernel, stride), tuple(kernel), tuple(stride))
 
 
 class Inception(nn.Module):
@@ -84,10 +51,10 @@ class Inception(nn.Module):
     def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
         super().__init__()
         b0, b1a, b1b, b2a, b2b, b3b = widths
-        self.b0 = ConvNorm(in_channels, b0)
-        self.b1a, self.b1b = ConvNorm(in_channels, b1a), ConvNorm(b1a, b1b, 3)
-        self.b2a, self.b2b = ConvNorm(in_channels, b2a), ConvNorm(b2a, b2b, 3)
-        self.b3b = ConvNorm(in_channels, b3b)
+        self.b0 = Unit3D(in_channels, b0)
+        self.b1a, self.b1b = Unit3D(in_channels, b1a), Unit3D(b1a, b1b, (3, 3, 3))
+        self.b2a, self.b2b = Unit3D(in_channels, b2a), Unit3D(b2a, b2b, (3, 3, 3))
+        self.b3b = Unit3D(in_channels, b3b)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, b0 + b1b + b2b + b3b, T, H, W)."""
@@ -104,9 +71,9 @@ class InceptionI3D(nn.Module):
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
-        self.Conv3d_1a_7x7 = ConvNorm(in_channels, 64, 7, 2)
-        self.Conv3d_2b_1x1 = ConvNorm(64, 64)
-        self.Conv3d_2c_3x3 = ConvNorm(64, 192, 3)
+        self.Conv3d_1a_7x7 = Unit3D(in_channels, 64, (7, 7, 7), (2, 2, 2))
+        self.Conv3d_2b_1x1 = Unit3D(64, 64)
+        self.Conv3d_2c_3x3 = Unit3D(64, 192, (3, 3, 3))
         for name, (channels, widths) in MIXED.items():
             self.add_module(name, Inception(channels, widths))
 
@@ -165,6 +132,6 @@ class I3D(nn.Module):
         ]
 
 
-def from_imagenet_file(state: dict[str, Any]) -> dict[str, Any]:
+def from_imagenet_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of rgb_imagenet.pt or flow_imagenet.pt under the names of `I3D`; the classifier is left out."""
     return {f"_model.{key}": value for key, value in state.items() if not key.startswith("logits.")}
