@@ -162,12 +162,8 @@ def mend(annotations: Annotations) -> Annotations:
     videos = {}
     for name, video in annotations.videos.items():
         end = math.inf if video.duration is None else video.duration
-        kept: list[Action] = []
-        for action in video.actions:
-            cut = replace(action, start=max(action.start, 0.0), end=min(action.end, end))
-            if cut.end > cut.start and not any(_same(cut, other) for other in kept):
-                kept.append(cut)
-        videos[name] = replace(video, actions=tuple(kept))
+        cut = [replace(action, start=max(action.start, 0.0), end=min(action.end, end)) for action in video.actions]
+        videos[name] = replace(video, actions=once([action for action in cut if action.end > action.start]))
     return replace(annotations, videos=videos)
 
 
@@ -186,6 +182,20 @@ def write_annotations(path: str | Path, annotations: Annotations) -> None:
 def bare(name: str) -> str:
     """A video's name without the `v_` that ActivityNet's files have and its annotations have not."""
     return name.removeprefix("v_")
+
+
+def once(actions: Iterable[Action]) -> tuple[Action, ...]:
+    """The actions without those that stand twice."""
+    kept: list[Action] = []
+    for action in actions:
+        if not any(_same(action, other) for other in kept):
+            kept.append(action)
+    return tuple(kept)
+
+
+def _same(one: Action, other: Action) -> bool:
+    near = abs(one.start - other.start) <= SAME and abs(one.end - other.end) <= SAME
+    return near and one.label == other.label
 
 
 def read_large_json(path: str | Path, what: str) -> Any:
@@ -235,11 +245,6 @@ def _faults_of(video: Video, classes: Sequence[str]) -> Iterator[Fault]:
                 yield Fault("duplicate", video.name, f"{said}, which is action {place} again")
             elif action.label == other.label and _overlap(action, other) > 0.5:
                 yield Fault("overlap", video.name, f"{said}, which is more than half the same time as action {place}")
-
-
-def _same(one: Action, other: Action) -> bool:
-    near = abs(one.start - other.start) <= SAME and abs(one.end - other.end) <= SAME
-    return near and one.label == other.label
 
 
 def _overlap(one: Action, other: Action) -> float:
