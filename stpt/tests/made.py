@@ -138,14 +138,15 @@ def _write_silence(path: Path) -> Path:
 
 
 def made_actions(seconds: float, seed: int, classes: Sequence[str] = CLASSES) -> list[tuple[float, float, str]]:
-    """Two actions of 1.2 to 3 s, one of each class, with background before, between and after."""
+    """Two actions, one of each class, with background before, between and after.
+
+    The first lasts 1.5 to 4 s and the second a third of it, so that the first can be spliced.
+    """
     generator = np.random.default_rng((7, seed))
-    found = []
+    found, length = [], float(np.clip(0.3 * seconds, 1.5, 4.0))
     for i, label in enumerate(classes[:2]):
         start = seconds * (0.12 + 0.45 * i) + generator.uniform(0, 0.05 * seconds)
-        found.append(
-            (round(start, 1), round(start + generator.uniform(1.2, np.clip(0.25 * seconds, 1.2, 3.0)), 1), label)
-        )
+        found.append((round(start, 1), round(start + length * (1, 0.33)[i], 1), label))
     return found
 
 

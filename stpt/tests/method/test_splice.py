@@ -27,7 +27,7 @@ def test_parts_show_the_action_and_the_block_shows_background() -> None:
     """Whatever is drawn: every frame stays, the parts hold the action alone, the middle holds nothing of any action."""
     sides = set()
     for seed in range(60):
-        splice = choose_splice(ACTIONS, 90, 4, np.random.RandomState(seed))
+        splice = choose_splice(ACTIONS, 90, 4, np.random.default_rng(seed))
         assert splice is not None and splice.action == (20.3, 50.6)
         frames, (first, second, middle) = splice.frame_map(90), splice.segments()
         sides.add(splice.after)
@@ -66,13 +66,13 @@ def test_blocks_touch_no_action_and_no_filling() -> None:
     ],
 )
 def test_none_where_there_is_none(actions: np.ndarray, frames: int, th: int) -> None:
-    assert choose_splice(actions, frames, th, np.random.RandomState(0)) is None
+    assert choose_splice(actions, frames, th, np.random.default_rng(0)) is None
 
 
 def test_an_action_of_just_twice_the_length() -> None:
     actions = np.array([[10.0, 18.0, 1]])
-    assert choose_splice(actions, 40, 4, np.random.RandomState(0)) is None
-    found = choose_splice(actions, 40, 4, np.random.RandomState(0), at_least=True)
+    assert choose_splice(actions, 40, 4, np.random.default_rng(0)) is None
+    found = choose_splice(actions, 40, 4, np.random.default_rng(0), at_least=True)
     assert found is not None and found.cut == 14
 
 

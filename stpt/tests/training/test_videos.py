@@ -98,7 +98,9 @@ def test_any_stretch_is_that_of_the_whole(folder: Path) -> None:
     assert len(video) == len(whole) == 80
     for start, stop in ((0, 7), (5, 6), (37, 61), (70, None), (79, 200)):
         assert np.array_equal(video.read(start, stop), whole[start:stop]), (start, stop)
-    assert video.read(80).shape == (0, 24, 24, 3)
+    assert np.array_equal(video.read(3, 40, 9), whole[3:40:9])
+    with pytest.raises(UserError, match="has 80 frames and none from 80"):
+        video.read(80)
 
 
 def test_resize_is_pillows_bicubic(folder: Path) -> None:
@@ -107,6 +109,7 @@ def test_resize_is_pillows_bicubic(folder: Path) -> None:
     small, _ = read_video(path, size=(13, 20))
     expected = [np.asarray(Image.fromarray(f).resize((20, 13), Image.Resampling.BICUBIC)) for f in full]
     assert np.array_equal(small, np.stack(expected))
+    assert read_video(path, size=16)[0].shape == (10, 16, 24, 3)  # the shorter side, the shape kept
 
 
 @pytest.mark.parametrize("container", ["mkv", "ts", "webm"])
@@ -180,7 +183,7 @@ def test_one_lost_frame_is_replaced_by_the_one_before(counted: Path, monkeypatch
     [
         ({"fps": 0}, "fps 0 of a video"),
         ({"frames": -1}, "frames -1"),
-        ({"size": (0, 9)}, "height 0"),
+        ({"size": (0, 9)}, "size 0"),
         ({"fps": 0.1}, "no frame at 0.1 a second"),
         ({"reader": "opencv"}, "'opencv' is none of pyav, decord"),
         ({"reader": "decord"}, "decord is not installed: pip install decord"),

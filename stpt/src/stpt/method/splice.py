@@ -72,7 +72,7 @@ def choose_splice(
     actions: Rows,
     frames: int,
     th: int,
-    generator: np.random.RandomState | np.random.Generator,
+    generator: np.random.Generator,
     at_least: bool = False,
 ) -> Splice | None:
     """A random edit of a clip, or None where there is none.
@@ -94,8 +94,8 @@ def choose_splice(
     blocks = background_blocks(actions, frames, th)
     if not cuts or not len(blocks):
         return None
-    action, places = cuts[_draw(generator, len(cuts))]
-    cut, block = places[_draw(generator, len(places))], blocks[_draw(generator, len(blocks))]
+    action, places = cuts[generator.integers(len(cuts))]
+    cut, block = generator.choice(places), generator.choice(blocks)
     return Splice((float(action[0]), float(action[1])), th, int(cut), int(block))
 
 
@@ -108,8 +108,3 @@ def background_blocks(actions: Rows, frames: int, th: int) -> NDArray[np.int64]:
     edges = np.flatnonzero(np.diff(free.astype(np.int8)))
     stretches = edges.reshape(-1, 2)  # [first free frame, first frame behind)
     return np.concatenate([np.arange(a, b - th + 1) for a, b in stretches if b - a > th] or [np.empty(0, np.int64)])
-
-
-def _draw(generator: np.random.RandomState | np.random.Generator, count: int) -> int:
-    draw = generator.integers if isinstance(generator, np.random.Generator) else generator.randint
-    return int(draw(count))

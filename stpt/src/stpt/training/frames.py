@@ -156,10 +156,13 @@ class Entry:
 
 def write_array(path: Path, video: VideoFile) -> None:
     """All kept frames of a video as `.npy`, whole or not at all; in memory is one at a time."""
-    shape = (len(video), *video.size, 3)
+    frames = video.stream()
+    first = next(frames)
     with atomic_file(path) as file:
+        shape = (len(video), *first.shape)
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for frame in video.stream():
+        file.write(first.tobytes())
+        for frame in frames:
             file.write(frame.tobytes())
 
 

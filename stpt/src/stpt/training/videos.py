@@ -67,7 +67,7 @@ class VideoInfo:
 def read_video(
     path: str | PathLike[str],
     fps: float | None = None,
-    size: tuple[int, int] = (112, 112),
+    size: tuple[int, int] | int = (112, 112),
     frames: int | None = None,
     rate: float | None = None,
     reader: str = "pyav",
@@ -82,7 +82,7 @@ class VideoFile:
 
     Args:
         fps: wanted frames a second; a file below it keeps all that it has. None keeps every frame.
-        size: (H, W) of the kept frames.
+        size: (H, W) of the kept frames, or a number: of their shorter side, the shape kept.
         frames: the most that may be kept: the rate is lowered to fps * min(frames / frames of the file, 1), as
             ActivityNet's files are sampled.
         rate: frames a second of a file that has no time stamps, such as a bare H.264 stream.
@@ -97,7 +97,7 @@ class VideoFile:
         self,
         path: str | PathLike[str],
         fps: float | None = None,
-        size: tuple[int, int] = (112, 112),
+        size: tuple[int, int] | int = (112, 112),
         frames: int | None = None,
         rate: float | None = None,
         reader: str = "pyav",
@@ -118,20 +118,26 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def read(self, start: int = 0, stop: int | None = None) -> Frames:
-        """Kept frames [start, stop) as (N, H, W, 3)."""
-        found = list(self.stream(start, stop))
-        return np.stack(found) if found else np.empty((0, *self.size, 3), np.uint8)
+    def read(self, start: int = 0, stop: int | None = None, step: int = 1) -> Frames:
+        """Kept frames start, start + step, ... before stop, (N, H, W, 3).
 
-    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[Frames]:
-        """Kept frames [start, stop) one by one, each (H, W, 3): a long video fills no memory.
+        Raises:
+            UserError: there is none, and what `stream` raises.
+        """
+        found = list(self.stream(start, stop, step))
+        if not found:
+            raise UserError(f"{self.path} has {len(self)} frames and none from {start} to {stop}")
+        return np.stack(found)
+
+    def stream(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[Frames]:
+        """Kept frames start, start + step, ... one by one, each (H, W, 3): a long video fills no memory.
 
         A frame that cannot be decoded is replaced by the one before it.
 
         Raises:
             UserError: more than a tenth of the stretch cannot be decoded.
         """
-        wanted = self.kept[start:stop].tolist()
+        wanted = self.kept[start:stop:step].tolist()
         if not wanted:
             return
         done = decoded = 0
@@ -158,21 +164,25 @@ class VideoFile:
     def _small(self, picture: Any) -> Frames:
         """A decoded picture upright, RGB, bicubic to (H, W)."""
         pixels = picture if isinstance(picture, np.ndarray) else _upright(picture)
-        if pixels.shape[:2] == self.size:
+        height, width = pixels.shape[:2]
+        size = self.size
+        if isinstance(size, int):
+            size = (round(height * size / min(height, width)), round(width * size / min(height, width)))
+        if (height, width) == size:
             return pixels
-        resized = Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BICUBIC)
+        resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
         return np.asarray(resized)
 
 
 def check_sampling(
-    fps: float | None, size: tuple[int, int], frames: int | None, rate: float | None, reader: str
+    fps: float | None, size: tuple[int, int] | int, frames: int | None, rate: float | None, reader: str
 ) -> None:
     """Refuse arguments of `VideoFile` that no file can have.
 
     Raises:
         UserError: a number that is not above 0, an unknown reader, or one that is not installed.
     """
-    for name, value in (("fps", fps), ("frames", frames), ("rate", rate), ("height", size[0]), ("width", size[1])):
+    for name, value in (("fps", fps), ("frames", frames), ("rate", rate), ("size", min(np.atleast_1d(size)))):
         if value is not None and not value > 0:
             raise UserError(f"{name} {value} of a video: give more than 0")
     if reader not in READERS:
