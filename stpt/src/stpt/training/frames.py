@@ -208,16 +208,16 @@ def read_table(path: str | Path) -> dict[str, VideoInfo]:
     """
     path = regular_file(path, "table of videos")
     found: dict[str, VideoInfo] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                fps, sample_fps, count, kept = (float(row[column]) for column in COLUMNS[1:])
-                if not all(map(math.isfinite, (fps, sample_fps, count, kept))) or fps <= 0:
-                    raise ValueError(", ".join(f"{column} {row[column]}" for column in COLUMNS))
-                found[row["video"]] = VideoInfo(fps, int(count), count / fps, sample_fps, int(kept))
-            except (KeyError, TypeError, ValueError) as error:
-                said = one_line(str(error))
-                raise UserError(f"{path} line {number}: not all of {', '.join(COLUMNS)}: {said}") from error
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    for number, row in enumerate(csv.DictReader(lines), 2):
+        try:
+            fps, sample_fps, count, kept = (float(row[column]) for column in COLUMNS[1:])
+            if not all(map(math.isfinite, (fps, sample_fps, count, kept))) or fps <= 0:
+                raise ValueError(", ".join(f"{column} {row[column]}" for column in COLUMNS))
+            found[row["video"]] = VideoInfo(fps, int(count), count / fps, sample_fps, int(kept))
+        except (KeyError, TypeError, ValueError) as error:
+            said = one_line(str(error))
+            raise UserError(f"{path} line {number}: not all of {', '.join(COLUMNS)}: {said}") from error
     if not found:
         raise UserError(f"{path} lists no video")
     return found

@@ -22,7 +22,7 @@ def train_windows(file: ReferenceFile) -> dict[str, Any]:
     number = 0
     for video in _numbers(file, r"annos\.(\d+)"):
         actions, frames = file.inputs[f"annos.{video}"], int(file.inputs[f"sample_count.{video}"])
-        if frames > MOST_WINDOWS * stride:
+        if frames > MOST_WINDOWS * max(stride, 1):
             raise UserError(
                 f"in.sample_count.{video} is {frames}; the most that this kind takes is {MOST_WINDOWS} windows"
             )
