@@ -104,6 +104,7 @@ def read_annotations(
     subset: str | None = None,
     classes: Sequence[str] | None = None,
     faults: Literal["refuse", "mend", "keep"] = "refuse",
+    unknown: Literal["refuse", "keep"] = "refuse",
 ) -> Annotations:
     """The videos of a file or folder of annotations.
 
@@ -114,6 +115,7 @@ def read_annotations(
         faults: what becomes of actions that begin before 0, end after the video or have no length: `refuse` raises,
             `mend` cuts them to the video and leaves out what is empty or stands twice, `keep` keeps all as written
             (a truth to be scored against).
+        unknown: whether classes that `classes` or the file do not declare are refused.
 
     Raises:
         UserError: unreadable, another form, a subset that is not there, an unknown class, or (refuse) a fault.
@@ -123,7 +125,7 @@ def read_annotations(
     names = tuple(classes) if classes is not None else declared or _classes_of(videos)
     for video in videos:
         for action in video.actions:
-            if action.label not in names:
+            if unknown == "refuse" and action.label not in names:
                 raise UserError(f"{path}: {video.name} has the unknown class {action.label!r}; known: {_shown(names)}")
     found = Annotations({video.name: video for video in _of_subset(videos, subset, path)}, names)
     if faults == "mend":
