@@ -74,6 +74,7 @@ def write_video(
         stream.options = {"crf": "12", "preset": "veryfast", "g": "12"} if codec == "libx264" else {}
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
+        file.start_encoding()  # writes the header even if no picture comes
         for i, picture in enumerate(pixels):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             if times is not None:
@@ -118,7 +119,8 @@ def make_bad_videos(folder: Path) -> dict[str, Path]:
     bad = {name: folder / file for name, (file, _) in contents.items()}
     for name, (_, content) in contents.items():
         bad[name].write_bytes(content)
-    bad["no frames"] = _write_silence(folder / "sound.wav")
+    bad["no video"] = _write_silence(folder / "sound.wav")
+    bad["no frames"] = write_video(folder / "header.mkv", frames_of((), 0, size=(32, 48)))
     bad["no times"] = write_video(folder / "bare.h264", frames_of((), 12, size=(32, 48)), container="h264")
     for name in ("good.mkv", "whole.mp4"):
         (folder / name).unlink()
@@ -247,3 +249,49 @@ def make_kinetics(root: Path, videos: int = 2, frames: int = 24) -> Path:
             lines.append(f"{path.name} {label}")
         (root / f"{split}.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+SMALL = dict(dims=(8, 8, 8, 16), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.1)
+"""Changes of the backbone for tests."""
+
+
+def small(name: str, root: Path, *more: str, overlay: str | None = None, frames: int = 128) -> Any:
+    """A config of the paper for clips of 32 x 32 pixels: two epochs of made data, a checkpoint after each.
+
+    Args:
+        name: path in the folder of configs. root: of the data. more: changes, as `--cfg-options` takes them.
+        overlay: path of a config that goes over it. frames: of a clip; ActivityNet's form needs twice as many.
+    """
+    from paperkit.training.openmmlab import read_config
+    from paperkit.training.runner import LOADERS, changed
+
+    config = read_config(str(CONFIGS / name))
+    if overlay:
+        config.merge_from_dict(read_config(str(CONFIGS / overlay)).to_dict())
+    if config.model.backbone.name != "i3d":
+        config.model.backbone.update(SMALL)
+    detecting = config.model.type == "STPTDetector"
+    if detecting:
+        config.model.detector.update(frames=frames, channels=16, groups=4)
+    for loader in LOADERS:
+        dataset = config[loader].dataset
+        config[loader].update(num_workers=0, persistent_workers=False, batch_size=2)
+        for step in dataset.pipeline:
+            if "size" in step:
+                step["size"] = 32
+        dataset.update(dict(size=(36, 36)) if detecting else dict(short_side=34), clip_length=frames)
+        dataset.data_root = str(root)
+        if dataset.get("max_frames"):
+            dataset.max_frames = frames
+    for evaluator in (config.val_evaluator, config.test_evaluator):
+        if detecting:
+            evaluator.truth = str(root / Path(evaluator.truth).name)
+    config.schedule.update(epochs=2, warmup=min(1, config.schedule.warmup))
+    config.default_hooks.logger.interval = 1
+    return changed(config, more)
+
+
+def write_small(path: Path, name: str, root: Path, *more: str, **options: Any) -> Path:
+    """`small` as a file."""
+    small(name, root, *more, **options).dump(str(path))
+    return path

@@ -37,7 +37,7 @@ def test_bad_videos_stop_nobody(folder: Path) -> None:
     bad = make_bad_videos(folder / "videos")
     ended = stpt.here("prepare", "videos", *bad.values(), *SMALL, cwd=folder, code=1)
     lines = [line for line in ended.out.splitlines() if line.startswith("bad: ")]
-    assert "3 prepared, 0 were there, 6 bad" in ended.out and len(lines) == 6
+    assert "3 prepared, 0 were there, 7 bad" in ended.out and len(lines) == 7
     assert any("cut: is cut off: " in line for line in lines) and any("empty: is empty" in line for line in lines)
     assert sorted(read_index(folder / "frames")) == ["0", "1", "2"]
     assert sorted(path.suffix for path in (folder / "frames").iterdir()) == [".json", ".npy", ".npy", ".npy"]

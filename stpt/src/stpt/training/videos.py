@@ -283,6 +283,8 @@ class _PyAV:
                 if not container.streams.video:
                     raise UserError(f"{self.path} holds no video stream")
                 yield container, container.streams.video[0]
+        except EOFError as error:  # behind the header
+            raise UserError(f"{self.path} holds no frame") from error
         except (av.error.FFmpegError, OSError) as error:
             raise UserError(f"{self.path} cannot be read as a video: {error.strerror}") from error
 
