@@ -99,6 +99,13 @@ def test_hard_nms_drops_from_half_overlap_on() -> None:
     assert hard_nms(segments, np.array([0.9, 0.8, 0.7, 0.95, 0.9]), top_k=1).tolist() == [3]
 
 
+def test_segments_without_length() -> None:
+    """One of equal ones is left by hard NMS; nothing overlaps them for soft-NMS; whole numbers will do."""
+    segments, scores = [[5, 5], [5, 5], [7, 7], [0, 10]], [3, 2, 1, 4]
+    assert hard_nms(segments, scores).tolist() == [3, 0, 2]
+    assert soft_nms(segments, scores).scores.tolist() == [4, 3, 2, 1]
+
+
 def test_votes_are_weighted_by_score_and_overlap() -> None:
     segments = np.array([[0.0, 10.0], [1.0, 10.0], [0.0, 4.0]])
     moved = vote(segments[:1], segments, np.array([0.8, 0.4, 0.9]), 0.5)

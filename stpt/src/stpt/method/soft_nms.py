@@ -91,7 +91,8 @@ def hard_nms(segments: ArrayLike, scores: ArrayLike, overlap: float = 0.5, top_k
         common = np.minimum(spans[left, 1], spans[best, 1]) - np.maximum(spans[left, 0], spans[best, 0])
         common = np.maximum(common, 0)
         union = spans[left, 1] - spans[left, 0] - common + (spans[best, 1] - spans[best, 0])
-        left = left[common < overlap * union]
+        # Of two without length at one place, 0 / 0, the second is dropped.
+        left = left[np.divide(common, union, out=np.full_like(common, overlap), where=union != 0) < overlap]
     return np.array(kept, dtype=np.int64)
 
 
@@ -212,7 +213,10 @@ def _joined(parts: Sequence[tuple[NDArray, NDArray, int]], video: Windows, how: 
 
 
 def _as_arrays(segments: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    spans, values = np.asarray(segments), np.asarray(scores)
+    spans, values = (
+        array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+        for array in map(np.asarray, (segments, scores))
+    )
     if values.ndim != 1 or spans.shape != (len(values), 2):
         raise ValueError(f"segments {spans.shape} and scores {values.shape}; they are (N, 2) and (N,)")
     return spans, values
