@@ -91,7 +91,7 @@ def hard_nms(segments: ArrayLike, scores: ArrayLike, overlap: float = 0.5, top_k
         common = np.minimum(spans[left, 1], spans[best, 1]) - np.maximum(spans[left, 0], spans[best, 0])
         common = np.maximum(common, 0)
         union = spans[left, 1] - spans[left, 0] - common + (spans[best, 1] - spans[best, 0])
-        # Of two without length at one place, 0 / 0, the second is dropped.
+        # Of two without length, 0 / 0, the second is dropped, as in AFSD.
         left = left[np.divide(common, union, out=np.full_like(common, overlap), where=union != 0) < overlap]
     return np.array(kept, dtype=np.int64)
 
