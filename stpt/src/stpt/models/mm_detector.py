@@ -12,7 +12,7 @@ Shapes: B clips, T frames, H height, W width, K cells of the pyramid, C classes 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -31,35 +31,28 @@ OWN = own_scope("stpt")
 
 @OWN.MODELS.register_module()
 class ClipPreprocessor(BaseDataPreprocessor):
-    """Stacks clips of bytes and brings them to [-1, 1]; sets frames that a clip lacks to 0 after that, where asked.
+    """Stacks clips of bytes and brings them to [-1, 1].
 
-    A short clip comes with zeros behind its frames, which are -1 here. So AFSD trains on THUMOS14; its tests, and
-    ActivityNet throughout, have 0 instead.
-
-    Args:
-        pad_mode: `afsd`: zeros are set in tests alone; `after`: in training too; `before`: never.
+    A short clip comes with black behind its pictures, which is -1 then. Where its sample says `pad_mode` "grey", frames
+    from `frame_num` on are 0 instead.
     """
 
-    def __init__(self, pad_mode: Literal["afsd", "after", "before"] = "afsd") -> None:
+    def __init__(self) -> None:
         super().__init__(non_blocking=True)
-        if pad_mode not in ("afsd", "after", "before"):
-            raise UserError(f"pad_mode {pad_mode!r} is none of afsd, after, before")
-        self.pad_mode = pad_mode
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Clips (3, T, H, W) of bytes -> `inputs` (B, 3, T, H, W) float; the samples stay as they are."""
         data = self.cast_data(data)
-        samples = data.get("data_samples") or []
-        zeroed = self.pad_mode == "after" or (self.pad_mode == "afsd" and not training)
-        return {"inputs": self.normalised(data["inputs"], samples if zeroed else []), "data_samples": samples}
+        return {"inputs": normalised(data["inputs"], data["data_samples"]), "data_samples": data["data_samples"]}
 
-    @staticmethod
-    def normalised(clips: Sequence[Tensor], samples: Sequence[Any] = ()) -> Tensor:
-        """Clips in [-1, 1], and 0 in frames from a sample's `frame_num` on."""
-        stacked = torch.stack(list(clips)).float().div_(127.5).sub_(1)
-        for clip, sample in zip(stacked, samples, strict=False):
+
+def normalised(clips: Sequence[Tensor], samples: Sequence[Any]) -> Tensor:
+    """Clips in [-1, 1], and 0 behind the pictures of a sample that is filled up with grey."""
+    stacked = torch.stack(list(clips)).float().div_(127.5).sub_(1)
+    for clip, sample in zip(stacked, samples, strict=True):
+        if sample.get("pad_mode") == "grey":
             clip[:, sample.frame_num :] = 0
-        return stacked
+    return stacked
 
 
 @OWN.MODELS.register_module()
@@ -130,6 +123,6 @@ class STPTDetector(BaseModel):
 
     def _consistency(self, spliced: Sequence[Any]) -> Tensor:
         """The triplet loss of clips with a spliced form of them."""
-        maps = self.backbone(ClipPreprocessor.normalised([sample.splice_inputs for sample in spliced]))
+        maps = self.backbone(normalised([sample.splice_inputs for sample in spliced], spliced))
         segments = torch.stack([sample.splice_segments for sample in spliced])
         return triplet(*self.coarse_pyramid_detection.consistency(maps, segments))

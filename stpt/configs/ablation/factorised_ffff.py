@@ -1,0 +1,4 @@
+# Attention factorised into space and time in every stage.
+# Command:  cd stpt/configs && stpt train --config thumos14/stpt.py --config ablation/factorised_ffff.py --data.root DIR
+# Paper:    its ablation numbers could not be read. Measured here: not run (needs THUMOS14 and a GPU).
+model = dict(backbone=dict(name="stpt_ffff"))

@@ -1,0 +1,4 @@
+# Windows of half the length in time.
+# Command:  cd stpt/configs && stpt train --config thumos14/stpt.py --config ablation/window_4x6x6.py --data.root DIR
+# Paper:    its ablation numbers could not be read. Measured here: not run (needs THUMOS14 and a GPU).
+model = dict(backbone=dict(windows=((4, 6, 6), (4, 6, 6), (4, 6, 6), (4, 3, 3))))

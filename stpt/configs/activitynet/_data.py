@@ -1,0 +1,76 @@
+# ActivityNet-1.3 as AFSD has it: a clip of at most 768 frames a video, of fewer frames a second where it is
+# longer (`stpt prepare VIDEOS --frames 768`, or the videos themselves), and a detector of actions without classes.
+# Names for them come from a classifier of videos: stpt eval ... --classifier FILE. Without it mAP is that of one class.
+_base_ = ["../_run.py"]
+size = (96, 96)
+data_root = "datasets/activitynet"
+train_pipeline = [
+    dict(type="ReadClip"),
+    dict(type="CropClip", size=96, random=True),
+    dict(type="FlipClip", prob=0.5),
+    dict(type="ConsistencySplice", at_least=True),
+    dict(type="BoundaryMasks"),
+    dict(type="PackActions"),
+]
+test_pipeline = [
+    dict(type="ReadClip"),
+    dict(type="CropClip", size=96),
+    dict(type="PackActions"),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="PlacedSampler", shuffle=True, seed=2020),
+    dataset=dict(
+        type="TADDataset",
+        seed=2020,
+        data_root=data_root,
+        ann_file="annotations.json",
+        frames="videos",
+        subset="training",
+        clips="whole",
+        clip_length=768,
+        fps=None,
+        max_frames=768,
+        class_agnostic=True,
+        consistency="activitynet",
+        pad_mode="grey",
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="TADDataset",
+        data_root=data_root,
+        ann_file="annotations.json",
+        frames="videos",
+        subset="validation",
+        clips="whole",
+        clip_length=768,
+        fps=None,
+        max_frames=768,
+        class_agnostic=True,
+        pad_mode="grey",
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type="TADMetric",
+    truth=f"{data_root}/annotations.json",
+    subset="validation",
+    classes=["action"],
+    post=dict(above=1e-9, sigma=0.85, top_k=100, min_score=1e-9),
+)
+test_evaluator = val_evaluator
+custom_hooks = [
+    dict(type="SeedIteration", seed=2020),
+    dict(type="ProgressHook"),
+    dict(type="TimelineHook", videos=2),
+]

@@ -1,0 +1,11 @@
+# AFSD's recipe for STPT's network: the specification has it from memory that the paper follows it.
+# Command:  cd stpt/configs && stpt train --config thumos14/stpt.py --config options/afsd_recipe.py --data.root DIR
+# Paper:    unknown. Measured here: not run (needs THUMOS14 and a GPU).
+schedule = dict(epochs=16, warmup=0, minimum=None)
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(
+    constructor="DefaultOptimWrapperConstructor",  # one rate, and everything decayed
+    paramwise_cfg=None,
+    optimizer=dict(type="Adam", lr=1e-5, weight_decay=1e-3),
+    clip_grad=None,
+)
