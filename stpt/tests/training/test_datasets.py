@@ -19,7 +19,7 @@ from paperkit.training.openmmlab import PlacedSampler
 from stpt.training.clips import VideoClips
 from stpt.training.datasets import TADDataset
 from stpt.training.preparing import prepare
-from stpt.training.videos import read_video, video_files
+from stpt.training.videos import VideoFile, video_files
 
 AUGMENTED = [
     dict(type="ReadClip"), dict(type="CropClip", size=24, random=True), dict(type="FlipClip"),
@@ -305,7 +305,7 @@ def test_clips_of_a_list(kinetics: Path) -> None:
 def test_the_middle_clip_of_a_test(kinetics: Path) -> None:
     """24 frames; 8 every 2 span 15, so the middle begins at 4. Longer ones begin again."""
     plain = [dict(type="DecodeClip"), dict(type="PackClip")]
-    whole, _ = read_video(kinetics / "videos" / "val_0.mp4", size=28)
+    whole = VideoFile(kinetics / "videos" / "val_0.mp4", short_side=28).read()
     clip = clips(kinetics, "val", pipeline=plain, test_mode=True)[0]["inputs"].numpy().transpose(1, 2, 3, 0)
     assert np.array_equal(clip, whole[4:20:2])
     longer = clips(kinetics, "val", pipeline=plain, test_mode=True, clip_length=16)[0]["inputs"]
@@ -335,6 +335,13 @@ def test_all_frames_get_the_same_augmentation() -> None:
         assert all(np.array_equal(clip[0], frame) for frame in clip)
         changes += not np.array_equal(clip[0], picture)
     assert changes > 2
+
+
+def test_clips_of_nothing(kinetics: Path) -> None:
+    with pytest.raises(UserError, match="clips of 0 frames every 2 of 28 pixels"):
+        clips(kinetics, clip_length=0)
+    with pytest.raises(UserError, match="bad 'mend' is none of skip, refuse"):
+        clips(kinetics, bad="mend")
 
 
 def test_bad_videos_of_a_list(kinetics: Path, tmp_path: Path) -> None:

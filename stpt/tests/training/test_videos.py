@@ -109,7 +109,7 @@ def test_resize_is_pillows_bicubic(folder: Path) -> None:
     small, _ = read_video(path, size=(13, 20))
     expected = [np.asarray(Image.fromarray(f).resize((20, 13), Image.Resampling.BICUBIC)) for f in full]
     assert np.array_equal(small, np.stack(expected))
-    assert read_video(path, size=16)[0].shape == (10, 16, 24, 3)  # the shorter side, the shape kept
+    assert VideoFile(path, short_side=16).read().shape == (10, 16, 24, 3)
 
 
 OTHERS = {"mkv": "libx264", "ts": "libx264", "webm": "libvpx", "avi": "mpeg4"}

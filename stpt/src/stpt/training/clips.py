@@ -52,13 +52,15 @@ class VideoClips(Seeded):
         seed: int = 0,
         **dataset: Any,
     ) -> None:
-        if min(clip_length, clip_stride) < 1:
-            raise UserError(f"clips of {clip_length} frames every {clip_stride}: both must be 1 or more")
+        if min(clip_length, clip_stride, short_side) < 1:
+            raise UserError(
+                f"clips of {clip_length} frames every {clip_stride} of {short_side} pixels: all must be 1 or more"
+            )
         if bad not in ("skip", "refuse"):
             raise UserError(f"bad {bad!r} is none of skip, refuse")
         self.videos, self.num_classes, self.bad = videos, num_classes, bad
         self.clip_length, self.clip_stride = clip_length, clip_stride
-        self.reading: dict[str, Any] = dict(size=short_side, reader=reader, threads=1)
+        self.reading: dict[str, Any] = dict(short_side=short_side, reader=reader, threads=1)
         super().__init__(seed=seed, ann_file=ann_file, data_prefix={}, **dataset)
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ class VideoInfo:
 def read_video(
     path: str | PathLike[str],
     fps: float | None = None,
-    size: tuple[int, int] | int = (112, 112),
+    size: tuple[int, int] = (112, 112),
     frames: int | None = None,
     rate: float | None = None,
     reader: str = "pyav",
@@ -82,12 +82,13 @@ class VideoFile:
 
     Args:
         fps: wanted frames a second; a file below it keeps all that it has. None keeps every frame.
-        size: (H, W) of the kept frames, or a number: of their shorter side, the shape kept.
+        size: (H, W) of the kept frames.
         frames: the most that may be kept: the rate is lowered to fps * min(frames / frames of the file, 1), as
             ActivityNet's files are sampled.
         rate: frames a second of a file that has no time stamps, such as a bare H.264 stream.
         reader: "pyav", or "decord" where that is installed.
         threads: of PyAV's decoder; 0 takes what the machine has.
+        short_side: in place of `size`: pixels of the frames' shorter side, their shape kept.
 
     Raises:
         UserError: one line that names a missing, damaged or foreign file, one without frames or without a rate.
@@ -97,14 +98,15 @@ class VideoFile:
         self,
         path: str | PathLike[str],
         fps: float | None = None,
-        size: tuple[int, int] | int = (112, 112),
+        size: tuple[int, int] = (112, 112),
         frames: int | None = None,
         rate: float | None = None,
         reader: str = "pyav",
         threads: int = 0,
+        short_side: int | None = None,
     ) -> None:
         check_sampling(fps, size, frames, rate, reader)
-        self.path, self.size = regular_file(path, "video"), size
+        self.path, self.size, self.short_side = regular_file(path, "video"), size, short_side
         self.source: _PyAV | _Decord = _Decord(self.path) if reader == "decord" else _PyAV(self.path, rate, threads)
         times, source_fps = self.source.times, self.source.fps
         count, variable = len(times), is_variable(times)
@@ -166,8 +168,9 @@ class VideoFile:
         pixels = picture if isinstance(picture, np.ndarray) else _upright(picture)
         height, width = pixels.shape[:2]
         size = self.size
-        if isinstance(size, int):
-            size = (round(height * size / min(height, width)), round(width * size / min(height, width)))
+        if self.short_side:
+            scale = self.short_side / min(height, width)
+            size = (round(height * scale), round(width * scale))
         if (height, width) == size:
             return pixels
         resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
@@ -175,14 +178,14 @@ class VideoFile:
 
 
 def check_sampling(
-    fps: float | None, size: tuple[int, int] | int, frames: int | None, rate: float | None, reader: str
+    fps: float | None, size: tuple[int, int], frames: int | None, rate: float | None, reader: str
 ) -> None:
     """Refuse arguments of `VideoFile` that no file can have.
 
     Raises:
         UserError: a number that is not above 0, an unknown reader, or one that is not installed.
     """
-    for name, value in (("fps", fps), ("frames", frames), ("rate", rate), ("size", min(np.atleast_1d(size)))):
+    for name, value in (("fps", fps), ("frames", frames), ("rate", rate), ("size", min(size))):
         if value is not None and not value > 0:
             raise UserError(f"{name} {value} of a video: give more than 0")
     if reader not in READERS:
