@@ -69,7 +69,8 @@ def soft_nms_by_class(segments: Floats, scores: Floats, sigma: float, top_k: int
     """
     found = []
     for of_class, score in zip(segments, scores, strict=True):
-        left, score, rows = of_class.copy(), score.copy(), []
+        left, score = of_class, score.copy()
+        rows: list[tuple[float, float, float]] = []
         while len(score) and len(rows) < top_k:
             best = int(score.argmax())
             start, end = left[best]

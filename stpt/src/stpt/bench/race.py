@@ -166,7 +166,8 @@ def _once(race: str, steps: Steps, aims: Mapping[str, float]) -> Rows:
         step()
         taken.append(perf_counter() - start)
     base = (taken[0] + taken[2]) / 2
-    return [_time_row(race, Ratio(name, *[taken[1] / base] * 3, base, taken[1], 1), aims)]
+    ratio = taken[1] / base
+    return [_time_row(race, Ratio(name, ratio, ratio, ratio, base, taken[1], 1), aims)]
 
 
 def _time_row(race: str, ratio: Ratio, aims: Mapping[str, float]) -> dict[str, Any]:

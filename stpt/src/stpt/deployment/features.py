@@ -40,10 +40,11 @@ def video_features(
             rows.extend(found)
             advance(len(found))
     frames = video.length // len(rows[0])
-    # Between two windows the middle of what both see, in rows; offsets that are no whole number of rows are rounded.
-    starts = [round(offset / frames) for offset in video.offsets]
-    middles = [(start + before + len(rows[0])) // 2 for before, start in pairwise(starts)]
+    # Between two windows the middle of what both see, in rows. The last window ends with the video: where its offset
+    # is no whole number of rows, its rows are taken for those that follow by less than one.
     end = -(-len(video.video) // frames)
+    starts = [min(-(-offset // frames), max(0, end - len(rows[0]))) for offset in video.offsets]
+    middles = [(start + before + len(rows[0])) // 2 for before, start in pairwise(starts)]
     cuts = [0, *middles, end]
     parts = [
         row[cut - start : stop - start] for row, start, cut, stop in zip(rows, starts, cuts, cuts[1:], strict=False)

@@ -24,7 +24,6 @@ class FrameBuffer:
     def __init__(self, video: VideoFile, size: Sequence[int], kept: int, device: torch.device | str = "cpu") -> None:
         self.length = len(video)
         self.size, self.kept, self.device = tuple(size), kept, device
-        self._middle = tuple(slice((b - a) // 2, (b - a) // 2 + a) for a, b in zip(size, video.size, strict=True))
         self._stream: Iterator[NDArray[np.uint8]] = video.stream()
         self._frames: deque[NDArray[np.uint8]] = deque(maxlen=kept)
         self._read = 0
@@ -33,7 +32,7 @@ class FrameBuffer:
         """Frames [low, high) in [-1, 1], (1, 3, T, H, W); those behind the video are 0, as in AFSD's tests."""
         upto = min(high, self.length)
         while self._read < upto:
-            self._frames.append(next(self._stream)[self._middle])
+            self._frames.append(self._middle_of(next(self._stream)))
             self._read += 1
         first = self._read - len(self._frames)
         if low < first:
@@ -42,3 +41,7 @@ class FrameBuffer:
         clip = torch.zeros(1, 3, high - low, *self.size, device=self.device)
         clip[0, :, : upto - low] = torch.from_numpy(pixels).to(self.device).permute(3, 0, 1, 2) / 127.5 - 1
         return clip
+
+    def _middle_of(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        top, left = ((side - kept) // 2 for side, kept in zip(frame.shape, self.size, strict=False))
+        return frame[top : top + self.size[0], left : left + self.size[1]]

@@ -1,6 +1,7 @@
 """Several video files one after the other, with live progress; what could not be read is told at the end."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +36,7 @@ def for_each_video(paths: Sequence[str], work: Work) -> None:
 
         for file in files:
             try:
-                work(file.stem, file, lambda windows, name=file.stem: begin(name, windows))
+                work(file.stem, file, partial(begin, file.stem))
             except UserError as error:
                 faults.append(str(error))
                 if len(files) > 1:

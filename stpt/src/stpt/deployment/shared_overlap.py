@@ -92,7 +92,8 @@ def overlapping_maps(
         raise UserError(f"windows share frames in steps of {shared.grid}; {wrong[0]} is no multiple of it")
     first_stages, last_stages = nn.Sequential(*backbone.stages[: shared.stages]), backbone.stages[shared.stages :]
     piece = max(1, piece // shared.grid) * shared.grid
-    kept, first, end = None, 0, 0  # the cells of frames [first, end)
+    kept: Tensor | None = None  # the cells of frames [first, end)
+    first = end = 0
     for offset in offsets:
         if kept is None or offset >= end:
             kept, end = None, offset
@@ -105,6 +106,7 @@ def overlapping_maps(
             cells = first_stages(frames(low, high))
             cells = cells[:, :, (end - low) // shared.stride : -(-(upto - low) // shared.stride)]
             kept, end = cells if kept is None else torch.cat([kept, cells], 2), upto
+        assert kept is not None
         maps = [kept[:, :, : clip // shared.stride]]
         for stage in last_stages:
             maps.append(stage(maps[-1]))
