@@ -32,13 +32,10 @@ def run(arguments: Any) -> int:
     from paperkit.command.engines import refuse_below_one
     from paperkit.errors import UserError
     from paperkit.results.metrics import Metrics, Row
-    from paperkit.results.report import print_metrics, save_figure
-    from stpt.figures.ap_heat_map import draw_ap_heat_map
-    from stpt.figures.error_breakdown import draw_error_breakdown
-    from stpt.figures.precision_recall import draw_precision_recall
-    from stpt.method.detection_map import precision_recall
-    from stpt.method.errors import LEAST, error_breakdown
+    from paperkit.results.report import print_metrics
+    from stpt.method.errors import LEAST
     from stpt.models.labels import ANY_ACTION
+    from stpt.training.evaluation_figures import draw_evaluation
     from stpt.training.external_classifier import name_by_classifier, read_classifier
     from stpt.training.found_actions import read_results
     from stpt.training.scoring import figures, join, read_truth, usual_thresholds
@@ -70,12 +67,7 @@ def run(arguments: Any) -> int:
         result, values = figures(joined, thresholds, truth.absent)
         rows += [Row(arm, name, [value], "%") for name, value in values.items()]
     classes, folder = [joined.classes[number] for number in result.classes], Path(arguments.output)
-    errors = error_breakdown(joined.found, joined.truth, arguments.at)
-    curves = precision_recall(joined.found, joined.truth, arguments.at, truth.absent)
-    save_figure(draw_ap_heat_map(result.ap, classes, thresholds), folder / "figures" / "ap_heat_map.png")
-    by_name = {joined.classes[number]: curve for number, curve in curves.items()}
-    save_figure(draw_precision_recall(by_name, arguments.at), folder / "figures" / "precision_recall.png")
-    save_figure(draw_error_breakdown(errors), folder / "figures" / "error_breakdown.png")
+    errors = draw_evaluation(joined, result, truth.absent, arguments.at, folder / "figures")
     extra = {
         "policy": arguments.policy, "videos": len(truth.annotations.videos), "actions": len(joined.truth),
         "detections": len(joined.found), "classes": dict(zip(classes, (100 * result.ap.mean(0)).tolist(), strict=True)),
