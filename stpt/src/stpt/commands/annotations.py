@@ -10,14 +10,14 @@ convert PATH   writes --output: one JSON file (--to json), which trains, or Acti
 PATH is ActivityNet's, THUMOS14's or ActionFormer's JSON, AFSD's tables or THUMOS14's folder of texts.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 PUBLISHED = """THUMOS14, validation: 200 videos with 3,007 actions; test: 212 with 3,358 in AFSD's tables, 210 with
 3,311 in the evaluator's file"""
 
 
 def add_arguments(parser: Any) -> None:
-    parser.add_argument("work", type=str, choices=("check", "convert"), help="what to do")
+    parser.add_argument("work", type=Literal["check", "convert"], help="what to do")
     parser.add_argument("path", type=str, help="file or folder of annotations")
     parser.add_argument("--subset", type=str | None, default=None, help="only this subset")
     parser.add_argument("--classes", type=str | None, default=None, help="file of class names, one a line, in order")
@@ -25,7 +25,7 @@ def add_arguments(parser: Any) -> None:
         "--videos", type=str | None, default=None, help="folder of videos, or other annotations, to compare names with"
     )
     parser.add_argument("--all", action="store_true", help="check: name every fault, not the first of each kind")
-    parser.add_argument("--to", type=str, default="json", choices=("json", "actionformer", "afsd"), help="form")
+    parser.add_argument("--to", type=Literal["json", "actionformer", "afsd"], default="json", help="convert: form")
     parser.add_argument("--output", type=str | None, default=None, help="convert: file to write")
     parser.add_argument("--mend", action="store_true", help="convert: cut or leave out what cannot be")
 

@@ -13,8 +13,10 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("annotations", type=str, help="file or folder of annotations")
     parser.add_argument("--subset", type=str | None, default=None, help="of the annotations, such as test; all without")
     parser.add_argument(
-        "--policy", type=str, default="afsd", help="what counts as the truth: afsd, or opentad (see truth_policies.py)"
-    )
+        "--policy", type=str, default="afsd",
+        help="what counts: afsd; opentad drops actions that stand twice and two videos of THUMOS14, and counts "
+        "detections in videos without actions as wrong",
+    )  # fmt: skip
     parser.add_argument(
         "--thresholds", type=list[float] | None, default=None,
         help="of tIoU; without: 0.3 to 0.7 for THUMOS14's classes, 0.5 to 0.95 for others",
