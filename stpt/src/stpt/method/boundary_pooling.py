@@ -4,7 +4,7 @@ Answers come from a sparse table: its level k holds the maximum over the 2^k cel
 entries cover any window. T log T comparisons and two look-ups a window, no loop over windows, and shapes that do not
 depend on them: the same code runs on the CPU, on a GPU, under torch.compile and in an exported program.
 
-For gradients the table holds keys in place of values: a feature's order in the upper bits of a whole number and its
+For gradients the table holds keys in place of values: a feature's order in the upper 32 bits of a whole number and its
 cell, turned round, in the lower ones. The largest key is the first of the largest features, found by the same maxima.
 
 Shapes: B clips, C channels, T cells, K proposals, R entries of all levels of the table.
@@ -12,8 +12,6 @@ Shapes: B clips, C channels, T cells, K proposals, R entries of all levels of th
 
 import torch
 from torch import Tensor
-
-_LOWER = 32  # bits of a key below the feature's
 
 
 def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
@@ -37,20 +35,27 @@ def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
     cells = windows.detach().to(torch.promote_types(windows.dtype, torch.float32)).nan_to_num()
     cells = cells.clamp(0, x.shape[2] - 1).long()  # towards zero: nothing below it is left
     begin, end = cells[..., ::2], torch.maximum(cells[..., ::2], cells[..., 1::2])
+    clips = [(x, begin, end)]
+    if _eager_on_cpu(x):  # a clip at a time: its table stays in the cache
+        clips = list(zip(x.split(1), begin.split(1), end.split(1), strict=True))
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return _window_max(x.permute(2, 0, 1), begin, end).transpose(1, 2)
+        return torch.cat([_window_max(some.permute(2, 0, 1), *ends) for some, *ends in clips]).transpose(1, 2)
     with torch.no_grad():
-        keys = _window_max(_keys(x.permute(2, 0, 1)), begin, end)
-        places = x.shape[2] - 1 - (keys & ((1 << _LOWER) - 1))
-    return x.gather(2, places.transpose(1, 2))
+        keys = torch.cat([_window_max(_keys(some.permute(2, 0, 1)), *ends) for some, *ends in clips])
+        # The lower half of a key is what the narrower type keeps; turned back in it, since that moves half the bytes.
+        turned = keys.int().transpose(1, 2).contiguous()
+    return x.gather(2, x.shape[2] - 1 - turned.long())
+
+
+def _eager_on_cpu(x: Tensor) -> bool:
+    """Where steps may depend on the windows, and a loop over clips costs no launches."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _window_max(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
     """Maxima of x (T, B, C), whose halves have windows begin to end (B, K, 2), begin <= end: (B, K, C)."""
     cells, batch, channels = x.shape
-    longest = cells
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # looking at the windows costs nothing here
-        longest = int((end - begin).max()) + 1
+    longest = int((end - begin).max()) + 1 if _eager_on_cpu(x) else cells
     widths = [2**k for k in range(longest.bit_length())]
     sizes = [cells + 1 - width for width in widths]
     # Time first: a level is one block of memory, and what a window looks up is one row of half of the channels.
@@ -59,7 +64,7 @@ def _window_max(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
     levels[0].copy_(x)
     for width, below, level in zip(widths, levels, levels[1:], strict=False):
         torch.maximum(below[:-width], below[width:], out=level)
-    powers = torch.tensor(widths, device=x.device)
+    powers = 2 ** torch.arange(len(widths), device=x.device)
     which = (powers <= (end - begin + 1)[..., None]).sum(3) - 1  # the largest 2^which that fits
     before = which * (cells + 1) - (powers[which] - 1)  # entries of the levels below it
     clip, half = torch.arange(batch, device=x.device)[:, None, None], torch.arange(2, device=x.device)
@@ -78,7 +83,7 @@ def _keys(x: Tensor) -> Tensor:
         steps = torch.cat([torch.zeros_like(places[:1]), ordered[1:] != ordered[:-1]]).cumsum(0)
         order = torch.empty_like(places).scatter_(0, places, steps)
     else:
-        bits = (x.float().contiguous() + 0.0).view(torch.int32)  # + 0: one zero, not two
-        order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # negative floats fall as their bits rise
+        order = (x.float().contiguous() + 0.0).view(torch.int32)  # + 0: one zero, not two
+        order ^= (order >> 31) & 0x7FFFFFFF  # negative floats fall as their bits rise
     turned = torch.arange(len(x) - 1, -1, -1, device=x.device).view(-1, 1, 1)
-    return torch.add(turned, order, alpha=1 << _LOWER)
+    return order.long().bitwise_left_shift_(32).bitwise_or_(turned)
