@@ -108,7 +108,7 @@ def map_eval(file: ReferenceFile) -> dict[str, Any]:
         if len(each) and not (each.videos.min() >= 0 and each.videos.max() < videos):
             raise UserError(f"a video of the tensors is none of the {videos} that config.num_videos says")
     truth, found = (
-        each.only((each.videos != other) & (each.labels >= 0) & (each.labels < labels)) for each in (truth, found)
+        each.only(~np.isin(each.videos, other) & (each.labels >= 0) & (each.labels < labels)) for each in (truth, found)
     )
     # As in a file of results: video after video, within each as the rows stand.
     truth, found = (each.only(np.argsort(each.videos, kind="stable")) for each in (truth, found))
