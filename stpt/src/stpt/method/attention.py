@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stpt.method.linear_layers import Linear
+
 REDUCTIONS = ("depthwise", "avg", "max", "conv")
 WHOLE = 1 << 30
 """A window's size along an axis that it spans, whatever the map's size."""
@@ -67,8 +69,8 @@ class LocalAttention(nn.Module):
         super().__init__()
         _check_heads(dim, heads)
         self.heads, self.window = heads, triple("window", window)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> the same."""
@@ -113,12 +115,12 @@ class GlobalAttention(nn.Module):
         if kind not in REDUCTIONS:
             raise ValueError(f"reduction by '{kind}'; the kinds are {', '.join(REDUCTIONS)}")
         if self.ratio == (1, 1, 1):
-            self.qkv = nn.Linear(dim, 3 * dim)
+            self.qkv = Linear(dim, 3 * dim)
         else:
-            self.q, self.kv = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+            self.q, self.kv = Linear(dim, dim), Linear(dim, 2 * dim)
             self.reduction = _reduction(dim, self.ratio, kind)
             self.reduction_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> the same."""

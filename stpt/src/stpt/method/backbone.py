@@ -12,12 +12,13 @@ on contiguous maps (measured on a CPU), and no token is ever copied between the 
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from paperkit.errors import UserError
 from stpt.method.attention import FactorisedAttention, GlobalAttention, LocalAttention, triple
+from stpt.method.linear_layers import FeedForward, Linear
 
 Size = Sequence[int]
 """Frames, height, width."""
@@ -62,9 +63,9 @@ class LocalConvolution(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Linear(dim, dim)
+        self.conv1 = Linear(dim, dim)
         self.depthwise = nn.Conv3d(dim, dim, 5, padding=2, groups=dim)
-        self.conv2 = nn.Linear(dim, dim)
+        self.conv2 = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, H, W, C) -> the same."""
@@ -111,7 +112,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, MLP_RATIO * dim)
+        self.mlp = FeedForward(dim, MLP_RATIO * dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
