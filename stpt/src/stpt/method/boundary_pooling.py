@@ -41,10 +41,11 @@ def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return torch.cat([_window_max(some.permute(2, 0, 1), *ends) for some, *ends in clips]).transpose(1, 2)
     with torch.no_grad():
-        keys = torch.cat([_window_max(_keys(some.permute(2, 0, 1)), *ends) for some, *ends in clips])
-        # The lower half of a key is what the narrower type keeps; turned back in it, since that moves half the bytes.
-        turned = keys.int().transpose(1, 2).contiguous()
-    return x.gather(2, x.shape[2] - 1 - turned.long())
+        keys = [_window_max(_keys(some.permute(2, 0, 1)), *ends) for some, *ends in clips]
+        # The lower half of a key is what int32 keeps; moved in that type, which is half the bytes.
+        turned = torch.cat([of_some.int().transpose(1, 2) for of_some in keys])
+        places = turned.neg_().add_(x.shape[2] - 1).long()
+    return x.gather(2, places)
 
 
 def _eager_on_cpu(x: Tensor) -> bool:
@@ -73,7 +74,7 @@ def _window_max(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
         rows.index_select(0, (((before + place) * batch + clip) * 2 + half).flatten())
         for place in (begin, end + 1 - powers[which])
     )
-    return torch.maximum(first, second).view(batch, -1, channels)
+    return torch.maximum(first, second, out=first).view(batch, -1, channels)
 
 
 def _keys(x: Tensor) -> Tensor:
