@@ -79,7 +79,7 @@ class InceptionI3D(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Clips -> the maps of `OUTPUTS`."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)  # twice as fast on a CPU
+        x = x.contiguous(memory_format=torch.channels_last_3d)  # 1.3 to 2.4 times as fast on a CPU
         maps = []
         for name, layer in self.named_children():
             if name in POOLS:
