@@ -110,49 +110,42 @@ def soft_nms_by_candidate(segments: Floats, scores: Floats, sigma: float, top_k:
     return found
 
 
-def mean_average_precision(
-    truth: Truth, detections: Sequence[Detection], classes: int, thresholds: Sequence[float]
-) -> float:
-    """Average mAP as ActivityNet's evaluator computes it: detections one by one, thresholds one by one.
+def mean_average_precision(truth: Truth, detections: Sequence[Detection], thresholds: Sequence[float]) -> float:
+    """Average mAP as ActivityNet's evaluator defines it: a threshold, a class, a detection and an action at a time.
 
     Detections in videos without any action in `truth` are left out.
     """
+    present = {label for actions in truth.values() for label, _, _ in actions}
     total = 0.0
-    for label in range(classes):
-        of_class = {video: [(s, e) for c, s, e in actions if c == label] for video, actions in truth.items()}
-        many = sum(map(len, of_class.values()))
-        if not many:
-            continue
-        mine = [found for found in detections if found[1] == label and found[0] in truth]
-        mine = [mine[i] for i in np.argsort([found[4] for found in mine])[::-1]]
-        taken = [{video: [False] * len(actions) for video, actions in of_class.items()} for _ in thresholds]
-        hits = np.zeros((len(thresholds), len(mine)))
-        for row, (video, _, start, end, _) in enumerate(mine):
-            actions = of_class[video]
-            if not actions:
-                continue
-            s, e = np.array(actions).T
-            shared = (np.minimum(e, end) - np.maximum(s, start)).clip(min=0)
-            overlap = shared / (e - s + end - start - shared)
-            for number, threshold in enumerate(thresholds):
-                for index in overlap.argsort()[::-1]:
-                    if overlap[index] < threshold:
-                        break
-                    if not taken[number][video][index]:
-                        taken[number][video][index] = True
-                        hits[number, row] = 1
-                        break
-        for hit in hits:
-            total += _area(hit, many)
-    return total / len(thresholds) / len({c for actions in truth.values() for c, _, _ in actions})
+    for threshold in thresholds:
+        for label in present:
+            actions = {video: [(s, e) for c, s, e in rows if c == label] for video, rows in truth.items()}
+            mine = [found for found in reversed(detections) if found[1] == label and found[0] in truth]
+            mine.sort(key=lambda found: -found[4])  # of equal scores the last comes first
+            taken = {video: [False] * len(rows) for video, rows in actions.items()}
+            hits = []
+            for video, _, start, end, _ in mine:
+                best, best_overlap = -1, threshold
+                for number, (s, e) in enumerate(actions[video]):
+                    if not taken[video][number] and (shared := min(e, end) - max(s, start)) > 0:
+                        overlap = shared / (e - s + end - start - shared)
+                        if overlap >= best_overlap:
+                            best, best_overlap = number, overlap
+                hits.append(best >= 0)
+                if best >= 0:
+                    taken[video][best] = True
+            total += _area(hits, sum(map(len, actions.values())))
+    return total / len(thresholds) / len(present)
 
 
-def _area(hit: Floats, many: int) -> float:
+def _area(hits: Sequence[bool], many: int) -> float:
     """Area under the interpolated precision-recall curve."""
-    true = hit.cumsum()
-    precision = np.concatenate([[0], true / np.arange(1, len(hit) + 1), [0]])
-    recall = np.concatenate([[0], true / many, [1]])
-    for i in range(len(precision) - 2, -1, -1):
-        precision[i] = max(precision[i], precision[i + 1])
-    steps = np.flatnonzero(recall[1:] != recall[:-1]) + 1
-    return float(((recall[steps] - recall[steps - 1]) * precision[steps]).sum())
+    precisions, true = [], 0
+    for number, hit in enumerate(hits, 1):
+        true += hit
+        precisions.append(true / number)
+    area, best = 0.0, 0.0
+    for hit, precision in zip(reversed(hits), reversed(precisions), strict=True):
+        best = max(best, precision)
+        area += best * hit / many
+    return area
