@@ -11,7 +11,7 @@ Shapes: N detections, M actions, T thresholds, C classes.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,8 @@ THUMOS14 = (0.3, 0.4, 0.5, 0.6, 0.7)
 ACTIVITYNET = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 TOGETHER = 1 << 21
 """Pairs of a detection and an action whose overlap is computed at a time."""
+WIDEST = 1 << 20
+"""Between the lowest and the highest number that are looked up in a table."""
 
 Absent = Literal["dropped", "counted"]
 
@@ -73,7 +75,10 @@ class DetectionMap:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Detections and actions of one video that overlap: their numbers and tIoU, by rank, then by falling tIoU."""
+    """Detections and actions of one video that overlap: their numbers and tIoU, in the order in which they ask.
+
+    Detection after detection, of each the action first that it overlaps most; of equal overlaps the last action.
+    """
 
     found: NDArray[np.int64]
     truth: NDArray[np.int64]
@@ -88,6 +93,7 @@ def mean_average_precision(
     Args:
         found: detections; those of labels without any action are left out.
         truth: actions of the subset.
+        thresholds: of tIoU, each above 0.
         absent: what detections in videos without any action are: `dropped` as in AFSD's evaluator, or `counted` as
             false positives as in OpenTAD's.
 
@@ -96,11 +102,14 @@ def mean_average_precision(
     """
     if not len(truth) or not len(thresholds):
         raise ValueError("mean average precision needs actions and thresholds")
-    classes, per_class = np.unique(truth.labels, return_counts=True)
+    classes = np.unique(truth.labels)
     ap = np.zeros((len(thresholds), len(classes)))
-    for column, (_, precision, hits) in enumerate(_curves(found, truth, thresholds, absent)):
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        ap[:, column] = (best * hits).sum(1) / per_class[column]
+    for column, (mine, actions) in enumerate(_by_class(found, truth, classes, absent)):
+        near = pairs(mine, actions, min(thresholds))
+        for row, (who, _) in enumerate(match(near, thresholds, len(actions))):
+            # The precision made monotone has its corners at the hits, so nothing else need be looked at.
+            precision = np.arange(1, len(who) + 1) / (who + 1)
+            ap[row, column] = np.maximum.accumulate(precision[::-1]).sum() / len(actions)
     return DetectionMap(np.asarray(thresholds, np.float64), classes, ap)
 
 
@@ -108,8 +117,13 @@ def precision_recall(
     found: Instances, truth: Instances, threshold: float, absent: Absent = "dropped"
 ) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """(recall, precision) along falling scores for each class that has an action; precision as measured, not raised."""
-    labels, curves = np.unique(truth.labels).tolist(), _curves(found, truth, [threshold], absent)
-    return {label: (recall[0], precision[0]) for label, (recall, precision, _) in zip(labels, curves, strict=True)}
+    classes, curves = np.unique(truth.labels), {}
+    for label, (mine, actions) in zip(classes.tolist(), _by_class(found, truth, classes, absent), strict=True):
+        hit = np.zeros(len(mine), np.bool_)
+        hit[match(pairs(mine, actions, threshold), [threshold], len(actions))[0][0]] = True
+        true = hit.cumsum()
+        curves[label] = (true / len(actions), true / np.arange(1, len(true) + 1))
+    return curves
 
 
 def average_recall(
@@ -118,15 +132,11 @@ def average_recall(
     """AR@AN without regard to classes: for 1, 2, ... `most` detections a video, the share of actions that one of them
     overlaps enough, averaged over the thresholds (most,).
     """
-    found, truth = found.as_one_class(), truth.as_one_class()
-    rank = ranks(found)
-    by_video = np.lexsort((rank, found.videos))
-    _, first, counts = np.unique(found.videos[by_video], return_index=True, return_counts=True)
-    place = np.empty(len(found), np.int64)
-    place[by_video] = np.arange(len(found)) - np.repeat(first, counts)
-    found, rank = found.only(place < most), rank[place < most]
-    near = pairs(found, truth, rank, min(thresholds))
-    place, recall = place[place < most], np.zeros(most)
+    found, truth = by_score(found.as_one_class()), truth.as_one_class()
+    videos, number = np.unique(found.videos, return_inverse=True)
+    place = place_in_group(number, len(videos))
+    found, place = found.only(place < most), place[place < most]
+    near, recall = pairs(found, truth, min(thresholds)), np.zeros(most)
     for threshold in thresholds:
         enough = near.tiou >= threshold
         earliest = np.full(len(truth), most)
@@ -135,24 +145,40 @@ def average_recall(
     return recall
 
 
-def ranks(found: Instances) -> NDArray[np.int64]:
-    """Place of each detection by falling score; of equal scores the last of the input comes first (N,)."""
+def by_score(found: Instances) -> Instances:
+    """Detections in the order of falling scores; of equal scores the last of the input comes first."""
     assert found.scores is not None
-    place = np.empty(len(found), np.int64)
-    place[np.argsort(found.scores, kind="stable")[::-1]] = np.arange(len(found))
+    order = np.argsort(found.scores)
+    ranked = found.scores[order]
+    if (ranked[1:] == ranked[:-1]).any():  # a sort that keeps the order of equal ones takes five times as long
+        order = np.argsort(found.scores, kind="stable")
+    return found.only(order[::-1])
+
+
+def place_in_group(group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
+    """How many before each are of its group, 0 to `groups` - 1 (N,)."""
+    order, counts = _grouped(group, groups), np.bincount(group, minlength=groups)
+    place = np.empty(len(group), np.int64)
+    place[order] = np.arange(len(group)) - np.repeat(counts.cumsum() - counts, counts)
     return place
 
 
-def pairs(found: Instances, truth: Instances, rank: NDArray[np.int64], least: float, same_class: bool = True) -> Pairs:
-    """All pairs of one video (and class, if `same_class`) with a tIoU of at least `least`."""
+def pairs(found: Instances, truth: Instances, least: float, same_class: bool = True) -> Pairs:
+    """All pairs of one video (and class, if `same_class`) with a tIoU of at least `least`, which is above 0.
+
+    Actions lie one group behind the other on one line, so that those that overlap a detection are a range of it.
+    """
     group_found, group_truth = _groups(found, truth, same_class)
-    order = np.argsort(group_truth, kind="stable")
-    first = np.searchsorted(group_truth[order], group_found, "left")
-    count = np.searchsorted(group_truth[order], group_found, "right") - first
-    asking = np.flatnonzero(count)
+    low, high = (truth.segments.min(), truth.segments.max()) if len(truth) else (0.0, 0.0)
+    span = 2 * (high - low) + 1
+    order = np.lexsort((truth.segments[:, 0], group_truth))
+    starts, ends = (group_truth * span + truth.segments.T - low)[:, order]
+    asks = group_found * span + (found.segments.clip(low, high).T - low)
+    first = _places(np.maximum.accumulate(ends), asks[0], "right")
+    count = np.maximum(_places(starts, asks[1], "left") - first, 0)
     parts: list[tuple[NDArray, NDArray, NDArray]] = []
-    ends = count[asking].cumsum()
-    for start, stop in _pieces(ends):
+    asking = np.flatnonzero(count)
+    for start, stop in _pieces(count[asking].cumsum()):
         some = asking[start:stop]
         mine = np.repeat(some, count[some])
         inside = np.arange(len(mine)) - np.repeat(count[some].cumsum() - count[some], count[some])
@@ -163,22 +189,28 @@ def pairs(found: Instances, truth: Instances, rank: NDArray[np.int64], least: fl
     if not parts:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     mine, theirs, tiou = (np.concatenate([part[place] for part in parts]) for place in range(3))
-    by_rank = np.lexsort((-theirs, -tiou, rank[mine]))
-    return Pairs(mine[by_rank], theirs[by_rank], tiou[by_rank])
+    again = ~_changes(mine)  # of a detection that has an action before this one already
+    again[:-1] |= again[1:]
+    several = np.flatnonzero(again)
+    best = several[np.lexsort((-theirs[several], -tiou[several], mine[several]))]
+    theirs[several], tiou[several] = theirs[best], tiou[best]
+    return Pairs(mine, theirs, tiou)
 
 
-def match(near: Pairs, thresholds: Sequence[float], detections: int, actions: int) -> NDArray[np.int64]:
-    """Number of the action that each detection takes, -1 for none (T, N)."""
-    taken = np.full((len(thresholds), detections), -1, np.int64)
-    for row, threshold in enumerate(thresholds):
+def match(near: Pairs, thresholds: Sequence[float], actions: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """For each threshold the detections that take an action, and the actions that they take.
+
+    Args:
+        near: pairs of detections in the order of their ranks.
+        actions: M.
+    """
+    taken = []
+    for threshold in thresholds:
         enough = near.tiou >= threshold
         mine, theirs = near.found[enough], near.truth[enough]
-        if not len(mine):
-            continue
-        first = np.flatnonzero(np.diff(mine, prepend=-1))
-        last = np.append(first[1:], len(mine))
-        asks, who = first.copy(), mine[first]
-        while True:
+        asks = np.flatnonzero(_changes(mine))
+        last, who = np.append(asks[1:], len(mine))[: len(asks)], mine[asks]
+        while len(asks):
             holder = np.full(actions, -1, np.int64)
             # Who stands later in this list writes last, so from the end on: the best ranked is what stays.
             holder[theirs[asks[::-1]]] = who[::-1]
@@ -188,7 +220,7 @@ def match(near: Pairs, thresholds: Sequence[float], detections: int, actions: in
             asks[refused] += 1
             going = asks < last
             asks, last, who = asks[going], last[going], who[going]
-        taken[row, who] = theirs[asks]
+        taken.append((who, theirs[asks]))
     return taken
 
 
@@ -199,15 +231,66 @@ def tiou_of(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
+def _by_class(
+    found: Instances, truth: Instances, classes: NDArray[np.int64], absent: Absent
+) -> Iterator[tuple[Instances, Instances]]:
+    """Detections, by falling score, and actions of each class; those in videos without any action dropped if so asked.
+
+    Class by class the arrays are small enough to stay in the processor's cache.
+    """
+    column = _numbered(found.labels, classes)
+    if absent == "dropped":
+        column = np.where(_numbered(found.videos, np.unique(truth.videos)) >= 0, column, -1)
+    order, true_order = _grouped(column, len(classes)), np.argsort(truth.labels, kind="stable")
+    numbers = np.arange(len(classes))
+    bounds = np.searchsorted(column[order], np.stack([numbers, numbers + 1], 1))
+    true_bounds = np.searchsorted(truth.labels[true_order], np.stack([classes, classes + 1], 1))
+    for (start, stop), (first, last) in zip(bounds, true_bounds, strict=True):
+        yield by_score(found.only(order[start:stop])), truth.only(true_order[first:last])
+
+
+def _grouped(group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
+    """The order that brings each group together and keeps the order inside; short numbers sort in linear time."""
+    return np.argsort(group.astype(np.int16) if groups < 1 << 15 else group, kind="stable")
+
+
 def _groups(found: Instances, truth: Instances, same_class: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One number for each video, or for each class of a video, the same on both sides."""
-    both = np.concatenate([found.videos, truth.videos])
-    if same_class:
-        labels = np.concatenate([found.labels, truth.labels])
-        if len(labels):
-            low = labels.min()
-            both = np.unique(both, return_inverse=True)[1] * (labels.max() - low + 1) + labels - low
-    return both[: len(found)], both[len(found) :]
+    """One number for each video of the truth, or for each of its classes; detections elsewhere have the number -1."""
+    videos, classes = np.unique(truth.videos), np.unique(truth.labels)
+    of_found, of_truth = _numbered(found.videos, videos), _numbered(truth.videos, videos)
+    if not same_class:
+        return of_found, of_truth
+    labels, true_labels = _numbered(found.labels, classes), _numbered(truth.labels, classes)
+    known = (of_found >= 0) & (labels >= 0)
+    return np.where(known, of_found * len(classes) + labels, -1), of_truth * len(classes) + true_labels
+
+
+def _numbered(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Place of each value in an ascending list, -1 if it is not there."""
+    if not len(among):
+        return np.full(len(values), -1)
+    low, span = among[0], among[-1] - among[0] + 1
+    if span <= WIDEST:
+        table = np.full(span + 2, -1)
+        table[among - low + 1] = np.arange(len(among))
+        return table[(values - low + 1).clip(0, span + 1)]
+    place = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    return np.where(among[place] == values, place, -1)
+
+
+def _places(line: NDArray[np.float64], asks: NDArray[np.float64], side: Literal["left", "right"]) -> NDArray[np.int64]:
+    """`np.searchsorted`; one that asks in order is several times as fast."""
+    order = np.argsort(asks)
+    places = np.empty(len(asks), np.int64)
+    places[order] = np.searchsorted(line, asks[order], side)
+    return places
+
+
+def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a value differs from the one before; the first does."""
+    changes = np.ones(len(values), np.bool_)
+    changes[1:] = values[1:] != values[:-1]
+    return changes
 
 
 def _pieces(ends: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -217,24 +300,3 @@ def _pieces(ends: NDArray[np.int64]) -> list[tuple[int, int]]:
     cuts = np.searchsorted(ends, np.arange(TOGETHER, ends[-1], TOGETHER)).tolist()
     bounds = sorted({0, *cuts, len(ends)})
     return list(itertools.pairwise(bounds))
-
-
-def _curves(
-    found: Instances, truth: Instances, thresholds: Sequence[float], absent: Absent
-) -> list[tuple[NDArray, NDArray, NDArray]]:
-    """(recall, precision, hits) of each class that has an action, along its ranks, (T, n) each."""
-    classes, per_class = np.unique(truth.labels, return_counts=True)
-    keep = np.isin(found.labels, classes)
-    if absent == "dropped":
-        keep &= np.isin(found.videos, truth.videos)
-    found = found.only(keep)
-    rank = ranks(found)
-    hit = match(pairs(found, truth, rank, min(thresholds)), thresholds, len(found), len(truth)) >= 0
-    order = np.lexsort((rank, found.labels))
-    bounds = np.searchsorted(found.labels[order], np.stack([classes, classes + 1], 1))
-    curves = []
-    for (start, stop), total in zip(bounds, per_class, strict=True):
-        hits = hit[:, order[start:stop]]
-        true = hits.cumsum(1)
-        curves.append((true / total, true / np.arange(1, stop - start + 1), hits))
-    return curves

@@ -10,12 +10,12 @@ A detection that takes an action is a true positive. Else, at a threshold a:
 The first that fits counts. Shapes: N detections, S slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stpt.method.detection_map import Instances, match, mean_average_precision, pairs, ranks
+from stpt.method.detection_map import Instances, by_score, match, mean_average_precision, pairs, place_in_group
 
 KINDS = ("true positive", "double detection", "wrong label", "localization", "confusion", "background")
 LEAST = 0.1
@@ -49,14 +49,14 @@ class ErrorBreakdown:
 
 
 def kinds_of(found: Instances, truth: Instances, threshold: float) -> NDArray[np.int64]:
-    """Place in KINDS of each detection (N,)."""
-    rank = ranks(found)
-    near = pairs(found, truth, rank, LEAST, same_class=False)
+    """Place in KINDS of each detection (N,); they stand in the order of `by_score`."""
+    near = pairs(found, truth, LEAST, same_class=False)
     same = found.labels[near.found] == truth.labels[near.truth]
     own, other = np.zeros((2, len(found)))
     np.maximum.at(own, near.found[same], near.tiou[same])
     np.maximum.at(other, near.found[~same], near.tiou[~same])
-    taken = match(pairs(found, truth, rank, threshold), [threshold], len(found), len(truth))[0] >= 0
+    taken = np.zeros(len(found), np.bool_)
+    taken[match(pairs(found, truth, threshold), [threshold], len(truth))[0][0]] = True
     return np.select([taken, own >= threshold, other >= threshold, own >= LEAST, other >= LEAST], range(5), 5)
 
 
@@ -69,15 +69,13 @@ def error_breakdown(found: Instances, truth: Instances, threshold: float = 0.5) 
     if not len(truth) or threshold <= LEAST:
         raise ValueError(f"{len(truth)} actions, threshold {threshold}; it needs some and one above {LEAST}")
     classes, per_class = np.unique(truth.labels, return_counts=True)
-    found = found.only(np.isin(found.labels, classes))
-    kinds = kinds_of(found, truth, threshold)
-    by_class = np.lexsort((ranks(found), found.labels))
-    first = np.searchsorted(found.labels[by_class], found.labels)
-    place = np.empty(len(found), np.int64)
-    place[by_class] = np.arange(len(found))
-    slot = (place - first) // per_class[np.searchsorted(classes, found.labels)]
+    found = by_score(found.only(np.isin(found.labels, classes)))
+    kinds, column = kinds_of(found, truth, threshold), np.searchsorted(classes, found.labels)
+    slot = place_in_group(column, len(classes)) // per_class[column]
     seen = slot < SLOTS
     counts = np.bincount(slot[seen] * len(KINDS) + kinds[seen], minlength=SLOTS * len(KINDS))
+    # In this order equal scores have their ranks already: an order that falls strictly keeps them.
+    found = replace(found, scores=-np.arange(len(found), dtype=np.float64))
     whole = mean_average_precision(found, truth, [threshold]).average
     gains = {
         name: mean_average_precision(found.only(kinds != number), truth, [threshold]).average - whole
