@@ -29,9 +29,10 @@ def test_unit_over_time(kernel: int, stride: int, length: int) -> None:
 
 def test_unit_over_space_and_time() -> None:
     x = torch.randn(1, 2, 4, 5, 6)
-    squeeze = Unit3D(2, 3, (3, 5, 6), spatial_valid=True, norm=False)
-    expected = F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 1)), squeeze.conv3d.weight, squeeze.conv3d.bias)
-    torch.testing.assert_close(squeeze(x), expected)
+    for kernel, zeros in (((3, 5, 6), 1), ((1, 5, 6), 0), ((1, 2, 3), 0)):
+        squeeze = Unit3D(2, 3, kernel, spatial_valid=True, norm=False)
+        expected = F.conv3d(F.pad(x, (0, 0, 0, 0, zeros, zeros)), squeeze.conv3d.weight, squeeze.conv3d.bias)
+        torch.testing.assert_close(squeeze(x), expected)
     unit = Unit3D(2, 3, (3, 3, 3), (2, 2, 2))
     assert unit.conv3d.bias is None
     assert isinstance(unit.bn, nn.BatchNorm3d) and (unit.bn.eps, unit.bn.momentum) == (1e-3, 0.01)

@@ -52,7 +52,7 @@ def losses(priors: Tensor, x: dict[str, Tensor], targets: list[Tensor], config: 
     counts = [[0, 0] for _ in targets]
     for b, target in enumerate(targets):
         found = [action_of(prior, target, frames, anet) for prior in priors]
-        ious = {k: float(overlap(x["loc"][b, k], one[1])[0]) for k, one in enumerate(found) if one}
+        ious = {k: overlap(x["loc"][b, k].detach(), one[1])[0].item() for k, one in enumerate(found) if one}
         least = min([config["overlap_thresh"], *([max(ious.values(), default=math.inf)] if anet else [])])
         for k, one in enumerate(found):
             near = one is not None and ious[k] >= least
