@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 
 from paperkit.testing.commands import Command
 
-stpt = Command("stpt", "stpt.cli:main", preload=("mmengine.runner", "mmaction.structures", "av"))
+stpt = Command(
+    "stpt",
+    "stpt.cli:main",
+    preload=("stpt.training.timeline_hook", "stpt.models.mm_detector", "stpt.training.datasets", "av"),
+)
 CONFIGS = Path(__file__).parents[1] / "configs"
 Actions = Sequence[tuple[float, float, str]]
 """(start s, end s, class) of a video."""
@@ -288,6 +292,9 @@ def small(name: str, root: Path, *more: str, overlay: str | None = None, frames:
             evaluator.truth = str(root / Path(evaluator.truth).name)
     config.schedule.update(epochs=2, warmup=min(1, config.schedule.warmup))
     config.default_hooks.logger.interval = 1
+    for hook in config.custom_hooks:
+        if hook.type == "TimelineHook":
+            hook.videos = 1
     return changed(config, more)
 
 

@@ -10,11 +10,15 @@ so beside its figure.
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from paperkit.errors import UserError
 from paperkit.training.runner import LOADERS, RunnerEngine
+
+if TYPE_CHECKING:
+    from stpt.training.annotations import Annotations
 
 DETECTIONS = "detections.json"
 """What an evaluation found, in the form of ActivityNet's evaluator."""
@@ -65,12 +69,26 @@ def add_figure_arguments(parser: Any) -> None:
     parser.add_argument("--videos", type=int, default=4, help="number of videos whose timelines are drawn")
 
 
+def check(options: Any, run: Any) -> None:
+    """Read the config, the annotations and the list of frames before there is a run folder.
+
+    Raises:
+        UserError: one of them is missing or wrong, or too few videos for a held-out part.
+    """
+    config = ENGINE.resolved(options, run)
+    if options.data.hold_out and run is None:
+        split(config, options.data)
+
+
 def train(run: Any, options: Any, resuming: bool) -> None:
     """Run mmengine's loop; the held-out part is drawn once, when the run begins."""
     if options.data.hold_out:
-        options.data.split = str((run.path / SPLIT).absolute())
+        from stpt.training.annotations import write_annotations
+
+        path = run.path / SPLIT
         if not resuming:
-            write_split(ENGINE.resolved(options, None).train_dataloader.dataset, options.data)
+            write_annotations(path, split(ENGINE.resolved(options, None), options.data))
+        options.data.split = str(path.absolute())
     ENGINE.train(run, options, resuming)
 
 
@@ -152,16 +170,15 @@ def take_data(config: Any, loader: str, data: Any) -> None:
             evaluator.truth, evaluator.subset = dataset.ann_file, dataset.subset
 
 
-def write_split(dataset: Any, data: Any) -> None:
-    """The training videos as annotations of two subsets: every N-th by name is held out.
+def split(config: Any, data: Any) -> "Annotations":
+    """The training videos in two subsets: every N-th by name is held out.
 
     Raises:
-        UserError: fewer than N training videos, or N below 2.
+        UserError: fewer than N videos with actions, or N below 2.
     """
-    from dataclasses import replace
+    from stpt.training.annotations import read_annotations
 
-    from stpt.training.annotations import read_annotations, write_annotations
-
+    dataset = config.train_dataloader.dataset
     if data.hold_out < 2:
         raise UserError(f"--data.hold_out {data.hold_out} would keep every video out; give 2 or more, or 0")
     path = Path(dataset.get("data_root") or "") / dataset.ann_file
@@ -170,9 +187,9 @@ def write_split(dataset: Any, data: Any) -> None:
     held = set(names[data.hold_out - 1 :: data.hold_out])
     if not held:
         raise UserError(f"--data.hold_out {data.hold_out} of {len(names)} training videos keeps none out")
-    subset = {name: HELD_OUT if name in held else TRAINED for name in known.videos}
-    videos = {name: replace(video, subset=subset[name]) for name, video in known.videos.items()}
-    write_annotations(data.split, replace(known, videos=videos))
+    subsets = {name: HELD_OUT if name in held else TRAINED for name in known.videos}
+    videos = {name: replace(video, subset=subsets[name]) for name, video in known.videos.items()}
+    return replace(known, videos=videos)
 
 
 def judge(config: Any, options: Any) -> None:
@@ -194,6 +211,10 @@ def count(config: Any) -> None:
     processes = 1 if alone else int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     plan, each = config.schedule, config.optim_wrapper.get("accumulative_counts", 1)
     epoch = math.ceil(math.ceil(clips / (config.train_dataloader.batch_size * processes)) / each) * each
+    if plan.get("warmup", 0) >= plan.epochs:
+        raise UserError(
+            f"a warm-up of {plan.warmup} epochs in a run of {plan.epochs}: --cfg-options schedule.warmup=0 leaves it out"
+        )
     total, warm = plan.epochs * epoch, plan.get("warmup", 0) * epoch
     config.train_cfg.update(max_iters=total, val_interval=epoch)
     config.default_hooks.checkpoint.interval = epoch
@@ -224,4 +245,3 @@ ENGINE = RunnerEngine(
     metric="mAP",
     adapt=adapt,
 )
-check = ENGINE.check

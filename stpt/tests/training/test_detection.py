@@ -1,0 +1,246 @@
+"""The detection engine through the command, on made folders of every layout: train, kill, resume, evaluate, draw."""
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from made import make_activitynet, make_kinetics, make_own, make_thumos, small, stpt, write_small
+from torch import Tensor
+
+from paperkit.results.metrics import Metrics
+from paperkit.testing.commands import at_call
+from paperkit.testing.runs import check_same_runs
+
+NOT_COMPARED = ("*.py", "iter_*.pth", "best_*.pth", "*events.out*")
+"""mmengine writes the time and the place into these, and TensorBoard's last lines are lost with the process."""
+STEP = "paperkit.training.openmmlab:SeedIteration.before_train_iter"
+EVALUATION = "stpt.training.metric:TADMetric.process"
+SHORT = ["--cfg-options", "schedule.epochs=1", "schedule.warmup=0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With THUMOS14's layout, a config of two epochs, and the run `whole` of it."""
+    folder = tmp_path_factory.mktemp("detection")
+    write_small(folder / "small.py", "thumos14/stpt.py", make_thumos(folder / "thumos", side=36))
+    stpt.here("train", "--config", "small.py", "--name", "whole", cwd=folder)
+    return folder
+
+
+def run_of(folder: Path, name: str) -> Path:
+    return folder / "runs" / "stpt" / name
+
+
+def weights(folder: Path, name: str, step: int = 0) -> dict[str, Tensor]:
+    """Of the last checkpoint, or of one."""
+    steps = [int(path.stem.removeprefix("iter_")) for path in run_of(folder, name).glob("iter_*.pth")]
+    path = run_of(folder, name) / f"iter_{step or max(steps)}.pth"
+    return torch.load(path, weights_only=False)["state_dict"]  # it holds mmengine's log as well
+
+
+KILLS = {
+    "before its evaluation": (
+        EVALUATION,
+        3,
+        signal.SIGKILL,
+        -9,
+    ),  # the second: the last step is saved, its worth unknown
+    "by SIGTERM in a step": (STEP, 6, signal.SIGTERM, 143),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_and_resumed_gives_the_same_run(folder: Path, kill: str) -> None:
+    """Bit for bit, with random crops, turns, splices and drop path."""
+    function, number, sent, code = KILLS[kill]
+    name = kill.replace(" ", "_")
+    patch = at_call(function, number, sent)
+    stpt.child("train", "--config", "small.py", "--name", name, cwd=folder, patch=patch, code=code)
+    assert not (run_of(folder, name) / "finished").exists()
+    stpt.child("train", "--resume", name, cwd=folder, patch="import torch; torch.rand(7)")
+    first, second = weights(folder, "whole"), weights(folder, name)
+    assert first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
+    check_same_runs(run_of(folder, "whole"), run_of(folder, name), NOT_COMPARED)
+
+
+def test_every_weight_learns(folder: Path) -> None:
+    steps = sorted(int(path.stem.removeprefix("iter_")) for path in run_of(folder, "whole").glob("iter_*.pth"))
+    early, late = (weights(folder, "whole", step) for step in steps)
+    assert not {key for key, value in early.items() if torch.equal(value, late[key])}
+
+
+def test_epochs_are_steps(folder: Path) -> None:
+    """Warm-up, cosine, validation and checkpoints in numbers of batches; the clips' size is the crop's."""
+    config = json.loads((run_of(folder, "whole") / "detection.json").read_text())
+    per_epoch = config["train_cfg"]["val_interval"]
+    assert config["train_cfg"]["max_iters"] == 2 * per_epoch and per_epoch > 1
+    assert config["default_hooks"]["checkpoint"]["interval"] == per_epoch
+    rise, fall = config["param_scheduler"]
+    assert (rise["begin"], rise["end"], fall["begin"], fall["T_max"]) == (0, per_epoch, per_epoch, per_epoch)
+    assert config["size"] == config["model"]["size"] == [32, 32]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--best"], ["--test", "afsd"], ["--test", "hard", "--policy", "opentad"]], ids=" ".join
+)
+def test_a_run_evaluates(folder: Path, words: list[str]) -> None:
+    """Its last and its best checkpoint, which the test videos chose; other rules of suppression find otherwise."""
+    out = "_".join(["out", *words])
+    said = stpt.here("eval", "--ckpt", run_of(folder, "whole"), *words, "--output", out, cwd=folder).out
+    assert ("chosen on the test videos themselves" in said) == ("--best" in words)
+    arm = "best" if "--best" in words else "last"
+    assert Metrics.read(folder / out / "metrics.json").row(arm, "mAP@0.3").unit == "%"
+    found = json.loads((folder / out / "detections.json").read_text())["results"]
+    assert found.keys() == {"video_test_0000001", "video_test_0000002"} and all(found.values())
+
+
+def test_figures_of_an_evaluated_run(folder: Path, tmp_path: Path) -> None:
+    run = run_of(folder, "whole")
+    assert "evaluate it first" in stpt.refused("figures", run, "--output", tmp_path, cwd=folder)
+    stpt.here("eval", "--ckpt", run, cwd=folder)
+    stpt.here("figures", run, "--videos", "1", "--output", tmp_path, cwd=folder)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert found == {"ap_heat_map.png", "precision_recall.png", "error_breakdown.png",
+                     "timelines/video_test_0000001.png"}  # fmt: skip
+    (run / "detections.json").unlink()
+    assert len(list((run / "timelines").rglob("*.png"))) == 2  # one of each validation
+
+
+def test_a_held_out_part_chooses_the_best(folder: Path) -> None:
+    """Every second training video is kept out; the truth is of it alone; the figure of the best is honest then."""
+    words = ["train", "--config", "small.py", "--name", "held", "--data.hold_out", "2", *SHORT]
+    stpt.here(*words, cwd=folder)
+    split = json.loads((run_of(folder, "held") / "annotations.json").read_text())["database"]
+    assert {name: entry["subset"] for name, entry in split.items()} == {
+        "video_validation_0000001": "trained", "video_validation_0000002": "held out"}  # fmt: skip
+    found = json.loads((run_of(folder, "held") / "validation.json").read_text())["results"]
+    assert found.keys() == {"video_validation_0000002"}
+    said = stpt.here("eval", "--ckpt", run_of(folder, "held"), "--best", "--output", "held_out", cwd=folder).out
+    assert "chosen on the test videos" not in said
+    assert "keeps none out" in stpt.refused(*words[:3], "--name", "many", "--data.hold_out", "9", cwd=folder)
+
+
+def test_half_precision_trains(folder: Path) -> None:
+    """In bfloat16; weights stay as they are, and the result is near the one of full precision."""
+    stpt.here("train", "--config", "small.py", "--name", "half", "--amp", *SHORT, cwd=folder)
+    half = weights(folder, "half")
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in half.values())
+    config = json.loads((run_of(folder, "half") / "detection.json").read_text())
+    assert config["optim_wrapper"]["type"] == "Bfloat16OptimWrapper"
+
+
+def test_a_moving_average_and_accumulation(folder: Path) -> None:
+    """Their run resumes from its last whole update; what is evaluated is the average."""
+    config = small(
+        "thumos14/stpt.py", folder / "thumos", "optim_wrapper.accumulative_counts=2", overlay="options/ema.py"
+    )
+    config.dump(str(folder / "ema.py"))
+    words = ["train", "--config", "ema.py", *SHORT]
+    stpt.here(*words, "--name", "ema", cwd=folder)
+    stpt.child(*words, "--name", "ema_killed", cwd=folder, patch=at_call(EVALUATION, 1, signal.SIGKILL), code=-9)
+    stpt.here("train", "--resume", "ema_killed", cwd=folder)
+    whole, killed = weights(folder, "ema"), weights(folder, "ema_killed")
+    assert all(torch.equal(value, killed[key]) for key, value in whole.items())
+    last = sorted(run_of(folder, "ema").glob("iter_*.pth"))[-1]
+    raw = torch.load(last, weights_only=False)["ema_state_dict"]
+    assert any(not torch.equal(value, raw[f"module.{key}"]) for key, value in whole.items())
+    assert "mAP" in stpt.here("eval", "--ckpt", run_of(folder, "ema"), "--output", "ema_out", cwd=folder).out
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """ActivityNet's losses are means over clips: two gloo processes of a clip each take the steps of one with two."""
+    root = make_activitynet(tmp_path / "anet")
+    changes = ["model.backbone.drop_path=0.0", "optim_wrapper.optimizer.type=SGD", "optim_wrapper.optimizer.lr=0.01"]
+    changes += ["train_cfg.val_begin=2"]
+    write_small(tmp_path / "anet.py", "activitynet/stpt.py", root, *changes, frames=256)
+    stpt.here("train", "--config", "anet.py", "--name", "one", cwd=tmp_path)
+    assert "one_class/mAP" in stpt.here("eval", "--ckpt", run_of(tmp_path, "one"), cwd=tmp_path).out
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    common = dict(WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=port)
+    words = ["train", "--config", "anet.py", "--launcher", "pytorch", "--name", "two", "--cfg-options"]
+    words += ["train_dataloader.batch_size=1"]
+    started = [
+        stpt.start(*words, cwd=tmp_path, environment={**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    for child in started:
+        child.wait().with_code(0)
+    first, second = weights(tmp_path, "one"), weights(tmp_path, "two")
+    start = small("activitynet/stpt.py", root, frames=256)
+    assert first.keys() == second.keys() and start.train_cfg.max_iters == 1
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-6)
+    found = [json.loads((run_of(tmp_path, name) / "validation.json").read_text()) for name in ("one", "two")]
+    assert found[0]["results"].keys() == found[1]["results"].keys()
+
+
+def test_own_annotations_train(tmp_path: Path) -> None:
+    """One JSON and a folder of video files: its classes become the network's, in the evaluation too."""
+    make_own(tmp_path / "own", classes=("wave", "jump"), form="thumos")
+    write_small(tmp_path / "small.py", "own.py", Path())
+    data = ["--data.annotations", "own/annotations.json", "--data.frames", "own/videos"]
+    stpt.here("train", "--config", "small.py", "--name", "own", *data, *SHORT, cwd=tmp_path)
+    config = json.loads((run_of(tmp_path, "own") / "detection.json").read_text())
+    assert config["model"]["detector"]["num_classes"] == 3
+    stpt.here("eval", "--ckpt", run_of(tmp_path, "own"), cwd=tmp_path)
+    found = json.loads((run_of(tmp_path, "own") / "detections.json").read_text())["results"]
+    labels = {entry["label"] for entries in found.values() for entry in entries}
+    assert found.keys() == {"validation_0", "validation_1"} and labels <= {"wave", "jump"} and labels
+
+
+def test_pre_training_gives_the_backbone(folder: Path, tmp_path: Path) -> None:
+    """Kinetics' recipe for two steps; the detector starts from that run, and without a rate it stays there."""
+    root = make_kinetics(tmp_path / "kinetics")
+    write_small(tmp_path / "kinetics.py", "kinetics/pretrain.py", root, "model.num_classes=2", frames=16)
+    classes = [f"{loader}_dataloader.dataset.num_classes=2" for loader in ("train", "val", "test")]
+    stpt.here("train", "--config", "kinetics.py", "--name", "k400", "--cfg-options", *classes, cwd=tmp_path)
+    assert "acc/top1" in stpt.here("eval", "--ckpt", run_of(tmp_path, "k400"), cwd=tmp_path).out
+    start = f"model.pretrained={run_of(tmp_path, 'k400')}"
+    words = ["--config", folder / "small.py", "--name", "started", *SHORT, start]
+    words += ["optim_wrapper.optimizer.lr=0.0", "schedule.minimum=0.0"]
+    assert "backbone from" in stpt.here("train", *words, cwd=tmp_path).out
+    backbone = {key: value for key, value in weights(tmp_path, "k400").items() if key.startswith("backbone.")}
+    started = weights(tmp_path, "started")
+    assert backbone and all(torch.equal(value, started[key]) for key, value in backbone.items())
+
+
+def test_the_baseline_trains(folder: Path, tmp_path: Path) -> None:
+    """I3D by AFSD's recipe: its BatchNorm stays as it was, all else learns."""
+    changes = ["model.pretrained=None", "optim_wrapper.optimizer.lr=1e-3", "train_cfg.val_begin=9"]
+    changes += ["train_dataloader.dataset.stride=128", "train_dataloader.batch_size=4"]
+    write_small(tmp_path / "i3d.py", "thumos14/afsd_i3d.py", folder / "thumos", *changes)
+    stpt.here("train", "--config", "i3d.py", "--name", "i3d", cwd=tmp_path)
+    first, last = (weights(tmp_path, "i3d", step) for step in (1, 2))
+    still = {key for key, value in first.items() if torch.equal(value, last[key])}
+    assert still == {key for key in first if ".bn." in key}
+
+
+def test_weights_that_do_not_fit_are_one_line(folder: Path) -> None:
+    """mmengine would warn, and evaluate a network of random weights."""
+    torch.save({"state_dict": {"backbone.stages.0.norm.weight": torch.zeros(8)}}, folder / "other.pth")
+    assert "other.pth" in stpt.refused("eval", "--config", "small.py", "--ckpt", "other.pth", cwd=folder)
+
+
+def test_a_loss_that_is_no_number_is_one_line(folder: Path) -> None:
+    words = ["--cfg-options", "optim_wrapper.optimizer.lr=1e30", "schedule.warmup=0", "optim_wrapper.clip_grad=None"]
+    line = stpt.refused("train", "--config", "small.py", "--name", "nan", *words, cwd=folder)
+    assert "not finite at" in line and "last good checkpoint: " in line
+
+
+def test_a_run_folder_runs_nothing(folder: Path, tmp_path: Path) -> None:
+    """A type that is a path to code, in the config that a stranger's run keeps."""
+    run = run_of(tmp_path, "evil")
+    run.mkdir(parents=True)
+    for path in run_of(folder, "whole").glob("*"):
+        if path.name in ("config.yaml", "started", "detection.json") or path.name.startswith("iter_"):
+            (run / path.name).write_bytes(path.read_bytes())
+    config = json.loads((run / "detection.json").read_text())
+    config["custom_hooks"].append({"type": "os.mkdir", "path": "ran"})
+    (run / "detection.json").write_text(json.dumps(config))
+    assert "is no registered name" in stpt.refused("train", "--resume", "evil", cwd=tmp_path)
+    assert "is no registered name" in stpt.refused("eval", "--ckpt", run, cwd=tmp_path)
+    assert not (tmp_path / "ran").exists()
