@@ -32,32 +32,41 @@ def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
         pooled = boundary_max_pooling(torch.cat([x[:, :half], x[:, -1:], x[:, half:]], 1), windows)
         return torch.cat([pooled[:, :half], pooled[:, half + 1 :]], 1)
     # Float32 at least: bfloat16 has no 255.
-    cells = windows.detach().to(torch.promote_types(windows.dtype, torch.float32)).nan_to_num()
-    cells = cells.clamp(0, x.shape[2] - 1).long()  # towards zero: nothing below it is left
-    begin, end = cells[..., ::2], torch.maximum(cells[..., ::2], cells[..., 1::2])
-    clips = [(x, begin, end)]
-    if _eager_on_cpu(x):  # a clip at a time: its table stays in the cache
-        clips = list(zip(x.split(1), begin.split(1), end.split(1), strict=True))
+    ends = windows.detach().to(torch.promote_types(windows.dtype, torch.float32)).nan_to_num()
+    ends = ends.clamp(0, x.shape[2] - 1).long()  # towards zero: nothing below it is left
+    begin, end = ends[..., ::2], torch.maximum(ends[..., ::2], ends[..., 1::2])
+    # On the CPU a look at the windows and a loop over clips are cheap: no level too many, tables that fit its cache.
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    widths = _widths(int((end - begin).max()) + 1 if eager else x.shape[2])
+    rows = _rows(begin, end, x.shape[2], widths, together=1 if eager else x.shape[0])
+    groups = list(zip(x.split(1), rows.split(1), strict=True)) if eager else [(x, rows)]
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return torch.cat([_window_max(some.permute(2, 0, 1), *ends) for some, *ends in clips]).transpose(1, 2)
+        return torch.cat([_window_max(some.permute(2, 0, 1), of_some, widths) for some, of_some in groups])
     with torch.no_grad():
-        keys = [_window_max(_keys(some.permute(2, 0, 1)), *ends) for some, *ends in clips]
+        keys = [_window_max(_keys(some.permute(2, 0, 1)), of_some, widths) for some, of_some in groups]
         # The lower half of a key is what int32 keeps; moved in that type, which is half the bytes.
-        turned = torch.cat([of_some.int().transpose(1, 2) for of_some in keys])
-        places = turned.neg_().add_(x.shape[2] - 1).long()
+        places = torch.cat([of_some.int() for of_some in keys]).neg_().add_(x.shape[2] - 1).long()
     return x.gather(2, places)
 
 
-def _eager_on_cpu(x: Tensor) -> bool:
-    """Where steps may depend on the windows, and a loop over clips costs no launches."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+def _widths(longest: int) -> list[int]:
+    """Cells that an entry of each level covers, as far as a window needs."""
+    return [2**k for k in range(longest.bit_length())]
 
 
-def _window_max(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """Maxima of x (T, B, C), whose halves have windows begin to end (B, K, 2), begin <= end: (B, K, C)."""
+def _rows(begin: Tensor, end: Tensor, cells: int, widths: list[int], together: int) -> Tensor:
+    """The two rows of a table of `together` clips that cover each window begin to end (B, K, 2): (B, 2, K, 2)."""
+    powers = 2 ** torch.arange(len(widths), device=begin.device)
+    level = (powers <= (end - begin + 1)[..., None]).sum(3) - 1  # the largest 2^level that fits
+    before = level * (cells + 1) - (powers[level] - 1)  # entries of the levels below it
+    places = torch.stack([begin, end + 1 - powers[level]], 1)
+    clip = torch.arange(begin.shape[0], device=begin.device)[:, None, None, None] % together
+    return ((before[:, None] + places) * together + clip) * 2 + torch.arange(2, device=begin.device)
+
+
+def _window_max(x: Tensor, rows: Tensor, widths: list[int]) -> Tensor:
+    """Maxima of x (T, B, C) over the windows whose rows are given: (B, C, K)."""
     cells, batch, channels = x.shape
-    longest = int((end - begin).max()) + 1 if _eager_on_cpu(x) else cells
-    widths = [2**k for k in range(longest.bit_length())]
     sizes = [cells + 1 - width for width in widths]
     # Time first: a level is one block of memory, and what a window looks up is one row of half of the channels.
     table = x.new_empty(sum(sizes), batch, channels)
@@ -65,16 +74,8 @@ def _window_max(x: Tensor, begin: Tensor, end: Tensor) -> Tensor:
     levels[0].copy_(x)
     for width, below, level in zip(widths, levels, levels[1:], strict=False):
         torch.maximum(below[:-width], below[width:], out=level)
-    powers = 2 ** torch.arange(len(widths), device=x.device)
-    which = (powers <= (end - begin + 1)[..., None]).sum(3) - 1  # the largest 2^which that fits
-    before = which * (cells + 1) - (powers[which] - 1)  # entries of the levels below it
-    clip, half = torch.arange(batch, device=x.device)[:, None, None], torch.arange(2, device=x.device)
-    rows = table.view(-1, channels // 2)  # (R B 2, C / 2)
-    first, second = (
-        rows.index_select(0, (((before + place) * batch + clip) * 2 + half).flatten())
-        for place in (begin, end + 1 - powers[which])
-    )
-    return torch.maximum(first, second, out=first).view(batch, -1, channels)
+    found = table.view(-1, channels // 2).index_select(0, rows.flatten()).view(batch, 2, -1, channels)
+    return torch.maximum(found[:, 0], found[:, 1]).transpose(1, 2)
 
 
 def _keys(x: Tensor) -> Tensor:
