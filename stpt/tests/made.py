@@ -283,10 +283,8 @@ def small(name: str, root: Path, *more: str, overlay: str | None = None, frames:
         for step in dataset.pipeline:
             if "size" in step:
                 step["size"] = 32
-        dataset.update(dict(size=(36, 36)) if detecting else dict(short_side=34), clip_length=frames)
+        dataset.update(dict(size=(36, 36)) if detecting else dict(short_side=34, clip_length=frames))
         dataset.data_root = str(root)
-        if dataset.get("max_frames"):
-            dataset.max_frames = frames
     for evaluator in (config.val_evaluator, config.test_evaluator):
         if detecting:
             evaluator.truth = str(root / Path(evaluator.truth).name)

@@ -13,6 +13,8 @@ from torch import Tensor
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
+from stpt.models.conversion import load_network
+from stpt.models.labels import THUMOS14
 
 NOT_COMPARED = ("*.py", "iter_*.pth", "best_*.pth", "*events.out*")
 """mmengine writes the time and the place into these, and TensorBoard's last lines are lost with the process."""
@@ -81,6 +83,15 @@ def test_epochs_are_steps(folder: Path) -> None:
     rise, fall = config["param_scheduler"]
     assert (rise["begin"], rise["end"], fall["begin"], fall["T_max"]) == (0, per_epoch, per_epoch, per_epoch)
     assert config["size"] == config["model"]["size"] == [32, 32]
+
+
+def test_a_run_is_a_network(folder: Path) -> None:
+    """For `stpt detect` and the rest: its weights, its classes, its clips' size and their frames a second."""
+    network = load_network(run_of(folder, "whole"))
+    assert network.settings["classes"] == list(THUMOS14) and network.settings["fps"] == 10.0
+    assert network.settings["size"] == [32, 32] and network.settings["detector"]["frames"] == 128
+    state = weights(folder, "whole")
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def adapt(config: Any, options: Any) -> None:
     if config.train_dataloader.dataset.type == "TADDataset":
         crops = [step["size"] for step in config.train_dataloader.dataset.pipeline if step["type"] == "CropClip"]
         config.size = config.model.size = [crops[0], crops[0]]
+        config.fps = config.train_dataloader.dataset.fps  # what `stpt detect` reads a video at
     if options.amp:
         config.optim_wrapper.type = "Bfloat16OptimWrapper"  # on a GPU too: distances are exponentials
     if hasattr(options, "test"):
@@ -159,8 +160,9 @@ def take_data(config: Any, loader: str, data: Any) -> None:
             config.model.detector.num_classes = 1 + len(read_annotations(data.annotations, faults="keep").classes)
     if data.clips != "config":
         dataset.clips = data.clips
-        if data.clips == "whole":
-            dataset.fps, dataset.max_frames = None, dataset.clip_length
+    dataset.clip_length = config.model.detector.frames
+    whole = dataset.clips == "whole"
+    dataset.fps, dataset.max_frames = (None, dataset.clip_length) if whole else (dataset.get("fps") or 10.0, None)
     dataset.missing, dataset.faults = data.missing, data.faults
     if loader != LOADERS[2] and getattr(data, "split", None):
         dataset.ann_file, dataset.subset = data.split, TRAINED if training else HELD_OUT
@@ -213,7 +215,7 @@ def count(config: Any) -> None:
     epoch = math.ceil(math.ceil(clips / (config.train_dataloader.batch_size * processes)) / each) * each
     if plan.get("warmup", 0) >= plan.epochs:
         raise UserError(
-            f"a warm-up of {plan.warmup} epochs in a run of {plan.epochs}: --cfg-options schedule.warmup=0 leaves it out"
+            f"a warm-up of {plan.warmup} epochs in a run of {plan.epochs}; --cfg-options schedule.warmup=0 has none"
         )
     total, warm = plan.epochs * epoch, plan.get("warmup", 0) * epoch
     config.train_cfg.update(max_iters=total, val_interval=epoch)
