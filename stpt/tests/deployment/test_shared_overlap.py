@@ -44,7 +44,7 @@ def test_pieces_give_what_the_whole_video_gives(video: Tensor, cpe: str, monkeyp
     expected = backbone(video)
     (found,) = overlapping_maps(backbone, taken_from(video), LENGTH, [0], LENGTH, piece=48)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    short = shared_overlap.Shared(2, 2, 16, 0)
+    short = shared_overlap.Shared(16, (2, 2), (0, 0))
     monkeypatch.setattr(shared_overlap, "shared_part", lambda _: short)
     (found,) = overlapping_maps(backbone, taken_from(video), LENGTH, [0], LENGTH, piece=48)
     assert max(drift(expected, found)) > 1e-4  # without the halo it does
@@ -67,7 +67,7 @@ def test_each_window_cuts_its_part_of_the_videos_map(video: Tensor, offsets: lis
 def test_a_window_drifts_at_its_borders_only(video: Tensor) -> None:
     """Behind the halo the first stages' cells are those of the window alone; the maps that follow see all of it."""
     backbone = tiny(out_stages=(2, 3), kinds="LLLL")
-    halo, clip = shared_part(backbone).halo // 2, 192
+    halo, clip = sum(shared_part(backbone).halos) // 2, 192
     alone, whole = (backbone.stages[1](backbone.stages[0](x)) for x in (video[:, :, 64 : 64 + clip], video))
     inner = whole[:, :, 32 : 32 + clip // 2] - alone
     assert inner[:, :, halo:-halo].abs().max() < 1e-5 < inner.abs().max()
@@ -78,9 +78,9 @@ def test_a_window_drifts_at_its_borders_only(video: Tensor) -> None:
 
 def test_what_is_shared_follows_from_the_network() -> None:
     with torch.device("meta"):
-        assert shared_part(create_backbone("stpt")) == shared_overlap.Shared(2, 2, 16, 48)
-        assert shared_part(create_backbone("stpt_ccgg")).stages == 2
-        assert shared_part(create_backbone("stpt", kinds="LGGG")).stages == 1
+        assert shared_part(create_backbone("stpt")) == shared_overlap.Shared(16, (2, 2), (16, 32))
+        assert len(shared_part(create_backbone("stpt_ccgg")).strides) == 2
+        assert shared_part(create_backbone("stpt", kinds="LGGG")).halos == (16,)
         for name in ("stpt_gggg", "stpt_ffff"):
             with pytest.raises(UserError, match="first stage of the network looks at the whole clip"):
                 shared_part(create_backbone(name))

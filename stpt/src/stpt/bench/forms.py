@@ -87,10 +87,10 @@ def map_steps(videos: int, actions: int, detections: int) -> Steps:
         of.setdefault(str(video), []).append((label, s, e))
     rows = zip(where[near], guesses.tolist(), found.tolist(), scores.tolist(), strict=True)
     theirs = [(str(video), label, s, e, score) for video, label, (s, e), score in rows]
-    actions = _by_class((video, label, s, e) for video, some in of.items() for label, s, e in some)
+    rows_by_class = _by_class((video, label, s, e) for video, some in of.items() for label, s, e in some)
     return {
         VECTORISED: lambda: mean_average_precision(ours, truth, THUMOS14).average,
-        MMACTION: partial(_by_mmaction, actions, _by_class(theirs)),
+        MMACTION: partial(_by_mmaction, rows_by_class, _by_class(theirs)),
         LOOPS: partial(plain.mean_average_precision, of, theirs, THUMOS14),
     }
 

@@ -111,7 +111,7 @@ class SearchedVideo:
             part = shared_part(self._backbone())
             if wrong := [number for number in (self.length, stride) if number % part.grid]:
                 raise UserError(f"windows share frames in steps of {part.grid}; {wrong[0]} is no multiple of it")
-            halo = part.halo
+            halo = sum(part.halos)
             inside = [o for o in self.offsets if o % part.grid == 0 and o + self.length <= len(self.video)]
             self._shared = len(inside) if len(inside) > 1 else 0  # of the windows, from the first on
         self.frames = FrameBuffer(self.video, size, self.length + self._piece + 2 * halo, self.device)
