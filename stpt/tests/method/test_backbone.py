@@ -189,7 +189,10 @@ def test_what_cannot_be_is_refused() -> None:
         ({"kinds": "LXGZ"}, "stages of kind 'XZ'; the kinds are L, G, C, F"),
         ({"cpe": "every"}, "cpe 'every' of block, stage, none"),
         ({"pos_embed": "abs"}, "pos_embed 'abs' needs the clips' size"),
-        ({"out_stages": (2, 4)}, r"out_stages \[4\] of a backbone with stages 0 to 3"),
+        ({"out_stages": (2, 4)}, r"out_stages \(2, 4\) of a backbone with stages 0 to 3"),
+        ({"out_stages": ()}, r"out_stages \(\) of a backbone with stages 0 to 3"),
+        ({"depths": (-1, 1, 1, 1)}, r"depths \(-1, 1, 1, 1\) must be whole, from 1 on"),
+        ({"drop_path": 1.0}, "drop_path 1.0 must be a share from 0 on, below 1"),
         ({"kernels": ((3, 7),) * 4}, r"kernel \(3, 7\) must be three sizes"),
         ({"reduction": "median"}, "reduction by 'median'"),
     ):

@@ -140,6 +140,10 @@ def test_distances_and_windows_stay_in_float32_under_autocast() -> None:
         (dict(groups=3), "8 channels are not a multiple of 3 groups"),
         (dict(levels=1), "1 levels for 2 maps"),
         (dict(strides=(1, 2)), "2 strides for 3 levels"),
+        (dict(num_classes=1), "num_classes 1 must be a whole number from 2 on"),
+        (dict(frames=2.5), "frames 2.5 must be a whole number from 1 on"),
+        (dict(groups=0), "groups 0 must be a whole number from 1 on"),
+        (dict(consistency_scales=(1, 0, 4)), r"consistency_scales \(1, 0, 4\) must be three numbers above 0"),
     ],
 )
 def test_impossible_options(change: dict[str, Any], message: str) -> None:

@@ -109,6 +109,19 @@ def test_a_label_that_is_no_class_is_one_line(label: int) -> None:
         losses_of(detector(), [sample((20, 90, label))])
 
 
+@pytest.mark.parametrize(
+    ("head", "loss", "told"),
+    [
+        ({}, dict(lw=10), "loss: .* unexpected keyword argument 'lw'"),
+        ({}, dict(weights=dict(lw=10)), "loss: weight of 'lw'; the losses are loss_l"),
+        (dict(variant="activitynet", levels=7), {}, "7 levels; ActivityNet's losses have ranges of lengths for 6"),
+    ],
+)
+def test_losses_that_cannot_be_are_one_line(head: dict[str, Any], loss: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        STPTDetector(BACKBONE, {**HEAD, **head}, loss, size=(SIDE, SIDE))
+
+
 def test_classifier() -> None:
     """The loss falls on two clips, the scores are probabilities, a label that is no class is one line."""
     torch.manual_seed(0)

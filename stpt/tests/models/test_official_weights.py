@@ -157,6 +157,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         (state, {"settings": "[1]"}, "settings that are a list"),
         (state, {"settings": json.dumps({"backbone": "stpt", "lr": 1})}, "unknown settings lr; known are backbone"),
         (state, {"settings": json.dumps({"backbone": "vit"})}, "backbone 'vit' is none of stpt, stpt_tiny"),
+        (state, {"settings": json.dumps({"backbone": {"name": ["stpt"]}})}, r"backbone \['stpt'\] is none of stpt"),
+        (state, {"settings": json.dumps({"backbone": 3})}, "setting backbone is 3; right would be a name, or options"),
+        (state, {"settings": json.dumps({"size": 96})}, "setting size is 96; right would be a height and a width"),
+        (state, {"settings": json.dumps({"classes": 3})}, "setting classes is 3; right would be a list of names"),
+        (state, {"settings": json.dumps({"detector": {"frames": "x"}})}, "clips of x frames and size"),
         (
             state,
             {"settings": json.dumps({"backbone": {"name": "stpt", "dims": [9999] * 4}})},

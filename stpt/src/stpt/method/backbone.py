@@ -220,8 +220,12 @@ class Backbone(nn.Module):
             raise ValueError(f"stages of kind '{''.join(sorted(unknown))}'; the kinds are {', '.join(KINDS)}")
         if cpe not in CPE or pos_embed not in POS_EMBED:
             raise ValueError(f"cpe '{cpe}' of {', '.join(CPE)}; pos_embed '{pos_embed}' of {', '.join(POS_EMBED)}")
-        if wrong := [stage for stage in out_stages if not 0 <= stage < len(dims)]:
-            raise ValueError(f"out_stages {wrong} of a backbone with stages 0 to {len(dims) - 1}")
+        if not out_stages or not set(out_stages) <= set(range(len(dims))):
+            raise ValueError(f"out_stages {out_stages!r} of a backbone with stages 0 to {len(dims) - 1}")
+        if not all(isinstance(count, int) and count >= 1 for count in (in_channels, *dims, *depths)):
+            raise ValueError(f"in_channels {in_channels!r}, dims {dims!r}, depths {depths!r} must be whole, from 1 on")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path {drop_path} must be a share from 0 on, below 1")
         self.out_stages = tuple(out_stages)
         self.out_channels = tuple(dims[stage] for stage in self.out_stages)
         paths = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())

@@ -41,7 +41,8 @@ class Detector(nn.Module):
             first level has a cell each 8 frames, that is a slip, and (1, 8, 8) is right.
 
     Raises:
-        ValueError: an unknown variant or norm, an odd number of channels, strides for another number of levels.
+        ValueError: an unknown variant or norm, sizes that are too small, an odd number of channels, strides for another
+            number of levels.
     """
 
     def __init__(
@@ -64,8 +65,14 @@ class Detector(nn.Module):
             raise ValueError(f"variant {variant!r} is none of thumos, activitynet")
         if head_norm not in ("gn", "ln"):
             raise ValueError(f"head_norm {head_norm!r} is none of gn, ln")
+        least = dict(num_classes=2, frames=1, levels=1, channels=2, groups=1)
+        for name, value in zip(least, (num_classes, frames, levels, channels, groups), strict=True):
+            if not isinstance(value, int) or value < least[name]:
+                raise ValueError(f"{name} {value!r} must be a whole number from {least[name]} on")
         if channels % 2:
             raise ValueError(f"{channels} channels have no halves for starts and ends")
+        if len(consistency_scales) != 3 or min(consistency_scales) <= 0:
+            raise ValueError(f"consistency_scales {consistency_scales} must be three numbers above 0")
         self.variant, self.frames, self.refine = variant, frames, refine
         self.consistency_scales = tuple(consistency_scales)
         if variant == "activitynet":

@@ -23,6 +23,7 @@ from paperkit.training.openmmlab import own_scope
 from stpt.method.consistency import triplet
 from stpt.method.decoding import decode
 from stpt.method.losses import DetectionLoss
+from stpt.method.targets import LEVEL_RANGES
 from stpt.models.conversion import load_backbone
 from stpt.models.stpt import STPT
 
@@ -67,6 +68,9 @@ class STPTDetector(BaseModel):
         consistency: weight of the triplet loss on the spliced clips; 0 never looks at them.
         pretrained: weights that the backbone starts from; every kind that `load_backbone` knows.
         data_preprocessor: `ClipPreprocessor`.
+
+    Raises:
+        UserError: options that do not fit, more levels than ActivityNet's losses have ranges for among them.
     """
 
     def __init__(
@@ -84,7 +88,13 @@ class STPTDetector(BaseModel):
         self.backbone, self.coarse_pyramid_detection = network.backbone, network.coarse_pyramid_detection
         self.frames: int = detector.get("frames", 256)
         self.classes = int(detector.get("num_classes", 21)) - 1
-        self.losses = DetectionLoss(detector.get("variant", "thumos"), self.frames, **(loss or {}))
+        variant, levels = detector.get("variant", "thumos"), detector.get("levels", 6)
+        if variant == "activitynet" and levels > len(LEVEL_RANGES):
+            raise UserError(f"{levels} levels; ActivityNet's losses have ranges of lengths for {len(LEVEL_RANGES)}")
+        try:
+            self.losses = DetectionLoss(variant, self.frames, **(loss or {}))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"loss: {error}") from error
         self.weight = consistency
         if pretrained:
             load_backbone(self.backbone, pretrained)

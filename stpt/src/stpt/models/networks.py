@@ -57,8 +57,8 @@ def create_backbone(name: str = "stpt", **changes: Any) -> Backbone | I3D:
     Example:
         >>> maps = create_backbone("stpt")(torch.randn(1, 3, 256, 96, 96))  # (1, 384, 64, 6, 6), (1, 768, 32, 3, 3)
     """
-    if name not in BACKBONES:
-        raise UserError(f"backbone '{name}' is none of {', '.join(BACKBONES)}")
+    if not isinstance(name, str) or name not in BACKBONES:
+        raise UserError(f"backbone {name!r} is none of {', '.join(BACKBONES)}")
     try:
         return I3D(**changes) if name == I3D_NAME else Backbone(**{**BACKBONES[name], **changes})
     except (TypeError, ValueError) as error:

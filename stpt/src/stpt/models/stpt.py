@@ -18,6 +18,13 @@ from stpt.method.detector import Detector
 from stpt.models.networks import BACKBONES, create_backbone
 
 SETTINGS = ("backbone", "detector", "size", "classes", "fps")
+RIGHT = {
+    "backbone": "a name, or options by name",
+    "detector": "options by name",
+    "size": "a height and a width",
+    "classes": "a list of names",
+}
+"""What settings of a wrong type should be."""
 
 
 class STPT(
@@ -55,14 +62,18 @@ class STPT(
         fps: float | None = None,
     ) -> None:
         super().__init__()
+        given = dict(backbone=(backbone, str | Mapping), detector=(detector or {}, Mapping),
+                     size=(size, Sequence), classes=(classes or (), Sequence))  # fmt: skip
+        if wrong := [name for name, (value, kind) in given.items() if not isinstance(value, kind)]:
+            raise UserError(f"setting {wrong[0]} is {given[wrong[0]][0]!r}; right would be {RIGHT[wrong[0]]}")
         chosen: dict[str, Any] = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
         head: dict[str, Any] = dict(detector or {})
         frames = head.get("frames", 256)
-        if len(size) != 2 or min(frames, *size) < 1:
+        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in (frames, *size)):
             raise UserError(
                 f"clips of {frames} frames and size {list(size)}: need one frame, a height and a width at least"
             )
-        if {**BACKBONES.get(chosen.get("name", ""), {}), **chosen}.get("pos_embed") == "abs":
+        if {**BACKBONES.get(str(chosen.get("name")), {}), **chosen}.get("pos_embed") == "abs":
             chosen.setdefault("size", [frames, *size])
         self.backbone = create_backbone(**chosen)
         maps = self.backbone.map_sizes(frames, *size)
