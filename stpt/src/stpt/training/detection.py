@@ -2,7 +2,8 @@
 
 Example: stpt train --config stpt/configs/thumos14/stpt.py --data.root DIR --amp
 On your own videos: stpt train --config stpt/configs/own.py --data.annotations FILE.json --data.frames VIDEOS --amp
-A config file is executed, so name only files that you trust. The run keeps the resolved config as data.
+A config file is executed, so name only files that you trust. The run keeps the resolved config as data. Mixed precision
+is bfloat16 on a GPU too.
 
 Without a held-out part (`--data.hold_out`) the checkpoint of best mAP is chosen on the test videos; `eval --best` says
 so beside its figure.
@@ -123,10 +124,10 @@ def adapt(config: Any, options: Any) -> None:
     Raises:
         UserError: data that cannot be read, or do not fit each other.
     """
-    for loader in LOADERS:
-        if config[loader].dataset.type == "TADDataset":
-            take_data(config, loader, options.data)
-    if config.train_dataloader.dataset.type == "TADDataset":
+    ours = [name for name in LOADERS if config.get(name) and config[name].dataset.type == "TADDataset"]
+    for loader in ours:
+        take_data(config, loader, options.data)
+    if LOADERS[0] in ours:
         crops = [step["size"] for step in config.train_dataloader.dataset.pipeline if step["type"] == "CropClip"]
         config.size = config.model.size = [crops[0], crops[0]]
         config.fps = config.train_dataloader.dataset.fps  # what `stpt detect` reads a video at
@@ -143,7 +144,7 @@ def take_data(config: Any, loader: str, data: Any) -> None:
     from stpt.training.annotations import read_annotations
 
     dataset, training = config[loader].dataset, loader == LOADERS[0]
-    evaluator = None if training else config[f"{loader.split('_')[0]}_evaluator"]
+    evaluator = None if training else config.get(f"{loader.split('_')[0]}_evaluator")
     if data.root is not None:
         old, dataset.data_root = dataset.data_root, data.root
         if evaluator is not None and Path(evaluator.truth).is_relative_to(old):
@@ -160,8 +161,8 @@ def take_data(config: Any, loader: str, data: Any) -> None:
             config.model.detector.num_classes = 1 + len(read_annotations(data.annotations, faults="keep").classes)
     if data.clips != "config":
         dataset.clips = data.clips
-    dataset.clip_length = config.model.detector.frames
-    whole = dataset.clips == "whole"
+    dataset.clip_length = config.model.detector.get("frames", 256)
+    whole = dataset.get("clips") == "whole"
     dataset.fps, dataset.max_frames = (None, dataset.clip_length) if whole else (dataset.get("fps") or 10.0, None)
     dataset.missing, dataset.faults = data.missing, data.faults
     if loader != LOADERS[2] and getattr(data, "split", None):
