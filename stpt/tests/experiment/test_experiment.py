@@ -212,7 +212,7 @@ def test_rate_rises_and_falls() -> None:
 def test_claims_can_fail() -> None:
     whole = {"LLLL": 110.0, "LLLG": 110.0, "LLGG": 120.0, "LGGG": 100.0, "GGGG": 300.0, HEAD: 2.0, AFSD: 150.0}
     assert not any(claim.held for claim in compute_claims(whole))
-    flat = {LLGG: [50.0] * 5, LLLL: [40.0] * 5, "GGGG": [60.0] * 5}
+    flat = {LLGG: [70.0] * 5, LLLL: [60.0] * 5, "GGGG": [80.0] * 5}
     results = [SeedResult(seed, flat, {LLGG: 0.0, LLLL: 1e-9}) for seed in range(2)]
     assert not any(claim.held for claim in cue_claims(results))
     full = order_claims(results, ExperimentConfig(also=["GGGG"]))

@@ -8,7 +8,7 @@ import torch
 
 from paperkit.results.metrics import Metrics
 from paperkit.results.report import save_figure
-from stpt.experiment.clips import CLASSES, CUE_FRAMES, FRAMES, Clips, make_clips
+from stpt.experiment.clips import CLASSES, CUE_FRAMES, FIRST, FRAMES, Clips, make_clips
 from stpt.experiment.compute import macs_of
 from stpt.experiment.measuring import found_in
 from stpt.experiment.run import trained
@@ -65,6 +65,7 @@ def draw(metrics: Metrics, run: Path, folder: Path, config: ExperimentConfig) ->
         title="Half of a class is the place of the band, 100 frames before: LLLL guesses it",
         unit="frames",
         length=FRAMES,
+        begin=FIRST - 10,
         least=LEAST,
     )
     if REFINED in networks:

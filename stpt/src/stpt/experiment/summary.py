@@ -108,9 +108,9 @@ def order_claims(results: Sequence[SeedResult], config: ExperimentConfig) -> lis
             _gains(gains),
         ),
         Claim(
-            f"LLLL stays near the {GUESS:.0f} % of guessing the cue: 50 to 64 % in every seed",
+            f"LLLL does not exceed the {GUESS:.0f} % of finding every action and guessing the cue, in any seed",
             False,
-            all(abs(value - GUESS) <= 7 for value in average[LLLL]),
+            max(average[LLLL]) <= GUESS,
             f"per seed {', '.join(f'{value:.1f}' for value in average[LLLL])}",
         ),
     ]

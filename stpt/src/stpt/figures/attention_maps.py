@@ -4,10 +4,11 @@ Shapes: T frames, H height, W width of a stage's map, C channels; S columns of t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +56,7 @@ def attention_maps(backbone: Backbone, clip: Tensor, where: Sequence[float]) -> 
         where: frame, row and column of the token that looks, each in [0, 1] of the clip.
     """
     given: dict[int, Tensor] = {}
-    layers = [[*stage.get_submodule("blocks").children()][-1].attn for stage in backbone.stages]
+    layers = [[*stage.get_submodule("blocks").children()][-1].get_submodule("attn") for stage in backbone.stages]
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, i=i: given.update({i: inputs[0][0]}))
         for i, layer in enumerate(layers)
@@ -88,26 +89,26 @@ def draw_attention_maps(
     """
     rows = {f"{name}\n{stage}": seen for name, maps in networks.items() for stage, seen in maps.items()}
     columns = min(COLUMNS, *(seen.shape[0] for seen in rows.values()))
-    length, size = len(frames), tuple(frames.shape[1:3])
-    shown = [int((i + 0.5) * length / columns) for i in range(columns)]
+    height, width = frames.shape[1:3]
+    shown = [int((i + 0.5) * len(frames) / columns) for i in range(columns)]
+    strip = _side_by_side(frames[shown].reshape(columns, height, width, -1), seam=1.0)
     with style():
-        drawn, panels = figure(
-            len(rows), columns, width=1.4 + 0.75 * columns, height=0.9 + 0.85 * len(rows), squeeze=False
-        )
-        for row, (line, (name, seen)) in enumerate(zip(panels, rows.items(), strict=True)):
-            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        drawn, panels = figure(len(rows), 1, width=11.0, height=1.0 + 0.85 * len(rows), squeeze=False, sharex=True)
+        for panel, (name, seen) in zip(panels[:, 0], rows.items(), strict=True):
             spans = F.adaptive_avg_pool3d(seen[None, None], (columns, *seen.shape[1:]))[0, 0]
-            top = max(float(spans.max()), 1e-12)
-            for i, panel in enumerate(line):
-                _show(panel, frames[shown[i]], F.interpolate(spans[i][None, None], size=size)[0, 0] / top)
-                if row == 0:
-                    panel.set_title(f"{shown[i]}", fontsize=8)
-                if i == min(int(where[0] * columns), columns - 1):
-                    panel.plot(
-                        (where[2] * size[1]) - 0.5, (where[1] * size[0]) - 0.5, "+", color=COLORS[5], markersize=9
-                    )
+            heat = F.interpolate(spans[:, None], size=(height, width)) / max(float(spans.max()), 1e-12)
+            strength = _side_by_side(heat.permute(0, 2, 3, 1), seam=0.0)[..., 0]
+            panel.imshow(strip if strip.shape[-1] == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=1)
+            panel.imshow(strength, cmap="autumn", alpha=0.75 * strength, vmin=0, vmax=1)  # nothing where 0
+            column = min(int(where[0] * columns), columns - 1)
+            at = column * (width + 1) + where[2] * width - 0.5, where[1] * height - 0.5
+            panel.plot(*at, "+", color=COLORS[5], markersize=9)
+            panel.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            panel.set(yticks=[])
+            panel.grid(False)
+        panel.set_xticks([i * (width + 1) + width / 2 for i in range(columns)], [str(place) for place in shown])
+        panel.set_xlabel("frame of the clip; yellow: most attention, dark: little, no colour: none")
         drawn.suptitle(title or "What the token at the cross attends to", fontsize=10)
-        drawn.supxlabel("yellow: most; dark: little; no colour: nothing. Numbers above: frame of the clip", fontsize=8)
     return drawn
 
 
@@ -121,8 +122,6 @@ def _weights(query_hd: Tensor, keys_hnd: Tensor) -> Tensor:
     return scores.softmax(-1).mean(0)
 
 
-def _show(panel: Any, picture: Tensor, heat: Tensor) -> None:
-    panel.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-    panel.imshow(heat.numpy(), cmap="autumn", alpha=(0.75 * heat).numpy(), vmin=0, vmax=1)  # nothing where 0
-    panel.set(xticks=[], yticks=[])
-    panel.grid(False)
+def _side_by_side(pictures: Tensor, seam: float) -> NDArray[np.float32]:
+    """(n, H, W, c) -> (H, n (W + 1), c), a line of one value after each."""
+    return F.pad(pictures.float(), (0, 0, 0, 1), value=seam).permute(1, 0, 2, 3).flatten(1, 2).numpy()

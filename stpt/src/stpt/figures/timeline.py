@@ -34,6 +34,7 @@ def draw_timeline(
     title: str = "Actions found along the video",
     unit: str = "s",
     length: float | None = None,
+    begin: float = 0.0,
     least: float = 0.0,
     most: int = MOST,
 ) -> None:
@@ -46,12 +47,13 @@ def draw_timeline(
         title: says what to see.
         unit: of the times.
         length: of the video, the right end of the picture; by default the last end of a bar.
+        begin: the left end of the picture.
         least: score below which a detection is not shown.
         most: bars of a lane at most, those with the highest scores.
     """
     found = detections if isinstance(detections, Mapping) else {"detected": detections}
     lanes = {name: strongest(bars, least, most) for name, bars in found.items()}
-    save_figure(timeline({"truth": list(truth), **lanes} if truth else lanes, title, unit, length), path)
+    save_figure(timeline({"truth": list(truth), **lanes} if truth else lanes, title, unit, length, begin), path)
 
 
 def strongest(bars: Sequence[Bar], least: float, most: int) -> list[Bar]:
@@ -72,7 +74,9 @@ def stacked(bars: Sequence[Bar]) -> list[int]:
     return rows
 
 
-def timeline(lanes: Mapping[str, Sequence[Bar]], title: str, unit: str, length: float | None = None) -> Figure:
+def timeline(
+    lanes: Mapping[str, Sequence[Bar]], title: str, unit: str, length: float | None = None, begin: float = 0.0
+) -> Figure:
     """Lanes of bars from top to bottom, one colour a class; a bar is the fainter the lower its score."""
     labels = sorted({bar.label for bars in lanes.values() for bar in bars})
     colors = {label: _color(i, len(labels)) for i, label in enumerate(labels)}
@@ -90,7 +94,7 @@ def timeline(lanes: Mapping[str, Sequence[Bar]], title: str, unit: str, length: 
             top += heights[name] + 0.6
             panel.axhline(top - 0.8, color="#BBBBBB", linewidth=0.8)
         panel.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
-        panel.set(xlim=(0, length or last), ylim=(top - 0.8, -0.8), xlabel=f"time, {unit}", title=title)
+        panel.set(xlim=(begin, length or last), ylim=(top - 0.8, -0.8), xlabel=f"time, {unit}", title=title)
         panel.grid(axis="y", visible=False)
         if labels:
             handles = [Patch(color=colors[label], label=label) for label in labels]
