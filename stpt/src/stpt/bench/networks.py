@@ -106,7 +106,7 @@ def overlap_steps(frames: int, shape: Sequence[int]) -> tuple[Steps, Callable[[]
             yield model(taken(offset, offset + clip))
 
     def shared() -> Iterator[list[Tensor]]:
-        return overlapping_maps(model, taken, frames, offsets, clip, piece=2 * clip)
+        return overlapping_maps(model, taken, frames, offsets, clip, piece=clip)
 
     def run(form: Callable[[], Iterator[list[Tensor]]]) -> int:
         with torch.inference_mode():
