@@ -21,7 +21,7 @@ from stpt.experiment.settings import LLGG, LLLL, REFINED, ExperimentConfig, Seed
 from stpt.experiment.summary import AFSD, CHANGE, HEAD, MACS, WHOLE, compute_claims, cue_claims, order_claims
 
 SHORT = ["--seeds", "1", "--steps", "52", "--batch_size", "1", "--test_clips", "8", "--channels", "16"]
-TINY = ExperimentConfig(seeds=1, steps=20, batch_size=2, test_clips=4, also=["GGGG"], refined=True)
+TINY = ExperimentConfig(seeds=1, steps=20, lr=5e-4, batch_size=2, test_clips=4, also=["GGGG"], refined=True)
 
 
 @pytest.fixture(scope="module")
