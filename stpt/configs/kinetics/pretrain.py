@@ -2,7 +2,8 @@
 # STPT is said to need its own; nobody published how, so that this recipe was chosen here.
 # Command:  make stpt-train CONFIG=stpt/configs/kinetics/pretrain.py ARGS="--data.root DIR --amp --launcher pytorch"
 #           DIR holds train.txt and val.txt of lines `FILE NUMBER`, and the folder videos that the files are in.
-#           Starts from inflated ImageNet weights with --cfg-options model.pretrained=FILE.
+#           Starts from inflated ImageNet weights with --cfg-options model.pretrained=FILE (model.inflation=center: in
+#           the middle frame alone).
 # Paper:    unknown. Measured here: not run (needs Kinetics-400 and 8 GPUs); a step on a made folder is in
 #           tests/training/test_detection.py. 38.7 G multiply-accumulates a clip (stpt flops).
 _base_ = ["../_run.py"]

@@ -1,5 +1,6 @@
 """The model that mmengine trains: clips of bytes, padding, losses, predictions, and the classifier of pre-training."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,11 @@ from mmaction.structures import ActionDataSample
 from torch import Tensor
 
 from paperkit.errors import UserError
+from paperkit.files.weights import save_weights
+from stpt.models.inflation import inflate
 from stpt.models.mm_classifier import STPTClassifier
 from stpt.models.mm_detector import ClipPreprocessor, STPTDetector
+from stpt.models.networks import create_backbone
 
 FRAMES, SIDE = 128, 32
 BACKBONE = dict(name="stpt_tiny", dims=(8, 8, 8, 16), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.0)
@@ -120,6 +124,17 @@ def test_a_label_that_is_no_class_is_one_line(label: int) -> None:
 def test_losses_that_cannot_be_are_one_line(head: dict[str, Any], loss: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         STPTDetector(BACKBONE, {**HEAD, **head}, loss, size=(SIDE, SIDE))
+
+
+@pytest.mark.parametrize("how", ["mean", "center"])
+def test_start_from_a_2d_network(tmp_path: Path, how: str) -> None:
+    """The way of inflation is the config's; a classifier of pictures is no part of the backbone."""
+    name, state = "stages.0.patch_embed.proj.weight", create_backbone(**BACKBONE).state_dict()
+    flat = {key: value.sum(2) if value.ndim == 5 else value for key, value in state.items()}
+    save_weights(tmp_path / "flat.safetensors", {**flat, "head.weight": torch.ones(2, 16)})
+    pretrained: dict[str, Any] = dict(pretrained=str(tmp_path / "flat.safetensors"), inflation=how)
+    for model in (detector(**pretrained), STPTClassifier(BACKBONE, 2, **pretrained)):
+        torch.testing.assert_close(model.backbone.state_dict()[name], inflate(flat[name], 3, how))
 
 
 def test_classifier() -> None:

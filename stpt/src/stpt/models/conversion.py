@@ -148,8 +148,8 @@ def load_backbone(
     Args:
         backbone: changed in place.
         source: a run of ours (of detection or of Kinetics), a file or folder that holds such a backbone, a 2D network
-            of the same names (its convolutions are inflated), torchvision's `mvit_v1_b`, or for I3D rgb_imagenet.pt,
-            flow_imagenet.pt or a checkpoint of AFSD.
+            of the same names (its convolutions are inflated, its classifier `head` is left out), torchvision's
+            `mvit_v1_b`, or for I3D rgb_imagenet.pt, flow_imagenet.pt or a checkpoint of AFSD.
         inflation: `mean` or `center`, see `stpt.models.inflation.inflate`. trust_pickle: as in `load_network`.
 
     Raises:
@@ -173,5 +173,5 @@ def load_backbone(
 def _fitting(backbone: Backbone | I3D, state: Mapping[str, Tensor], inflation: str) -> dict[str, Tensor]:
     """Weights of a file under the backbone's names."""
     if isinstance(backbone, Backbone):
-        return inflated(state, backbone, inflation)
+        return inflated({name: x for name, x in state.items() if not name.startswith("head.")}, backbone, inflation)
     return from_imagenet_file(state) if "Conv3d_1a_7x7.conv3d.weight" in state else dict(state)

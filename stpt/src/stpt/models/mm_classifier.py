@@ -27,6 +27,7 @@ class STPTClassifier(BaseModel):
         num_classes: C.
         label_smoothing: share of the target that is spread over all classes.
         pretrained: weights that the backbone starts from: a 2D network's or MViT's file.
+        inflation: of a 2D network's convolutions, `mean` or `center`.
         data_preprocessor: `ClipPreprocessor`.
     """
 
@@ -36,6 +37,7 @@ class STPTClassifier(BaseModel):
         num_classes: int = 400,
         label_smoothing: float = 0.1,
         pretrained: str | None = None,
+        inflation: str = "mean",
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=dict(data_preprocessor or dict(type="stpt.ClipPreprocessor")))
@@ -45,7 +47,7 @@ class STPTClassifier(BaseModel):
         nn.init.zeros_(self.head.bias)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         if pretrained:
-            load_backbone(self.backbone, pretrained)
+            load_backbone(self.backbone, pretrained, inflation)
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = "tensor") -> Any:
         """(B, 3, T, H, W) in [-1, 1] -> the loss; samples with `pred_score` (C); or logits (B, C).

@@ -67,6 +67,7 @@ class STPTDetector(BaseModel):
         size: height and width of clips.
         consistency: weight of the triplet loss on the spliced clips; 0 never looks at them.
         pretrained: weights that the backbone starts from; every kind that `load_backbone` knows.
+        inflation: of a 2D network's convolutions, `mean` or `center`.
         data_preprocessor: `ClipPreprocessor`.
 
     Raises:
@@ -81,6 +82,7 @@ class STPTDetector(BaseModel):
         size: Sequence[int] = (96, 96),
         consistency: float = 0.1,
         pretrained: str | None = None,
+        inflation: str = "mean",
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=dict(data_preprocessor or dict(type="stpt.ClipPreprocessor")))
@@ -97,7 +99,7 @@ class STPTDetector(BaseModel):
             raise UserError(f"loss: {error}") from error
         self.weight = consistency
         if pretrained:
-            load_backbone(self.backbone, pretrained)
+            load_backbone(self.backbone, pretrained, inflation)
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = "tensor") -> Any:
         """(B, 3, T, H, W) in [-1, 1] -> losses by name; samples with `pred_segments` and `pred_scores`; or raw outputs.
