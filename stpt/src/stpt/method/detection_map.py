@@ -46,8 +46,10 @@ class Instances:
 
     def only(self, chosen: NDArray) -> "Instances":
         """Some of them, by a mask or by numbers."""
-        scores = None if self.scores is None else self.scores[chosen]
-        return Instances(self.videos[chosen], self.labels[chosen], self.segments[chosen], scores)
+        numbers = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
+        parts = (self.videos, self.labels, self.segments)  # `take` copies pairs of numbers thrice as fast as brackets
+        scores = None if self.scores is None else self.scores.take(numbers)
+        return Instances(*(part.take(numbers, 0) for part in parts), scores)
 
     def as_one_class(self) -> "Instances":
         """The same with label 0 for all: what is found, whatever it is called."""
@@ -105,7 +107,7 @@ def mean_average_precision(
     classes = np.unique(truth.labels)
     ap = np.zeros((len(thresholds), len(classes)))
     for column, (mine, actions) in enumerate(_by_class(found, truth, classes, absent)):
-        near = pairs(mine, actions, min(thresholds))
+        near = pairs(mine, actions, min(thresholds), same_class=False)  # they are of one
         for row, (who, _) in enumerate(match(near, thresholds, len(actions))):
             # The precision made monotone has its corners at the hits, so nothing else need be looked at.
             precision = np.arange(1, len(who) + 1) / (who + 1)
@@ -148,11 +150,16 @@ def average_recall(
 def by_score(found: Instances) -> Instances:
     """Detections in the order of falling scores; of equal scores the last of the input comes first."""
     assert found.scores is not None
-    order = np.argsort(found.scores)
-    ranked = found.scores[order]
+    return found.only(_ranks(found.scores))
+
+
+def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The order of `by_score`."""
+    order = np.argsort(scores)
+    ranked = scores.take(order)
     if (ranked[1:] == ranked[:-1]).any():  # a sort that keeps the order of equal ones takes five times as long
-        order = np.argsort(found.scores, kind="stable")
-    return found.only(order[::-1])
+        order = np.argsort(scores, kind="stable")
+    return order[::-1]
 
 
 def place_in_group(group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
@@ -180,21 +187,32 @@ def pairs(found: Instances, truth: Instances, least: float, same_class: bool = T
     asking = np.flatnonzero(count)
     for start, stop in _pieces(count[asking].cumsum()):
         some = asking[start:stop]
-        mine = np.repeat(some, count[some])
-        inside = np.arange(len(mine)) - np.repeat(count[some].cumsum() - count[some], count[some])
-        theirs = order[first[mine] + inside]
-        tiou = tiou_of(found.segments[mine], truth.segments[theirs])
-        near = tiou >= least
-        parts.append((mine[near], theirs[near], tiou[near]))
+        many = count.take(some)
+        mine = np.repeat(some, many)
+        theirs = order.take(np.arange(len(mine)) + np.repeat(first.take(some) - (many.cumsum() - many), many))
+        tiou = tiou_of(found.segments.take(mine, 0), truth.segments.take(theirs, 0))
+        near = np.flatnonzero(tiou >= least)
+        parts.append((mine.take(near), theirs.take(near), tiou.take(near)))
     if not parts:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     mine, theirs, tiou = (np.concatenate([part[place] for part in parts]) for place in range(3))
     again = ~_changes(mine)  # of a detection that has an action before this one already
     again[:-1] |= again[1:]
     several = np.flatnonzero(again)
-    best = several[np.lexsort((-theirs[several], -tiou[several], mine[several]))]
+    best = several[_preferences(mine[several], theirs[several], tiou[several])]
     theirs[several], tiou[several] = theirs[best], tiou[best]
     return Pairs(mine, theirs, tiou)
+
+
+def _preferences(mine: NDArray[np.int64], theirs: NDArray[np.int64], tiou: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The order of pairs, which come detection after detection, by falling overlap; of equal ones the last action."""
+    order = np.argsort(-tiou)
+    number = _changes(mine).cumsum() - 1
+    order = order[_grouped(number[order], len(number))]
+    who, overlap = mine[order], tiou[order]
+    if ((who[1:] == who[:-1]) & (overlap[1:] == overlap[:-1])).any():  # as in `_ranks`
+        order = np.lexsort((-theirs, -tiou, mine))
+    return order
 
 
 def match(near: Pairs, thresholds: Sequence[float], actions: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -206,8 +224,8 @@ def match(near: Pairs, thresholds: Sequence[float], actions: int) -> list[tuple[
     """
     taken = []
     for threshold in thresholds:
-        enough = near.tiou >= threshold
-        mine, theirs = near.found[enough], near.truth[enough]
+        enough = np.flatnonzero(near.tiou >= threshold)
+        mine, theirs = near.found.take(enough), near.truth.take(enough)
         asks = np.flatnonzero(_changes(mine))
         last, who = np.append(asks[1:], len(mine))[: len(asks)], mine[asks]
         while len(asks):
@@ -238,6 +256,7 @@ def _by_class(
 
     Class by class the arrays are small enough to stay in the processor's cache.
     """
+    assert found.scores is not None
     column = _numbered(found.labels, classes)
     if absent == "dropped":
         column = np.where(_numbered(found.videos, np.unique(truth.videos)) >= 0, column, -1)
@@ -246,7 +265,8 @@ def _by_class(
     bounds = np.searchsorted(column[order], np.stack([numbers, numbers + 1], 1))
     true_bounds = np.searchsorted(truth.labels[true_order], np.stack([classes, classes + 1], 1))
     for (start, stop), (first, last) in zip(bounds, true_bounds, strict=True):
-        yield by_score(found.only(order[start:stop])), truth.only(true_order[first:last])
+        mine = order[start:stop]
+        yield found.only(mine[_ranks(found.scores[mine])]), truth.only(true_order[first:last])
 
 
 def _grouped(group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
