@@ -1,6 +1,7 @@
 """The embedded experiment: local and global attention on moving digits, seeds side by side. It needs no data."""
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def figures(run: Any, options: Any) -> list[Path]:
     from stpt.experiment.figures import draw
 
     run, metrics = drawn_run(run, options)
-    return draw(metrics, run.path, Path(options.output or run.path / "figures"), run_config(run))
+    saved, known = run.read_config(), {field.name for field in fields(ExperimentConfig)}
+    config = ExperimentConfig(**{name: value for name, value in saved.items() if name in known})
+    return draw(metrics, run.path, Path(options.output or run.path / "figures"), config)
 
 
 def finish(run: Any, results: Any, config: ExperimentConfig, seconds: float, output: Path) -> None:
@@ -71,12 +74,3 @@ def finish(run: Any, results: Any, config: ExperimentConfig, seconds: float, out
     drawn = draw(metrics, run.path, output / "figures", config)
     print_metrics(metrics, f"STPT: local and global attention on moving digits; {len(results)} seeds, a thread each")
     print(f"{output}: metrics.json, {', '.join(f'figures/{path.name}' for path in drawn)}")
-
-
-def run_config(run: Any) -> ExperimentConfig:
-    """The settings that a run was trained with."""
-    import dataclasses
-
-    saved = run.read_config()
-    given = {f.name: saved[f.name] for f in dataclasses.fields(ExperimentConfig) if f.name in saved}
-    return ExperimentConfig(**given)
