@@ -47,9 +47,9 @@ class Instances:
     def only(self, chosen: NDArray) -> "Instances":
         """Some of them, by a mask or by numbers."""
         numbers = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
-        parts = (self.videos, self.labels, self.segments)  # `take` copies pairs of numbers thrice as fast as brackets
-        scores = None if self.scores is None else self.scores.take(numbers)
-        return Instances(*(part.take(numbers, 0) for part in parts), scores)
+        scores = None if self.scores is None else self.scores[numbers]
+        segments = self.segments.take(numbers, 0)  # brackets take three times as long for pairs of numbers
+        return Instances(self.videos[numbers], self.labels[numbers], segments, scores)
 
     def as_one_class(self) -> "Instances":
         """The same with label 0 for all: what is found, whatever it is called."""
