@@ -46,8 +46,8 @@ def evaluate(run: Any, options: Any) -> None:
     """Every number again, from the weights."""
     from stpt.experiment.run import measure_seed
 
-    start = time.monotonic()
     run, config = evaluated_run(run, options, ExperimentConfig)
+    start = time.monotonic()
     results = measure_seeds(measure_seed, run, config)
     finish(run, results, config, time.monotonic() - start, Path(options.output))
 
