@@ -20,7 +20,13 @@ from paperkit.testing.commands import Command
 stpt = Command(
     "stpt",
     "stpt.cli:main",
-    preload=("stpt.training.timeline_hook", "stpt.models.mm_detector", "stpt.training.datasets", "av"),
+    preload=(
+        "stpt.experiment.run",
+        "stpt.training.timeline_hook",
+        "stpt.models.mm_detector",
+        "stpt.training.datasets",
+        "av",
+    ),
 )
 CONFIGS = Path(__file__).parents[1] / "configs"
 Actions = Sequence[tuple[float, float, str]]
