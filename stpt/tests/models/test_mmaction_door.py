@@ -34,12 +34,13 @@ def models():  # type: ignore[no-untyped-def]
 
 
 def test_mmactions_models_run(models) -> None:  # type: ignore[no-untyped-def]
+    """By their scope, as a config of another default scope names them."""
     clip = torch.rand(1, 3, 8, 32, 32)
-    former = dict(type="UniFormer", depth=[1, 1, 1, 1], embed_dim=[16, 32, 64, 64], img_size=32, head_dim=16)
+    former = dict(type="mmaction.UniFormer", depth=[1, 1, 1, 1], embed_dim=[16, 32, 64, 64], img_size=32, head_dim=16)
     with torch.no_grad():
         assert models.build(former).eval()(clip).shape[:2] == (1, 64)
         arch = dict(embed_dims=16, num_layers=4, num_heads=1, downscale_indices=[1, 2, 3])
-        mvit = models.build(dict(type="MViT", arch=arch, spatial_size=32, temporal_size=8)).eval()
+        mvit = models.build(dict(type="mmaction.MViT", arch=arch, spatial_size=32, temporal_size=8)).eval()
         assert mvit(clip)[0][0].shape == (1, 128, 4, 1, 1)
 
 

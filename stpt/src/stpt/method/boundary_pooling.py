@@ -38,7 +38,7 @@ def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
     # On the CPU a look at the windows and a loop over clips are cheap: no level too many, tables that fit its cache.
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     widths = _widths(int((end - begin).max()) + 1 if eager else x.shape[2])
-    rows = _rows(begin, end, x.shape[2], widths, together=1 if eager else x.shape[0])
+    rows = _rows(begin, end, x.shape[2], widths, together=not eager)
     groups = list(zip(x.split(1), rows.split(1), strict=True)) if eager else [(x, rows)]
     if not (torch.is_grad_enabled() and x.requires_grad):
         return torch.cat([_window_max(some.permute(2, 0, 1), of_some, widths) for some, of_some in groups])
@@ -54,14 +54,17 @@ def _widths(longest: int) -> list[int]:
     return [2**k for k in range(longest.bit_length())]
 
 
-def _rows(begin: Tensor, end: Tensor, cells: int, widths: list[int], together: int) -> Tensor:
-    """The two rows of a table of `together` clips that cover each window begin to end (B, K, 2): (B, 2, K, 2)."""
+def _rows(begin: Tensor, end: Tensor, cells: int, widths: list[int], together: bool) -> Tensor:
+    """The two rows (B, 2, K, 2) that cover each window begin to end (B, K, 2); in one table of all clips, or in each's."""
     powers = 2 ** torch.arange(len(widths), device=begin.device)
     level = (powers <= (end - begin + 1)[..., None]).sum(3) - 1  # the largest 2^level that fits
     before = level * (cells + 1) - (powers[level] - 1)  # entries of the levels below it
     places = torch.stack([begin, end + 1 - powers[level]], 1)
-    clip = torch.arange(begin.shape[0], device=begin.device)[:, None, None, None] % together
-    return ((before[:, None] + places) * together + clip) * 2 + torch.arange(2, device=begin.device)
+    rows = before[:, None] + places
+    if together:
+        clips = begin.shape[0]
+        rows = rows * clips + torch.arange(clips, device=begin.device)[:, None, None, None]
+    return rows * 2 + torch.arange(2, device=begin.device)
 
 
 def _window_max(x: Tensor, rows: Tensor, widths: list[int]) -> Tensor:
