@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from paperkit.testing.commands import Command
@@ -306,3 +307,15 @@ def write_small(path: Path, name: str, root: Path, *more: str, **options: Any) -
     """`small` as a file."""
     small(name, root, *more, **options).dump(str(path))
     return path
+
+
+def run_of(folder: Path, name: str) -> Path:
+    """The folder of a run."""
+    return folder / "runs" / "stpt" / name
+
+
+def weights(folder: Path, name: str, step: int = 0) -> dict[str, torch.Tensor]:
+    """Of the last checkpoint, or of one."""
+    steps = [int(path.stem.removeprefix("iter_")) for path in run_of(folder, name).glob("iter_*.pth")]
+    path = run_of(folder, name) / f"iter_{step or max(steps)}.pth"
+    return torch.load(path, weights_only=False)["state_dict"]  # it holds mmengine's log as well

@@ -55,7 +55,7 @@ def _widths(longest: int) -> list[int]:
 
 
 def _rows(begin: Tensor, end: Tensor, cells: int, widths: list[int], together: bool) -> Tensor:
-    """Rows (B, 2, K, 2) that cover each window begin to end (B, K, 2), in one table of all clips or in each clip's own."""
+    """Rows (B, 2, K, 2) that cover windows begin to end (B, K, 2), in a table of all clips or in one of each clip."""
     powers = 2 ** torch.arange(len(widths), device=begin.device)
     level = (powers <= (end - begin + 1)[..., None]).sum(3) - 1  # the largest 2^level that fits
     before = level * (cells + 1) - (powers[level] - 1)  # entries of the levels below it
