@@ -63,6 +63,7 @@ val_evaluator = dict(
     post=dict(above=1e-9, sigma=0.85, top_k=100, min_score=1e-9),
 )
 test_evaluator = val_evaluator
+default_hooks = dict(checkpoint=dict(save_best="one_class/mAP", rule="greater"))  # on what is validated
 custom_hooks = [
     dict(type="SeedIteration", seed=2020),
     dict(type="ProgressHook"),

@@ -55,6 +55,13 @@ def test_killed_and_resumed_gives_the_same_run(folder: Path, kill: str) -> None:
     check_same_runs(run_of(folder, "whole"), run_of(folder, name), NOT_COMPARED)
 
 
+def test_a_run_keeps_its_held_out_part(folder: Path) -> None:
+    words = ["train", "--config", "small.py", "--name", "parted", "--data.hold_out", "2", *SHORT]
+    stpt.child(*words, cwd=folder, patch=at_call(STEP, 1, signal.SIGKILL), code=-9)
+    line = stpt.refused("train", "--resume", "parted", "--data.hold_out", "0", cwd=folder)
+    assert "--data.hold_out was 2, is 0" in line
+
+
 def test_every_weight_learns(folder: Path) -> None:
     steps = sorted(int(path.stem.removeprefix("iter_")) for path in run_of(folder, "whole").glob("iter_*.pth"))
     early, late = (weights(folder, "whole", step) for step in steps)
@@ -89,7 +96,8 @@ def test_a_run_evaluates(folder: Path, words: list[str]) -> None:
     out = "_".join(["out", *words])
     said = stpt.here("eval", "--ckpt", run_of(folder, "whole"), *words, "--output", out, cwd=folder).out
     assert ("chosen on the test videos themselves" in said) == ("--best" in words)
-    arm = "best" if "--best" in words else "last"
+    arm = {"": "last", "--best": "best, chosen on the test videos", "--test afsd": "last, --test afsd"}
+    arm = arm.get(" ".join(words), "last, --test hard, --policy opentad")
     assert Metrics.read(folder / out / "metrics.json").row(arm, "mAP@0.3").unit == "%"
     found = json.loads((folder / out / "detections.json").read_text())["results"]
     assert found.keys() == {"video_test_0000001", "video_test_0000002"} and all(found.values())
@@ -118,6 +126,9 @@ def test_a_held_out_part_chooses_the_best(folder: Path) -> None:
     assert found.keys() == {"video_validation_0000002"}
     said = stpt.here("eval", "--ckpt", run_of(folder, "held"), "--best", "--output", "held_out", cwd=folder).out
     assert "chosen on the test videos" not in said
+    assert Metrics.read(folder / "held_out" / "metrics.json").row("best", "mAP").unit == "%"
+    best = next(run_of(folder, "held").glob("best_mAP_*.pth"))
+    assert "best checkpoint of a run folder" in stpt.refused("eval", "--ckpt", best, "--best", cwd=folder)
     assert "keeps none out" in stpt.refused(*words[:3], "--name", "many", "--data.hold_out", "9", cwd=folder)
 
 

@@ -36,10 +36,12 @@ class RunnerEngine:
         kept: file of a run folder that holds the resolved config.
         registers: modules that are imported before a config is read, since its run names what they register.
         scopes: whose registries a run folder's config may name (`paperkit.training.openmmlab.own_scope` makes one).
-        metric: by which a config's `CheckpointHook(save_best=..., rule=...)` chooses the best checkpoint.
+        metric: by which a config's `CheckpointHook(save_best=..., rule=...)` chooses the best checkpoint; that of a
+            config which names another counts.
         read_start: reads the weights of a config's `load_from` and of an evaluation's checkpoint; None for files of
             mmengine and of paperkit.
         adapt: a paper's own changes of the config, by the options of its command (config, options).
+        bfloat16: `--amp` is bfloat16 on a GPU too.
     """
 
     paper: str
@@ -49,10 +51,12 @@ class RunnerEngine:
     metric: str = "mIoU"
     read_start: "Callable[[str], Mapping[str, Tensor]] | None" = None
     adapt: Callable[[Any, Any], None] | None = None
+    bfloat16: bool = False
 
     def add_arguments(self, parser: Any) -> None:
         """Every option of a run."""
-        parser.add_argument("--amp", action="store_true", help="automatic mixed precision: float16, on a CPU bfloat16")
+        half = "bfloat16" if self.bfloat16 else "float16, on a CPU bfloat16"
+        parser.add_argument("--amp", action="store_true", help=f"automatic mixed precision: {half}")
         parser.add_argument("--launcher", type=str, default="none", help="none, pytorch, slurm, as mmengine names them")
         parser.add_argument("--cfg-options", nargs="+", type=str, default=[], help="changes of the config: key=value")
 
@@ -88,6 +92,8 @@ class RunnerEngine:
         else:
             raise UserError("no config: name a Python file of mmengine with --config")
         changed(config, options.cfg_options, options.launcher, options.amp)
+        if options.amp and self.bfloat16:
+            config.optim_wrapper.type = "Bfloat16OptimWrapper"
         if self.adapt is not None:
             self.adapt(config, options)
         if not options.config:
@@ -140,16 +146,23 @@ class RunnerEngine:
         state = self.read_start(path) if self.read_start else read_weights(path, allow=get_torch_safe_globals())
         load_strict(model, state, path)
 
-    def evaluate(self, run: RunFolder | None, options: Any) -> None:
+    def evaluate(self, run: RunFolder | None, options: Any, remark: str = "") -> Any:
         """The metrics of a run's newest or best checkpoint, or of --ckpt FILE, by mmengine's own test loop.
+
+        Args:
+            remark: what tells these figures from others of the same checkpoint, behind its name in metrics.json.
+
+        Returns:
+            The config that was tested.
 
         Raises:
             UserError: no such checkpoint, one that could run code, or one that does not fit the config's network.
         """
         from paperkit.results.record import record, told
+        from paperkit.training.openmmlab import newest_whole
 
-        checkpoint = self.checkpoint(run, options.ckpt, options.best)
         config, start = self.resolved(options, run), time.monotonic()
+        checkpoint = self.checkpoint(run, options.ckpt, self._metric(config) if options.best else None)
         config.work_dir, config.load_from, config.resume = options.output, None, False
         _start_fresh(config)
         runner = _made(config)
@@ -158,25 +171,35 @@ class RunnerEngine:
         _part()
         if process_rank() == 0:
             told(str(checkpoint), found)
-            arm, seconds = "best" if options.best else "last", time.monotonic() - start
-            record(Path(options.output), self.paper, arm, found, config.get("seed", 0), seconds)
+            newest = run is None or checkpoint == newest_whole(run.path)
+            arm = "best" if options.best else "last" if newest else checkpoint.stem
+            seconds = time.monotonic() - start
+            record(Path(options.output), self.paper, arm + remark, found, config.get("seed", 0), seconds)
             print(Path(options.output) / "metrics.json")
+        return config
 
-    def checkpoint(self, run: RunFolder | None, named: str | None, best: bool = False) -> Path:
-        """The file that `--ckpt` names, else the run's newest whole checkpoint, or the best one.
+    def _metric(self, config: Any) -> str:
+        """By which the config's best checkpoint is chosen."""
+        named = config.get("default_hooks", {}).get("checkpoint", {}).get("save_best")
+        return named if isinstance(named, str) and named != "auto" else self.metric
+
+    def checkpoint(self, run: RunFolder | None, named: str | None, best: str | None = None) -> Path:
+        """The file that `--ckpt` names, else the run's newest whole checkpoint, or the best one by the metric `best`.
 
         Raises:
-            UserError: no such checkpoint.
+            UserError: no such checkpoint, or a file where the best of a run is asked for.
         """
         from paperkit.training.openmmlab import best_whole, newest_whole
 
         if named is not None and Path(named).is_file():
+            if best:
+                raise UserError(f"--best takes the best checkpoint of a run folder; {named} is one file")
             return Path(named)
         if run is None:
             raise UserError("no weights: name a checkpoint with --ckpt")
-        found = best_whole(run.path, self.metric) if best else newest_whole(run.path)
+        found = best_whole(run.path, best) if best else newest_whole(run.path)
         if found is None:
-            kind = f"best_{self.metric}_*.pth" if best else "iter_*.pth or epoch_*.pth"
+            kind = f"best_{best.replace('/', '_')}_*.pth" if best else "iter_*.pth or epoch_*.pth"
             raise UserError(f"{run.path} has no whole {kind}")
         return found
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paperkit.errors import UserError
+from paperkit.files.runs import process_rank
 from paperkit.training.runner import LOADERS, RunnerEngine
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DETECTIONS = "detections.json"
 """What an evaluation found, in the form of ActivityNet's evaluator."""
+JUDGED = "judged.json"
+"""The truth and the rules of that evaluation: its `TADMetric`, as data."""
 SPLIT = "annotations.json"
 """Of a run with a held-out part: the training videos in two subsets."""
 TRAINED, HELD_OUT = "trained", "held out"
@@ -77,7 +80,11 @@ def check(options: Any, run: Any) -> None:
         UserError: one of them is missing or wrong, or too few videos for a held-out part.
     """
     config = ENGINE.resolved(options, run)
-    if options.data.hold_out and run is None:
+    if run is not None:
+        was = (run.read_config().get("data") or {}).get("hold_out", 0)
+        if options.data.hold_out != was:
+            raise UserError(f"a run keeps its held-out part: --data.hold_out was {was}, is {options.data.hold_out}")
+    elif options.data.hold_out:
         split(config, options.data)
 
 
@@ -95,11 +102,28 @@ def train(run: Any, options: Any, resuming: bool) -> None:
 
 def evaluate(run: Any, options: Any) -> None:
     """The figures of a run's newest or best checkpoint, or of --ckpt FILE; the detections are written beside them."""
-    ENGINE.evaluate(run, options)
-    if options.best and not options.data.hold_out:
+    from paperkit.training.openmmlab import write_data
+
+    flattered = options.best and run is not None and not (run.path / SPLIT).is_file()
+    config = ENGINE.evaluate(run, options, remark(options, flattered))
+    judged = config.test_evaluator
+    if process_rank() == 0 and judged.type == "TADMetric":
+        write_data(judged, Path(options.output) / JUDGED)
+    if flattered:
         print(
             "best: chosen on the test videos themselves, which flatters; train with --data.hold_out N for an honest one"
         )
+
+
+def remark(options: Any, flattered: bool) -> str:
+    """What metrics.json says of an evaluation's figures beside the checkpoint's name."""
+    parts = [
+        ("chosen on the test videos", flattered),
+        (f"--test {options.test}", options.test != "config"),
+        (f"--policy {options.policy}", options.policy != "afsd"),
+        (f"--classifier {options.classifier}", options.classifier is not None),
+    ]
+    return "".join(f", {words}" for words, said in parts if said)
 
 
 def figures(run: Any, options: Any) -> list[Path]:
@@ -112,10 +136,10 @@ def figures(run: Any, options: Any) -> list[Path]:
     from stpt.training.run_figures import draw_detections
 
     folder = Path(options.run if run is None else run.path)
-    if not (folder / DETECTIONS).is_file():
+    if not ((folder / DETECTIONS).is_file() and (folder / JUDGED).is_file()):
         raise UserError(f"{folder} has no {DETECTIONS}: evaluate it first (stpt eval --ckpt {folder})")
-    truth = read_data(folder / ENGINE.kept).test_evaluator
-    return draw_detections(folder / DETECTIONS, truth, Path(options.output or folder / "figures"), options.videos)
+    judged = read_data(folder / JUDGED)
+    return draw_detections(folder / DETECTIONS, judged, Path(options.output or folder / "figures"), options.videos)
 
 
 def adapt(config: Any, options: Any) -> None:
@@ -128,11 +152,17 @@ def adapt(config: Any, options: Any) -> None:
     for loader in ours:
         take_data(config, loader, options.data)
     if LOADERS[0] in ours:
-        crops = [step["size"] for step in config.train_dataloader.dataset.pipeline if step["type"] == "CropClip"]
-        config.size = config.model.size = [crops[0], crops[0]]
+        crops = {
+            step["size"]: loader
+            for loader in ours
+            for step in config[loader].dataset.pipeline
+            if step["type"] == "CropClip"
+        }
+        if len(crops) != 1:
+            said = ", ".join(f"{size} in {loader}" for size, loader in crops.items())
+            raise UserError(f"the network takes clips of one size, and CropClip has {said or 'none'}")
+        config.size = config.model.size = [*crops] * 2
         config.fps = config.train_dataloader.dataset.fps  # what `stpt detect` reads a video at
-    if options.amp:
-        config.optim_wrapper.type = "Bfloat16OptimWrapper"  # on a GPU too: distances are exponentials
     if hasattr(options, "test"):
         judge(config, options)
     else:
@@ -150,18 +180,23 @@ def take_data(config: Any, loader: str, data: Any) -> None:
         if evaluator is not None and Path(evaluator.truth).is_relative_to(old):
             evaluator.truth = str(Path(data.root) / Path(evaluator.truth).relative_to(old))
     if data.frames is not None:
-        dataset.frames, dataset.table = str(Path(data.frames).absolute()), None
+        dataset.frames, dataset.table = place(data.frames, dataset.frames), None
     if data.annotations is not None:
         subset = data.subsets[0 if training else 1]
         subset = None if subset == "all" else subset
-        dataset.ann_file, dataset.subset = str(Path(data.annotations).absolute()), subset
+        dataset.ann_file, dataset.subset = place(data.annotations, dataset.ann_file), subset
         if evaluator is not None:
             evaluator.truth, evaluator.subset = dataset.ann_file, subset
-        if not dataset.get("class_agnostic"):
-            config.model.detector.num_classes = 1 + len(read_annotations(data.annotations, faults="keep").classes)
+        if not dataset.get("class_agnostic"):  # a run's classes stay in their order, whatever it is tested on
+            classes = dataset.get("classes") or list(read_annotations(dataset.ann_file, faults="keep").classes)
+            dataset.classes, config.model.detector.num_classes = classes, 1 + len(classes)
+            if evaluator is not None:
+                evaluator.classes = classes
     if data.clips != "config":
         dataset.clips = data.clips
     dataset.clip_length = config.model.detector.get("frames", 256)
+    if not isinstance(dataset.clip_length, int) or dataset.clip_length < 1:
+        raise UserError(f"model.detector.frames {dataset.clip_length!r}: give a whole number of 1 or more")
     whole = dataset.get("clips") == "whole"
     dataset.fps, dataset.max_frames = (None, dataset.clip_length) if whole else (dataset.get("fps") or 10.0, None)
     dataset.missing, dataset.faults = data.missing, data.faults
@@ -171,6 +206,13 @@ def take_data(config: Any, loader: str, data: Any) -> None:
             for key in ("data_root", "frames", "table"):
                 dataset[key] = config.train_dataloader.dataset.get(key)
             evaluator.truth, evaluator.subset = dataset.ann_file, dataset.subset
+
+
+def place(given: str, kept: str) -> str:
+    """The whole path of an option; `kept` if the run began in another folder, from which alone the option leads on."""
+    path = Path(given)
+    same = Path(kept).is_absolute() and Path(kept).parts[-len(path.parts) :] == path.parts
+    return kept if same and not path.exists() else str(path.absolute())
 
 
 def split(config: Any, data: Any) -> "Annotations":
@@ -213,6 +255,10 @@ def count(config: Any) -> None:
     alone = config.launcher == "none"
     processes = 1 if alone else int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     plan, each = config.schedule, config.optim_wrapper.get("accumulative_counts", 1)
+    given = {"schedule.epochs": plan.epochs, "train_dataloader.batch_size": config.train_dataloader.batch_size,
+             "optim_wrapper.accumulative_counts": each}  # fmt: skip
+    if wrong := [name for name, value in given.items() if not isinstance(value, int) or value < 1]:
+        raise UserError(f"{wrong[0]} {given[wrong[0]]!r}: give a whole number of 1 or more")
     epoch = math.ceil(math.ceil(clips / (config.train_dataloader.batch_size * processes)) / each) * each
     if plan.get("warmup", 0) >= plan.epochs:
         raise UserError(
@@ -247,4 +293,5 @@ ENGINE = RunnerEngine(
     scopes=("stpt", "mmaction", "mmengine"),
     metric="mAP",
     adapt=adapt,
+    bfloat16=True,  # distances are exponentials
 )
