@@ -142,6 +142,10 @@ def test_absentees_and_unlisted_videos(tmp_path: Path) -> None:
         ({"a": {"subset": "test"}}, {}, "no file of annotations"),
         ({"a": entry((1, 2, "walk"), duration=-3)}, {}, "duration -3"),
         ({}, {}, "no file of annotations"),
+        ({"a": entry((1, 10**400, "walk"))}, {}, "it is .start s, end s"),
+        ({"a": entry((1, 2, "walk"), duration=10**400)}, {}, "duration 1000"),
+        ({"../a": entry((1, 2, "walk"))}, {}, r"names the video '\.\./a'"),
+        ({"a": {"annotations": [{"label": "walk", "segment": "12"}]}}, {}, "has the segment 12"),
     ],
 )
 def test_bad_files_are_one_line(database: Any, options: Any, words: str, tmp_path: Path) -> None:

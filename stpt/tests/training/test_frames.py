@@ -67,13 +67,22 @@ def test_arrays_of_afsd(tmp_path: Path) -> None:
         (lambda path: np.save(path, np.zeros((30, 24, 24, 3), np.float32)), "holds float32 of shape"),
         (lambda path: np.save(path, np.zeros((29, 24, 24, 3), np.uint8)), r"uint8 of \(30, 24, 24, 3\) is due"),
         (lambda path: np.save(path, np.array([{}], object)), "v_training_0.npy is damaged"),
+        (lambda path: shutil.move(_archive(path), path), "is an archive of arrays"),
     ],
 )
 def test_bad_arrays_are_named(change: object, message: str, own: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(own / "frames", tmp_path / "frames")
     change(folder / "v_training_0.npy")
+    source = open_frames(folder, size=(24, 24))
     with pytest.raises(UserError, match=message):
-        open_frames(folder, size=(24, 24)).read("training_0", 0, 5)
+        source.read("training_0", 0, 5)
+    with pytest.raises(UserError, match=message):  # before training begins
+        source.info("training_0")
+
+
+def _archive(path: Path) -> Path:
+    np.savez(path.with_suffix(".npz"), np.zeros(2))
+    return path.with_suffix(".npz")
 
 
 def test_another_size_is_refused(own: Path) -> None:
@@ -96,6 +105,26 @@ def test_index_of_another_form_and_with_a_rate_of_nothing(own: Path, tmp_path: P
     content["videos"]["v_training_0"]["info"]["fps"] = 0
     (tmp_path / INDEX).write_text(json.dumps(content))
     with pytest.raises(UserError, match="above 0"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("fps", float("nan")), ("fps", "25"), ("sample_count", 5.0), ("sample_count", 10**12)], ids=str
+)
+def test_an_index_of_impossible_numbers(key: str, value: object, own: Path, tmp_path: Path) -> None:
+    """A count without bound would be a list of windows without end."""
+    content = json.loads((own / "frames" / INDEX).read_text())
+    content["videos"]["v_training_0"]["info"][key] = value
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"videos\.json is damaged: .*must be"):
+        read_index(tmp_path)
+
+
+def test_an_index_names_files_of_its_folder(own: Path, tmp_path: Path) -> None:
+    content = json.loads((own / "frames" / INDEX).read_text())
+    content["videos"]["../a"] = content["videos"]["v_training_0"]
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"names the video '\.\./a'"):
         read_index(tmp_path)
 
 

@@ -124,6 +124,7 @@ def read_annotations(
     videos, declared = _read(path)
     names = tuple(classes) if classes is not None else declared or _classes_of(videos)
     for video in videos:
+        file_name(video.name, str(path))
         for action in video.actions:
             if unknown == "refuse" and action.label not in names:
                 raise UserError(f"{path}: {video.name} has the unknown class {action.label!r}; known: {_shown(names)}")
@@ -186,6 +187,17 @@ def bare(name: str) -> str:
     return name.removeprefix("v_")
 
 
+def file_name(name: str, where: str) -> str:
+    """The name of a video, which names its arrays and pictures too.
+
+    Raises:
+        UserError: a name that would lead out of their folder, with `where` it stands.
+    """
+    if not name or name in (".", "..") or any(mark in name for mark in "/\\\0"):
+        raise UserError(f"{where} names the video {name[:60]!r}; a name is that of a file, without folder and ending")
+    return name
+
+
 def once(actions: Iterable[Action]) -> tuple[Action, ...]:
     """The actions without those that stand twice."""
     kept: list[Action] = []
@@ -219,8 +231,10 @@ def segment_of(value: Any, where: str) -> tuple[float, float]:
         UserError: anything else, with `where` it stands.
     """
     try:
+        if isinstance(value, str):  # two digits would be two numbers
+            raise TypeError
         start, end = (float(number) for number in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where} has the segment {str(value)[:60]}; it is [start s, end s]") from None
     if not (math.isfinite(start) and math.isfinite(end)):
         raise UserError(f"{where} has the segment {str(value)[:60]}, which is not finite")
@@ -261,7 +275,9 @@ def _of_subset(videos: Sequence[Video], subset: str | None, path: Path) -> list[
         return list(videos)
     known = sorted({video.subset for video in videos if video.subset})
     if not known:
-        raise UserError(f"{path}: no video has the field `subset`, so none is of {subset!r}; write it, or ask for all")
+        raise UserError(
+            f"{path}: no video has the field `subset`, so none is of {subset!r}; write it, or take all videos"
+        )
     if lacking := [video.name for video in videos if not video.subset]:
         raise UserError(f"{path}: {len(lacking)} videos lack the field `subset`, such as {lacking[0]}")
     if subset.lower() not in known:
@@ -300,11 +316,11 @@ def _read_folder(path: Path) -> list[Video]:
     for text in texts:
         label, _, end = text.stem.rpartition("_")
         for number, line in enumerate(regular_file(text, "text file").read_text("utf-8").splitlines(), 1):
-            words = line.split()
-            if not words or label == AMBIGUOUS:
+            if not line.strip() or label == AMBIGUOUS:
                 continue
-            start, stop = segment_of(words[1:], f"{text} line {number}")
-            actions.setdefault((words[0], SUBSETS[end]), []).append(Action(start, stop, label))
+            name, *times = line.rsplit(maxsplit=2)  # a name may hold spaces
+            start, stop = segment_of(times, f"{text} line {number}")
+            actions.setdefault((name.strip(), SUBSETS[end]), []).append(Action(start, stop, label))
     return [Video(name, subset, None, None, None, tuple(found)) for (name, subset), found in actions.items()]
 
 
@@ -352,7 +368,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def _positive(value: Any, said: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise UserError(f"{said} {str(value)[:40]}; it is a number above 0")
@@ -367,7 +383,7 @@ def _read_json(path: Path) -> tuple[list[Video], tuple[str, ...]]:
         raise UserError(
             f"{path} is no file of annotations: {{'database': {{NAME: {{'annotations': [{{'label', 'segment'}}]}}}}}}"
         )
-    numbers: dict[str, set[Any]] = {}
+    numbers: dict[str, set[int | None]] = {}
     videos = [_video(name, entry, f"{path}: {name}", numbers) for name, entry in entries.items()]
     declared = content.get("classes", ())
     if not (isinstance(declared, list | tuple) and all(isinstance(name, str) for name in declared)):
@@ -377,16 +393,16 @@ def _read_json(path: Path) -> tuple[list[Video], tuple[str, ...]]:
     return videos, tuple(declared) or _by_number(numbers)
 
 
-def _by_number(numbers: Mapping[str, set[Any]]) -> tuple[str, ...]:
+def _by_number(numbers: Mapping[str, set[int | None]]) -> tuple[str, ...]:
     """The labels in the order of their `label_id`, if each has one of its own, and they are not THUMOS14's."""
     ids = {label: next(iter(found)) for label, found in numbers.items() if len(found) == 1}
-    whole = all(isinstance(number, int) for number in ids.values())
-    if not ids or len(ids) < len(numbers) or not whole or len(set(ids.values())) < len(ids):
+    known = {label: number for label, number in ids.items() if number is not None}
+    if not known or len(known) < len(numbers) or len(set(known.values())) < len(known):
         return ()
-    return () if ids.keys() <= THUMOS14.keys() else tuple(sorted(ids, key=lambda label: ids[label]))
+    return () if known.keys() <= THUMOS14.keys() else tuple(sorted(known, key=lambda label: known[label]))
 
 
-def _video(name: str, entry: Mapping[str, Any], where: str, numbers: dict[str, set[Any]]) -> Video:
+def _video(name: str, entry: Mapping[str, Any], where: str, numbers: dict[str, set[int | None]]) -> Video:
     subset, actions = entry.get("subset"), entry["annotations"]
     if not isinstance(actions, list):
         raise UserError(f"{where} has annotations that are a {type(actions).__name__}, not a list")
@@ -409,11 +425,15 @@ def _video(name: str, entry: Mapping[str, Any], where: str, numbers: dict[str, s
             start, end = start / fps, end / fps
         else:
             raise UserError(f"{place} has no segment, [start s, end s]")
-        numbers.setdefault(label, set()).add(action.get("label_id"))
+        numbers.setdefault(label, set()).add(_whole(action.get("label_id")))
         found.append(Action(start, end, label))
     duration = _optional(entry, "duration", where)
     whole = int(frames) if frames else None
     return Video(name, subset.lower() if subset else None, duration, fps, whole, tuple(found))
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _optional(entry: Mapping[str, Any], key: str, where: str) -> float | None:

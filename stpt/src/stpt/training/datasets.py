@@ -102,7 +102,7 @@ class TADDataset(Seeded):
         if not found:
             raise UserError(
                 f"{self.ann_file}: none of {len(videos)} videos has a clip of {self.clip_length} frames with a whole "
-                "action; take longer clips, or clips='whole'"
+                "action; take longer clips, or --data.clips whole"
             )
         return found
 
@@ -121,7 +121,7 @@ class TADDataset(Seeded):
         if absent:
             said = f"{len(absent)} of {len(videos)} videos have no frames in {self.frames}, such as {absent[0]}"
             if self.missing == "refuse" or len(absent) == len(videos):
-                raise UserError(f"{said}; get them, or leave them out with missing='skip'")
+                raise UserError(f"{said}; get them, or leave them out with --data.missing skip")
             print_log(f"{said}; they are left out", "current")
         return [video for video in videos if bare(video.name) in there]
 
@@ -161,7 +161,7 @@ class TADDataset(Seeded):
                 if self.faults == "refuse":
                     raise UserError(
                         f"{self.ann_file}: {video.name} has an action ({action.label}) of {start:g} to {end:g} s, and "
-                        f"its frames end at {info.duration:.1f} s; faults='mend' cuts such"
+                        f"its frames end at {info.duration:.1f} s; --data.faults mend cuts such"
                     )
                 end = min(end, info.duration)
                 if end <= start:

@@ -40,7 +40,7 @@ def read_classifier(path: str | Path) -> Classifier:
     for name, values in results.items():
         try:
             row = np.array(values, np.float64).reshape(-1)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             row = np.empty(0)
         if len(row) != len(classes) or not np.isfinite(row).all():
             raise UserError(f"{path}: {name} has no {len(classes)} scores, one for each class")

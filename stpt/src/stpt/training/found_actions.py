@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ class Found:
     labels: tuple[str, ...]
 
 
+MOST = 1e30
+"""Size of a score, above which it is none."""
 Results = Mapping[str, Found]
 """What was found, by the names of the videos."""
 
@@ -85,6 +86,6 @@ def _counted(entries: list[dict]) -> "enumerate[dict]":
 
 
 def _score(value: object, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
         raise UserError(f"{where} has the score {str(value)[:40]}; it is a number")
     return float(value)

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from paperkit.errors import UserError, one_line
 from paperkit.files.atomic import atomic_file, write_atomic
 from paperkit.files.bounded import regular_file
-from stpt.training.annotations import bare, read_large_json
+from stpt.training.annotations import bare, file_name, read_large_json
 from stpt.training.videos import Frames, VideoFile, VideoInfo, video_files
 
 INDEX = "videos.json"
@@ -85,7 +85,12 @@ class PreparedFrames:
         return list(self.videos)
 
     def info(self, name: str) -> VideoInfo:
-        """Of a video that is listed."""
+        """Of a video that is listed.
+
+        Raises:
+            UserError: as `read`: what cannot be read is told before training begins.
+        """
+        self._array(name)
         return self.videos[self._names[bare(name)]]
 
     def read(self, name: str, start: int, stop: int) -> Frames:
@@ -94,17 +99,23 @@ class PreparedFrames:
         Raises:
             UserError: an array that is missing, damaged, or not what the index says.
         """
-        path, info = self.folder / f"{self._names[bare(name)]}.npy", self.info(name)
-        expected = (info.sample_count, *self.size, 3)
+        return np.array(self._array(name)[start:stop])
+
+    def _array(self, name: str) -> Frames:
+        """All frames, mapped."""
+        name = self._names[bare(name)]
+        path, expected = self.folder / f"{name}.npy", (self.videos[name].sample_count, *self.size, 3)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"no frames at {path}, which the list of videos names; run `stpt prepare` again") from None
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is damaged: {one_line(str(error))[:120]}; run `stpt prepare` again") from error
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{path} is an archive of arrays; uint8 of {expected} is due")
         if array.shape != expected or array.dtype != np.uint8:
             raise UserError(f"{path} holds {array.dtype} of shape {array.shape}; uint8 of {expected} is due")
-        return np.array(array[start:stop])
+        return array
 
 
 class VideoFolder:
@@ -188,7 +199,8 @@ def read_entries(folder: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
         if content["form"] != FORM:
             raise UserError(f"{path} is of form {content['form']}; form {FORM} is read")
         entries = {
-            name: Entry(**{**entry, "info": VideoInfo(**entry["info"])}) for name, entry in content["videos"].items()
+            file_name(name, str(path)): Entry(**{**entry, "info": VideoInfo(**entry["info"])})
+            for name, entry in content["videos"].items()
         }
         return entries, dict(content["made"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -214,7 +226,9 @@ def read_table(path: str | Path) -> dict[str, VideoInfo]:
             fps, sample_fps, count, kept = (float(row[column]) for column in COLUMNS[1:])
             if not all(map(math.isfinite, (fps, sample_fps, count, kept))) or fps <= 0:
                 raise ValueError(", ".join(f"{column} {row[column]}" for column in COLUMNS))
-            found[row["video"]] = VideoInfo(fps, int(count), count / fps, sample_fps, int(kept))
+            found[file_name(row["video"], f"{path} line {number}")] = VideoInfo(
+                fps, int(count), count / fps, sample_fps, int(kept)
+            )
         except (KeyError, TypeError, ValueError) as error:
             said = one_line(str(error))
             raise UserError(f"{path} line {number}: not all of {', '.join(COLUMNS)}: {said}") from error

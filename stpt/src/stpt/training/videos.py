@@ -29,8 +29,25 @@ from paperkit.files.bounded import regular_file
 
 Frames = NDArray[np.uint8]
 READERS = ("pyav", "decord")
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+SUFFIXES = (
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mov",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".flv",
+    ".wmv",
+    ".3gp",
+    ".ogv",
+    ".mts",
+)
 """Of the files that a folder of videos is searched for."""
+MOST = 10**8
+"""Frames that a video may have, and seconds; what is told of more is no truth and would fill the memory."""
 LEAST_DECODED = 0.9
 """Share of a file's frames (and of the seconds that it claims) below which it counts as damaged."""
 
@@ -56,8 +73,11 @@ class VideoInfo:
     variable: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.fps, self.frames, self.duration, self.sample_fps, self.sample_count) <= 0:
-            raise UserError(f"a video of {self}: rates, counts and the duration must be above 0")
+        counts, others = (self.frames, self.sample_count), (self.fps, self.duration, self.sample_fps)
+        if not all(isinstance(value, int) and 0 < value <= MOST for value in counts):
+            raise ValueError(f"frames and sample_count must be whole numbers from 1 to {MOST:,}: {self}")
+        if not all(isinstance(value, int | float) and 0 < value <= MOST for value in others):
+            raise ValueError(f"rates and the duration must be above 0, and {MOST:,} at most: {self}")
 
     def position(self, seconds: float) -> float:
         """Place among the kept frames of a time: its place in the file times kept over all frames, as AFSD has it."""
@@ -115,7 +135,10 @@ class VideoFile:
         self.kept = kept_frames(ends if variable else count, source_fps, min(wanted))[:frames]
         if not len(self.kept):
             raise UserError(f"{self.path} lasts {ends[-1]:.3g} s, which is no frame at {min(wanted):g} a second")
-        self.info = VideoInfo(source_fps, count, float(ends[-1]), min(wanted), len(self.kept), variable)
+        try:
+            self.info = VideoInfo(source_fps, count, float(ends[-1]), min(wanted), len(self.kept), variable)
+        except ValueError as error:
+            raise UserError(f"{self.path} cannot be: {error}") from error
 
     def __len__(self) -> int:
         return len(self.kept)
