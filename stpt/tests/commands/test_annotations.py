@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import stpt
+from made import make_video, stpt
 
 from stpt.training.annotations import read_annotations
 
@@ -21,8 +21,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "all.json").write_text(json.dumps({"database": database}))
     (tmp_path / "good.json").write_text(json.dumps({"database": {"b": database["b"]}}))
     (tmp_path / "classes.txt").write_text("jump\n")
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "v_b.mp4").write_bytes(b"")
+    make_video(tmp_path / "videos" / "v_b.mp4", seconds=7, fps=8)
     return tmp_path
 
 
@@ -37,6 +36,35 @@ def test_check_counts_and_names(folder: Path) -> None:
 def test_check_of_good_annotations_ends_well(folder: Path) -> None:
     told = stpt.here("annotations", "check", "good.json", "--videos", "videos", cwd=folder).out
     assert "nothing that training would stumble over" in told
+
+
+def test_the_videos_themselves_are_asked(folder: Path) -> None:
+    """An action past the end of its file is told, a file that cannot be read too; conversion takes what is lacking."""
+    content = json.loads((folder / "good.json").read_text())
+    del content["database"]["b"]["fps"], content["database"]["b"]["duration"], content["database"]["b"]["frames"]
+    (folder / "bare.json").write_text(json.dumps(content))
+    words = ["convert", "bare.json", "--to", "actionformer", "--output", "af.json"]
+    assert "b has no duration" in stpt.refused("annotations", *words, cwd=folder)
+    stpt.here("annotations", *words, "--videos", "videos", cwd=folder)
+    video = read_annotations(folder / "af.json").videos["b"]
+    assert (video.duration, video.fps) == (7.0, 8.0)
+    content["database"]["b"]["annotations"][0]["segment"] = [2, 7.5]
+    (folder / "bare.json").write_text(json.dumps(content))
+    told = stpt.here("annotations", "check", "bare.json", "--videos", "videos", cwd=folder, code=1).out
+    assert "past end: 1" in told and "while the video ends at 7 s" in told
+    (folder / "videos" / "v_b.mp4").write_bytes(b"no video")
+    told = stpt.here("annotations", "check", "good.json", "--videos", "videos", cwd=folder, code=1).out
+    assert "unreadable: 1" in told
+
+
+def test_names_with_spaces_stand_in_texts(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    (folder / "texts" / "Diving_val.txt").write_text("my video 2  1.5 3.0\n\n plain  4 5\n")
+    read = read_annotations(folder / "texts")
+    assert [(name, video.actions[0].start) for name, video in read.videos.items()] == [
+        ("my video 2", 1.5),
+        ("plain", 4),
+    ]
 
 
 def test_unknown_classes_are_counted(folder: Path) -> None:

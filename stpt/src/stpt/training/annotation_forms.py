@@ -42,11 +42,13 @@ def write_tables(path: str | Path, annotations: Annotations, sample_fps: float =
         sample_fps: frames a second of the arrays that go with them; each `sample_count` is what that gives.
 
     Raises:
-        UserError: another name, or a video without frame rate or number of frames.
+        UserError: another name, videos of several subsets, or one without frame rate or number of frames.
     """
     target = Path(path)
     if not target.name.endswith("_Annotation_ours.csv"):
         raise UserError(f"{path}: the table of actions is called NAME_Annotation_ours.csv, with NAME val or test")
+    if len({video.subset for video in annotations.videos.values()}) > 1:
+        raise UserError("AFSD's tables are of one subset each: choose it by --subset")
     actions: list[tuple[object, ...]] = []
     videos: list[tuple[object, ...]] = []
     for video in annotations.videos.values():
@@ -72,7 +74,7 @@ FORMS: dict[str, Callable[[str | Path, Annotations], None]] = {
 def _known(video: Video, what: str) -> float:
     value: float | None = getattr(video, what)
     if value is None:
-        raise UserError(f"{video.name} has no {what}, which this form needs; `--to json` does without")
+        raise UserError(f"{video.name} has no {what}, which this form needs: give --videos FOLDER, or --to json")
     return value
 
 
