@@ -109,7 +109,8 @@ def overlapping_maps(
         length: T, its number of frames; every clip lies inside of it.
         offsets: of the clips, ascending, multiples of the grid.
         clip: frames of a clip.
-        piece: frames that the first stages take at a time besides their halo: more spend less on halos and take more memory.
+        piece: frames that the first stages take at a time besides their halo: more spend less on halos and take more
+            memory.
 
     Yields:
         For each clip what `backbone` gives for it.

@@ -105,5 +105,12 @@ class STPT(
         return cls(**settings)
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
-        """(B, 3, T, H, W) in [-1, 1] -> the detector's outputs by name."""
+        """(B, 3, T, H, W) in [-1, 1] -> the detector's outputs by name.
+
+        Raises:
+            UserError: clips of another size than the network's.
+        """
+        if clips.ndim != 5 or list(clips.shape[3:]) != self.settings["size"]:
+            height, width = self.settings["size"]
+            raise UserError(f"clips {tuple(clips.shape)}; this network takes (B, 3, T, {height}, {width})")
         return self.coarse_pyramid_detection(self.backbone(clips))
