@@ -161,8 +161,8 @@ class RunnerEngine:
         from paperkit.results.record import record, told
         from paperkit.training.openmmlab import newest_whole
 
+        checkpoint = self.checkpoint(run, options.ckpt, options.best)
         config, start = self.resolved(options, run), time.monotonic()
-        checkpoint = self.checkpoint(run, options.ckpt, self._metric(config) if options.best else None)
         config.work_dir, config.load_from, config.resume = options.output, None, False
         _start_fresh(config)
         runner = _made(config)
@@ -178,13 +178,8 @@ class RunnerEngine:
             print(Path(options.output) / "metrics.json")
         return config
 
-    def _metric(self, config: Any) -> str:
-        """By which the config's best checkpoint is chosen."""
-        named = config.get("default_hooks", {}).get("checkpoint", {}).get("save_best")
-        return named if isinstance(named, str) and named != "auto" else self.metric
-
-    def checkpoint(self, run: RunFolder | None, named: str | None, best: str | None = None) -> Path:
-        """The file that `--ckpt` names, else the run's newest whole checkpoint, or the best one by the metric `best`.
+    def checkpoint(self, run: RunFolder | None, named: str | None, best: bool = False) -> Path:
+        """The file that `--ckpt` names, else the run's newest whole checkpoint, or the best one.
 
         Raises:
             UserError: no such checkpoint, or a file where the best of a run is asked for.
@@ -197,11 +192,22 @@ class RunnerEngine:
             return Path(named)
         if run is None:
             raise UserError("no weights: name a checkpoint with --ckpt")
-        found = best_whole(run.path, best) if best else newest_whole(run.path)
+        metric = self._metric(run)
+        found = best_whole(run.path, metric) if best else newest_whole(run.path)
         if found is None:
-            kind = f"best_{best.replace('/', '_')}_*.pth" if best else "iter_*.pth or epoch_*.pth"
+            kind = f"best_{metric}_*.pth" if best else "iter_*.pth or epoch_*.pth"
             raise UserError(f"{run.path} has no whole {kind}")
         return found
+
+    def _metric(self, run: RunFolder) -> str:
+        """By which the run chose its best checkpoint."""
+        from paperkit.training.openmmlab import read_data
+
+        if not (run.path / self.kept).is_file():
+            return self.metric
+        hooks = read_data(run.path / self.kept).get("default_hooks") or {}
+        named = (hooks.get("checkpoint") or {}).get("save_best")
+        return named if isinstance(named, str) and named != "auto" else self.metric
 
 
 def changed(config: Any, changes: Sequence[str], launcher: str = "none", amp: bool = False) -> Any:
