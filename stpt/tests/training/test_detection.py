@@ -1,6 +1,7 @@
 """The detection engine through the command, on made folders of every layout: train, kill, resume, evaluate, draw."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from made import make_thumos, run_of, small, stpt, weights, write_small
 
+from paperkit.errors import UserError
 from paperkit.results.metrics import Metrics
 from paperkit.testing.commands import at_call
 from paperkit.testing.runs import check_same_runs
@@ -184,3 +186,28 @@ def test_a_run_folder_runs_nothing(folder: Path, tmp_path: Path) -> None:
     assert "is no registered name" in stpt.refused("train", "--resume", "evil", cwd=tmp_path)
     assert "is no registered name" in stpt.refused("eval", "--ckpt", run, cwd=tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+BROKEN: dict[str, tuple[tuple[str, ...], object, str]] = {
+    "no model": (("model",), [1], "describes no detector"),
+    "a name for options": (("model", "backbone"), "stpt", "describes no detector"),
+    "classes": (("model", "detector", "num_classes"), 9, "20 names for 8 classes"),
+    "channels": (("model", "detector", "channels"), 10**6, "far larger network"),
+    "length": (("model", "detector", "frames"), 10**9, "is the most"),
+    "rate": (("fps",), "10", "setting fps is '10'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_run_that_is_no_network(name: str, folder: Path, tmp_path: Path) -> None:
+    """Nothing of the size that a stranger's config asks for is built."""
+    keys, value, message = BROKEN[name]
+    shutil.copy(next(run_of(folder, "whole").glob("iter_*.pth")), tmp_path)
+    config = json.loads((run_of(folder, "whole") / "detection.json").read_text())
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (tmp_path / "detection.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        load_network(tmp_path)

@@ -16,6 +16,7 @@ from paperkit.errors import UserError
 from paperkit.files.bounded import parse_json
 from paperkit.files.runs import process_rank
 from paperkit.files.weights import (
+    check_finite,
     load_strict,
     read_checkpoint,
     read_metadata,
@@ -95,19 +96,28 @@ def _from_run(path: Path) -> STPT:
     if checkpoint is None:
         raise UserError(f"{folder} has no whole checkpoint")
     config = read_data(folder / KEPT)
-    model = config.get("model", {})
-    if not model.get("detector"):
-        raise UserError(f"{folder / KEPT} describes no detector: its model is {model.get('type', 'missing')!r}")
+    model = config.get("model")
+    if not (
+        isinstance(model, Mapping) and all(isinstance(model.get(name), Mapping) for name in ("backbone", "detector"))
+    ):
+        kind = model.get("type", "missing") if isinstance(model, Mapping) else model
+        raise UserError(f"{folder / KEPT} describes no detector: its model is {str(kind)[:60]!r}")
     content = read_checkpoint(checkpoint, allow=get_torch_safe_globals(), advice=None)
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UserError(f"{checkpoint} is no checkpoint of mmengine: it has no state_dict")
-    meta = (content.get("meta") or {}).get("dataset_meta") or {}
+    meta: Any = content
+    for key in ("meta", "dataset_meta"):
+        meta = meta.get(key) or {}
+        if not isinstance(meta, Mapping):
+            raise UserError(f"{checkpoint} is no checkpoint of mmengine: its {key} is a {type(meta).__name__}")
     settings = {name: config.get(name) for name in SETTINGS if config.get(name) is not None}
     settings.update({name: _plain(model[name]) for name in ("backbone", "detector")})
     for name in ("classes", "fps"):
         settings.setdefault(name, meta.get(name))
-    network = STPT.from_settings(settings)
     state = {key: value for key, value in content["state_dict"].items() if key.startswith((BODY, HEAD))}
+    check_finite(state, checkpoint)
+    with at_most(state.values()):
+        network = STPT.from_settings(settings)
     load_strict(network, state, str(checkpoint))
     return network
 

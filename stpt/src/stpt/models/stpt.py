@@ -18,6 +18,8 @@ from stpt.method.detector import Detector
 from stpt.models.networks import BACKBONES, create_backbone
 
 SETTINGS = ("backbone", "detector", "size", "classes", "fps")
+MOST = 2**31
+"""Pixels of a clip: those of 256 frames at 2896 x 2896."""
 RIGHT = {
     "backbone": "a name, or options by name",
     "detector": "options by name",
@@ -73,6 +75,10 @@ class STPT(
             raise UserError(
                 f"clips of {frames} frames and size {list(size)}: need one frame, a height and a width at least"
             )
+        if frames * size[0] * size[1] > MOST:
+            raise UserError(f"clips of {frames} x {size[0]} x {size[1]} pixels: {MOST:,} is the most")
+        if fps is not None and not (isinstance(fps, int | float) and fps > 0):
+            raise UserError(f"setting fps is {fps!r}; right would be a number above 0")
         if {**BACKBONES.get(str(chosen.get("name")), {}), **chosen}.get("pos_embed") == "abs":
             chosen.setdefault("size", [frames, *size])
         self.backbone = create_backbone(**chosen)
@@ -83,6 +89,8 @@ class STPT(
         except (TypeError, ValueError) as error:
             raise UserError(f"detector: {error}") from error
         background_too = head.get("num_classes", 21)
+        if not all(isinstance(name, str) for name in classes or ()):
+            raise UserError("setting classes holds what is no name")
         if classes is not None and len(classes) != background_too - 1:
             raise UserError(f"{len(classes)} names for {background_too - 1} classes and the background")
         self.settings: dict[str, Any] = {

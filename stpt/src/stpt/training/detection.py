@@ -148,7 +148,14 @@ def adapt(config: Any, options: Any) -> None:
     Raises:
         UserError: data that cannot be read, or do not fit each other.
     """
+    if not isinstance(config.get("model"), dict):
+        raise UserError(f"the config has the model {str(config.get('model'))[:60]}; a mapping with its type is due")
     ours = [name for name in LOADERS if config.get(name) and config[name].dataset.type == "TADDataset"]
+    for name in ("annotations", "frames") if ours else ():
+        given = getattr(options.data, name)
+        if given is not None:  # of a run, the last loader has it as it was given: a held-out part is not for it
+            kept = config[ours[-1]].dataset
+            setattr(options.data, name, place(given, kept.ann_file if name == "annotations" else kept.frames))
     for loader in ours:
         take_data(config, loader, options.data)
     if LOADERS[0] in ours:
@@ -180,11 +187,11 @@ def take_data(config: Any, loader: str, data: Any) -> None:
         if evaluator is not None and Path(evaluator.truth).is_relative_to(old):
             evaluator.truth = str(Path(data.root) / Path(evaluator.truth).relative_to(old))
     if data.frames is not None:
-        dataset.frames, dataset.table = place(data.frames, dataset.frames), None
+        dataset.frames, dataset.table = data.frames, None
     if data.annotations is not None:
         subset = data.subsets[0 if training else 1]
         subset = None if subset == "all" else subset
-        dataset.ann_file, dataset.subset = place(data.annotations, dataset.ann_file), subset
+        dataset.ann_file, dataset.subset = data.annotations, subset
         if evaluator is not None:
             evaluator.truth, evaluator.subset = dataset.ann_file, subset
         if not dataset.get("class_agnostic"):  # a run's classes stay in their order, whatever it is tested on

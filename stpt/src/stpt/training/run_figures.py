@@ -32,9 +32,9 @@ def draw_detections(found: Path, judged: Any, folder: Path, videos: int) -> list
         The paths.
     """
     classes, results = judged.get("classes"), read_results(found)
-    one_class = classes is not None and list(classes) == [ANY_ACTION] and not judged.get("classifier")
-    named = None if one_class else classes
-    truth = read_truth(judged.truth, judged.get("subset"), judged.get("policy", "afsd"), named)
+    unnamed = classes is not None and list(classes) == [ANY_ACTION]
+    one_class = unnamed and not judged.get("classifier")
+    truth = read_truth(judged.truth, judged.get("subset"), judged.get("policy", "afsd"), None if unnamed else classes)
     joined = join(results, truth, one_class)
     thresholds = tuple(judged.get("thresholds") or usual_thresholds(truth.annotations.classes))
     ap, _ = figures(joined, thresholds, truth.absent)
