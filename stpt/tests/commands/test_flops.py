@@ -32,6 +32,9 @@ def test_a_file_is_counted_and_run(tmp_path: Path) -> None:
     said = stpt.here("flops", tmp_path / "a.safetensors", "--seconds", "0.2").out
     assert "a.safetensors, 128x32x32" in said
     assert "s a clip" in said and "1 threads, float32" in said
+    line = stpt.refused("flops", tmp_path / "a.safetensors", "--size", "64", "64")
+    assert "takes clips of 32 x 32" in line
+    assert "--frames 0: give 1 or more" in stpt.refused("flops", tmp_path / "a.safetensors", "--frames", "0")
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,11 @@ def test_every_name_builds() -> None:
         create_backbone("stpt", heads=(1, 2, 3))
     with pytest.raises(UserError, match=r"backbone i3d: .*unexpected keyword argument 'kinds'"):
         create_backbone("i3d", kinds="LLGG")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 48, 32), (3, 64, 32, 32)])
+def test_clips_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        network = STPT("stpt_tiny", dict(frames=64, channels=32, groups=8), (32, 32))
+        with pytest.raises(UserError, match=r"this network takes \(B, 3, T, 32, 32\)"):
+            network(torch.zeros(shape))

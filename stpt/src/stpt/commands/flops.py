@@ -12,7 +12,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("network", nargs="?", type=str, default="stpt", help="name, run, folder or file")
     parser.add_argument("--frames", type=int | None, default=None, help="frames of a clip (default: the network's)")
     parser.add_argument(
-        "--size", nargs=2, type=int, default=[96, 96], help="height and width of a named network's clip"
+        "--size", nargs=2, type=int | None, default=None, help="height and width of a named backbone's clip (96 96)"
     )
     parser.add_argument("--backbone-only", action="store_true", help="without the detector")
     parser.add_argument("--seconds", type=float, default=0.0, help="run forward passes for about so long; 0: none")
@@ -37,14 +37,18 @@ def run(arguments: Any) -> int:
     if arguments.network in BACKBONES:
         detector = {} if arguments.frames is None else {"frames": arguments.frames}
         with torch.device(on if runs else "meta"):
-            network = STPT(arguments.network, detector, arguments.size)
+            network = STPT(arguments.network, detector, arguments.size or [96, 96])
     elif Path(arguments.network).exists():
         network = load_network(arguments.network, on)
+        if arguments.size not in (None, own := network.settings["size"]):
+            raise UserError(f"--size {arguments.size}: {arguments.network} takes clips of {own[0]} x {own[1]}")
     else:
         raise UserError(f"{arguments.network} is no run, folder or file, and no backbone: {', '.join(BACKBONES)}")
     height, width = network.settings["size"]
-    frames = arguments.frames or network.settings["detector"].get("frames", 256)
-    shape = (1, 3, frames, height, width)
+    frames = network.settings["detector"].get("frames", 256) if arguments.frames is None else arguments.frames
+    if frames < 1:
+        raise UserError(f"--frames {frames}: give 1 or more")
+    shape = (1, network.settings["backbone"].get("in_channels", 3), frames, height, width)
     measured = network.backbone if arguments.backbone_only else network
     macs = count_macs(measured, shape)
     kinds = list(dict.fromkeys(KINDS.values()))

@@ -120,5 +120,6 @@ class STPT(
         """
         if clips.ndim != 5 or list(clips.shape[3:]) != self.settings["size"]:
             height, width = self.settings["size"]
-            raise UserError(f"clips {tuple(clips.shape)}; this network takes (B, 3, T, {height}, {width})")
+            channels = self.settings["backbone"].get("in_channels", 3)
+            raise UserError(f"clips {tuple(clips.shape)}; this network takes (B, {channels}, T, {height}, {width})")
         return self.coarse_pyramid_detection(self.backbone(clips))
