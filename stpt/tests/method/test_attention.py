@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from stpt.method.attention import WHOLE, FactorisedAttention, GlobalAttention, LocalAttention
+from stpt.method import bfloat16_attention
+from stpt.method.attention import WHOLE, FactorisedAttention, GlobalAttention, LocalAttention, attention
 
 CASES = {
     "divides": ((4, 6, 4), (2, 3, 2)),
@@ -139,3 +141,21 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             build()
+
+
+@pytest.mark.parametrize("scores", [1, 200, 1 << 20])
+def test_bfloat16_by_products_is_attention(monkeypatch: pytest.MonkeyPatch, scores: int) -> None:
+    """A head, some or all at a time; as near to the exact result as the fused form. Only without gradients."""
+    monkeypatch.setattr(bfloat16_attention, "_HAS_PRODUCTS", True)
+    monkeypatch.setattr(bfloat16_attention, "SCORES", scores)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, size, 8, generator=generator).bfloat16() for size in (9, 11, 11))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert not bfloat16_attention.by_products(q)
+    with torch.inference_mode():
+        assert bfloat16_attention.by_products(q) and not bfloat16_attention.by_products(q.float())
+        ours, fused = bfloat16_attention.attend(q, k, v), F.scaled_dot_product_attention(q, k, v)
+        assert torch.equal(attention(q, k, v), ours)
+        assert ours.shape == q.shape and ours.dtype == torch.bfloat16
+        errors = [(x.double() - exact).norm() / exact.norm() for x in (ours, fused)]
+    assert errors[0] < 0.01 and errors[0] < 2 * errors[1]
