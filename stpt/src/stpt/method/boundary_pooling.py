@@ -41,11 +41,11 @@ def boundary_max_pooling(x: Tensor, windows: Tensor) -> Tensor:
     rows = _rows(begin, end, x.shape[2], widths, together=not eager)
     groups = list(zip(x.split(1), rows.split(1), strict=True)) if eager else [(x, rows)]
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return torch.cat([_window_max(some.permute(2, 0, 1), of_some, widths) for some, of_some in groups])
+        return _stacked([_window_max(some.permute(2, 0, 1), of_some, widths) for some, of_some in groups])
     with torch.no_grad():
         keys = [_window_max(_keys(some.permute(2, 0, 1)), of_some, widths) for some, of_some in groups]
         # The lower half of a key is what int32 keeps; moved in that type, which is half the bytes.
-        places = torch.cat([of_some.int() for of_some in keys]).neg_().add_(x.shape[2] - 1).long()
+        places = _stacked([of_some.int() for of_some in keys]).neg_().add_(x.shape[2] - 1).long()
     return x.gather(2, places)
 
 
@@ -79,6 +79,16 @@ def _window_max(x: Tensor, rows: Tensor, widths: list[int]) -> Tensor:
         torch.maximum(below[:-width], below[width:], out=level)
     found = table.view(-1, channels // 2).index_select(0, rows.flatten()).view(batch, 2, -1, channels)
     return torch.maximum(found[:, 0], found[:, 1]).transpose(1, 2)
+
+
+def _stacked(groups: list[Tensor]) -> Tensor:
+    """Clips (1, C, K) that lie transposed in memory -> (B, C, K). A matrix is turned four times as fast as a batch."""
+    if torch.compiler.is_compiling() or groups[0].shape[0] > 1:  # all clips in one, in whatever order in memory
+        return groups[0]
+    clips = groups[0].new_empty(len(groups), *groups[0].shape[1:])
+    for clip, group in zip(clips, groups, strict=True):
+        clip.copy_(group[0])
+    return clips
 
 
 def _keys(x: Tensor) -> Tensor:
