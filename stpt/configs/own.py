@@ -2,7 +2,7 @@
 # Command:  stpt train --config stpt/configs/own.py --data.annotations FILE.json --data.frames VIDEOS --amp
 #           FILE.json is of ActivityNet's form, THUMOS14's or ActionFormer's; `stpt annotations check` looks it through.
 #           Subsets are called training and validation, or as --data.subsets says. The classes are those of the file.
-# Measured here: training on a made folder is in tests/training/test_detection.py.
+# Measured here: training on a made folder is in tests/training/test_recipes.py.
 _base_ = ["./thumos14/stpt.py"]
 data_root = ""
 annotations = "annotations.json"

@@ -1,8 +1,7 @@
 # ActivityNet-1.3 as AFSD has it: a clip of at most 768 frames a video, of fewer frames a second where it is
 # longer (`stpt prepare VIDEOS --frames 768`, or the videos themselves), and a detector of actions without classes.
 # Names for them come from a classifier of videos: stpt eval ... --classifier FILE. Without it mAP is that of one class.
-_base_ = ["../_run.py"]
-size = (96, 96)
+_base_ = ["../_detection.py"]
 data_root = "datasets/activitynet"
 train_pipeline = [
     dict(type="ReadClip"),
@@ -12,19 +11,8 @@ train_pipeline = [
     dict(type="BoundaryMasks"),
     dict(type="PackActions"),
 ]
-test_pipeline = [
-    dict(type="ReadClip"),
-    dict(type="CropClip", size=96),
-    dict(type="PackActions"),
-]
 train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="PlacedSampler", shuffle=True, seed=2020),
     dataset=dict(
-        type="TADDataset",
-        seed=2020,
         data_root=data_root,
         ann_file="annotations.json",
         frames="videos",
@@ -37,12 +25,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="TADDataset",
         data_root=data_root,
         ann_file="annotations.json",
         frames="videos",
@@ -50,8 +33,6 @@ val_dataloader = dict(
         clips="whole",  # of the detector's length
         class_agnostic=True,
         pad_mode="grey",
-        test_mode=True,
-        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
@@ -64,8 +45,3 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 default_hooks = dict(checkpoint=dict(save_best="one_class/mAP", rule="greater"))  # on what is validated
-custom_hooks = [
-    dict(type="SeedIteration", seed=2020),
-    dict(type="ProgressHook"),
-    dict(type="TimelineHook", videos=2),
-]

@@ -3,7 +3,7 @@
 # Command:  make stpt-train CONFIG=stpt/configs/activitynet/stpt.py ARGS="--data.root DIR --amp"
 # Paper:    33.4 average mAP with an external classifier, as a later paper cites it
 # Measured here: not run (needs ActivityNet, weights of Kinetics-400 and a GPU); training on a made folder is in
-#           tests/training/test_detection.py. 329 G multiply-accumulates of the backbone (stpt flops).
+#           tests/training/test_recipes.py. 329 G multiply-accumulates of the backbone (stpt flops).
 _base_ = ["./_data.py"]
 model = dict(
     type="STPTDetector",

@@ -5,7 +5,7 @@
 #           Starts from inflated ImageNet weights with --cfg-options model.pretrained=FILE (model.inflation=center: in
 #           the middle frame alone).
 # Paper:    unknown. Measured here: not run (needs Kinetics-400 and 8 GPUs); a step on a made folder is in
-#           tests/training/test_detection.py. 38.7 G multiply-accumulates a clip (stpt flops).
+#           tests/training/test_recipes.py. 38.7 G multiply-accumulates a clip (stpt flops).
 _base_ = ["../_run.py"]
 data_root = "datasets/kinetics400"
 model = dict(

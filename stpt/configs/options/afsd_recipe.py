@@ -1,4 +1,4 @@
-# AFSD's recipe for STPT's network: the specification has it from memory that the paper follows it.
+# AFSD's recipe for STPT's network. Whether the paper follows it could not be read.
 # Command:  cd stpt/configs && stpt train --config thumos14/stpt.py --config options/afsd_recipe.py --data.root DIR
 # Paper:    unknown. Measured here: not run (needs THUMOS14 and a GPU).
 schedule = dict(epochs=16, warmup=0, minimum=None)

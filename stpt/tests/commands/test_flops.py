@@ -10,7 +10,7 @@ from stpt.models.stpt import STPT
 
 
 def test_the_default_network() -> None:
-    """68.4 M parameters and 112.4 G: 110.4 of the backbone and 2.0 of the head, as in the specification."""
+    """68.4 M parameters and 112.4 G: 110.4 of the backbone and 2.0 of the head."""
     said = stpt.here("flops").out
     assert "stpt, 256x96x96: 68.4 M parameters; billions of MACs" in said
     rows = {line.split("  ")[0].strip(): line.split() for line in said.splitlines()}

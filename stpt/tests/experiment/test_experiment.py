@@ -47,7 +47,7 @@ def test_what_is_asserted_holds_and_eval_finds_the_same(whole: Path) -> None:
     assert again.extra["precision"] == metrics.extra["precision"]
 
 
-def test_multiply_accumulates_are_those_of_the_specification(whole: Path) -> None:
+def test_multiply_accumulates_are_those_of_the_real_networks(whole: Path) -> None:
     metrics = Metrics.read(whole / "metrics.json")
     expected = {"LLLL": 110.2, "LLLG": 110.4, "LLGG": 110.4, "LGGG": 367.3, "GGGG": 1403.7, HEAD: 2.0, AFSD: 162.0}
     found = {name: round(metrics.row(f"{name}, {WHOLE}", MACS).mean, 1) for name in expected}

@@ -104,7 +104,7 @@ def test_any_clip_length_and_size(kinds: str, size: tuple[int, int, int]) -> Non
 
 
 def test_names_of_weights() -> None:
-    """The scheme of the specification's section 7."""
+    """The names that weight files have."""
     names = set(small().state_dict())
     block = "stages.2.blocks.1"
     for part in ("cpe", "norm1", "attn.q", "attn.kv", "attn.proj", "attn.reduction", "attn.reduction_norm", "norm2",

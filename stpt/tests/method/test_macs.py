@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters of the real networks, on the meta device: the specification's section 3."""
+"""Multiply-accumulates and parameters of the real networks, on the meta device, against counts by hand."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def counted(name: str, shape: tuple[int, ...] = CLIP, **changes: object) -> Macs
         ("stpt_window_8x6x6", 107.2),
     ],
 )
-def test_patterns_cost_what_the_specification_computed(name: str, macs: float) -> None:
+def test_patterns_cost_what_was_counted_by_hand(name: str, macs: float) -> None:
     assert billions(name) == pytest.approx(macs, abs=0.05)
 
 

@@ -10,7 +10,7 @@ def test_names_and_sizes_of_the_released_files() -> None:
     with torch.device("meta"):
         network = I3D()
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    assert sum(p.numel() for p in network.parameters()) == 12_287_264  # 12.29 M in the specification
+    assert sum(p.numel() for p in network.parameters()) == 12_287_264  # 12.29 M
     assert shapes["_model.Conv3d_1a_7x7.conv3d.weight"] == (64, 3, 7, 7, 7)
     assert shapes["_model.Mixed_4f.b1b.conv3d.weight"] == (320, 160, 3, 3, 3)
     assert shapes["_model.Mixed_5c.b3b.bn.running_var"] == (128,)

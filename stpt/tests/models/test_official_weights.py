@@ -51,7 +51,7 @@ def outputs_of(network: STPT, frames: int = 128) -> dict[str, Tensor]:
 
 
 def test_names_of_the_whole_detector() -> None:
-    """The specification's section 7, for the published sizes."""
+    """The authors' keys, for the published sizes."""
     with torch.device("meta"):
         thumos, anet = STPT("i3d"), STPT("i3d", dict(variant="activitynet", num_classes=2, frames=768))
     head, backbone = "coarse_pyramid_detection.", "backbone._model."

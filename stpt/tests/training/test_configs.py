@@ -1,4 +1,4 @@
-"""Every config of real data: the specification's numbers, the network, groups and rates of the optimiser."""
+"""Every config of real data: the recipes' numbers, the network, groups and rates of the optimiser."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -38,7 +38,7 @@ def built(config: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_recipe_of_the_specification(name: str) -> None:
+def test_recipe_is_the_published_or_chosen_one(name: str) -> None:
     row, config = ROWS[name], config_of(name)
     train, test = config.train_dataloader, config.test_dataloader
     steps = {step["type"]: step for step in train.dataset.pipeline}

@@ -18,7 +18,7 @@ AFSD, HEAD = "AFSD, RGB and flow", "head"
 MARGIN = 20.0
 """Points of average mAP that LLGG must be above LLLL, in every seed."""
 GUESS = 57.0
-"""Average mAP in % of a detector that finds every action and guesses the cue: the specification's estimate."""
+"""Average mAP in % of a detector that finds every action and guesses the cue: an estimate made beforehand."""
 
 
 def summarise(

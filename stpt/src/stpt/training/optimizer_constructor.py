@@ -6,7 +6,7 @@
         optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
     )
 
-The specification's recipe for a transformer backbone: it learns at a tenth of the head's rate, and norm layers, biases
+The recipe chosen here for a transformer backbone: it learns at a tenth of the head's rate, and norm layers, biases
 and the learned scales of the levels are not decayed. AFSD's recipe (Adam, one rate, everything decayed) is mmengine's
 own constructor, without any of this.
 """
