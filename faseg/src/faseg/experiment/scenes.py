@@ -1,5 +1,4 @@
-"""Scenes of real digits: small pictures with one label a pixel, made from scikit-learn's scans (section "Small honest
-experiment" of the specification).
+"""Scenes of real digits: small pictures with one label a pixel, made from scikit-learn's scans.
 
 Shapes: N scenes, S side of the canvas in pixels.
 """

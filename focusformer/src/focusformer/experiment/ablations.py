@@ -1,5 +1,4 @@
-"""Ablations of the embedded experiment, one setting at a time (section 11 of the specification; the paper's tables
-could not be had).
+"""Ablations of the embedded experiment, one setting at a time; the paper's own tables could not be had.
 
 Each arm trains a supernet on digits as the experiment does, but for its change. Then three ways to choose an
 architecture for each of the four budgets are tried on that same supernet, which tells what training gained and what the

@@ -1,4 +1,4 @@
-"""Architectures and the spaces that they are chosen from (AutoFormer's description; specification 2.1 and 2.3).
+"""Architectures and the spaces that they are chosen from (AutoFormer, Chen et al., ICCV 2021, section 3).
 
 Letters: e embedding width, d depth, h heads of a layer, r MLP ratio of a layer; D the width of the supernet.
 """

@@ -1,4 +1,4 @@
-"""Self-attention of the supernet (specification 2.2 item 7).
+"""Self-attention of the supernet, in AutoFormer's released form.
 
 Shapes: B batch, N tokens, e embedding width, h heads, C head width, q = h C.
 """

@@ -1,7 +1,7 @@
 """What an architecture costs: parameters, FLOPs as the official code counts them, honest MACs, measured latency.
 
-Every cost is a callable of an architecture, additive over the layers, with the name that goes with each number
-(specification 2.3). "1.4 G" and the like in the papers' tables are official FLOPs.
+Every cost is a callable of an architecture, additive over the layers, with the name that goes with each number.
+"1.4 G" and the like in the papers' tables are official FLOPs.
 
 Letters: e width, q_i = 64 h_i and H_i = int(e r_i) widths of layer i, D of the supernet; P patches, N = P + 1 tokens,
 p = channels x patch size^2 values of a patch, C classes, M clip of relative positions.

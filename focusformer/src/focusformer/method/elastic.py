@@ -1,4 +1,4 @@
-"""Layers that store the largest size and use a slice of it (weight entanglement, specification 2.2 items 1 to 4).
+"""Layers that store the largest size and use a slice of it (weight entanglement, AutoFormer).
 
 Each takes its input width from the input and its output width as an argument, and keeps nothing between calls. A slice
 is a view of the one parameter, so that gradients reach the used part and are zero in the rest of the tensor.

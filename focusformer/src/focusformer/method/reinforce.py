@@ -1,4 +1,4 @@
-"""How the sampler learns: policy gradient on held-out rewards (section 3.2 of the specification, a reference design).
+"""How the sampler learns: policy gradient on held-out rewards (a reference design: the authors' is not public).
 
     theta <- theta + lr [ mean_m (R_m - b) grad log pi(alpha_m | tau_m) + lambda_H grad H ]
 

@@ -1,4 +1,4 @@
-"""2-D relative position on keys and values (specification 2.2 items 6 and 7, section 9).
+"""2-D relative position on keys and values, as AutoFormer released it.
 
 The embedding of query i and key j is R[i, j] = table_v[row offset] + table_h[column offset], offsets clipped at M;
 entry 0 of both tables stands where the class token is involved. Attention adds Q . Rk to the products of queries and

@@ -1,8 +1,8 @@
 """The architecture sampler pi_theta(architecture | tau): what FocusFormer adds to a supernet.
 
 The paper's abstract promises a sampler conditioned on the resource constraint, trained along with the supernet, that is
-the search once training is over. Its form is not public: what stands here is a reference design (section 3.2 of the
-specification), and its hyper-parameters are ours.
+the search once training is over. Its form is not public: what stands here is a reference design, and its
+hyper-parameters are ours.
 
 An architecture is a sequence of tokens: depth, width, then heads and MLP ratio of each layer. A policy gives the logits
 of a token by the constraint's embedding and, if it is recurrent, by the tokens before. Choices that could no longer

@@ -1,6 +1,6 @@
 """Searching a trained supernet for an architecture: four ways, one interface, and what each one cost.
 
-One greedy call of the sampler, the best of N samples (specification 3.4), plain random search, and AutoFormer's
+One greedy call of the sampler, the best of N samples, plain random search, and AutoFormer's
 evolution (`focusformer.method.evolution`). Each is given a `Tally`, which scores an architecture once and counts:
 
     evaluation  a call of the score, that is a pass over held-out data
@@ -24,7 +24,7 @@ from paperkit.errors import UserError
 MOST_DRAWS = 100_000
 """Draws of one search for candidates after which nothing feasible is believed to be there."""
 FEWEST = 5
-"""Candidates that a search by the sampler wants before it evaluates them (specification 3.4)."""
+"""Candidates that a search by the sampler wants before it evaluates them."""
 LOWER = 0.98
 """By how much it lowers the constraint while it has fewer,"""
 ROUNDS = 20

@@ -1,4 +1,4 @@
-"""The weight-entangled supernet of AutoFormer (specification 2.2): every sub-network is a slice of one set of weights.
+"""The weight-entangled supernet of AutoFormer: every sub-network is a slice of one set of weights.
 
 Shapes: B images, N = P + 1 tokens with the class token, D stored width, e used width, C classes.
 """
@@ -15,7 +15,7 @@ from paperkit.errors import UserError
 
 
 class Block(nn.Module):
-    """x + Attention(LN(x)), then x + fc2(GELU(fc1(LN(x)))): specification 2.2 item 8.
+    """x + Attention(LN(x)), then x + fc2(GELU(fc1(LN(x)))).
 
     Args:
         sizes: of the supernet. relative: form of relative position.

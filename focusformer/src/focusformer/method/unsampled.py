@@ -1,4 +1,4 @@
-"""What happens to weights that a step's architecture does not use (specification 8 item 11).
+"""What happens to weights that a step's architecture does not use.
 
 Slices of a used tensor always get zero gradients, so AdamW decays them and moves them by their momentum. Whole unused
 tensors, those of deeper layers, are a choice:

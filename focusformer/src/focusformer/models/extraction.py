@@ -1,6 +1,6 @@
 """A sub-network cut out of a supernet: contiguous weights, qkv de-interleaved, rescalings folded in.
 
-Released inconsistencies end here: the slice of a qkv bias (specification 2.2, item 2) is taken once, the factors of
+Released inconsistencies end here: the slice of a qkv bias is taken once, the factors of
 `scale` go into the weights behind them, and the softmax scale of `change_qkv=False` into the query rows. What is left
 is a plain network with equal logits (to 1e-5).
 """

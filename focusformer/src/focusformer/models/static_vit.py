@@ -37,7 +37,7 @@ run's `metrics.json`, not here.
 
 
 class Attention(nn.Module):
-    """Heads of one width, with relative position on keys and values (specification 2.2, item 7)."""
+    """Heads of one width, with relative position on keys and values."""
 
     def __init__(self, embed: int, heads: int, head_dim: int, clip: int, qkv_bias: bool) -> None:
         super().__init__()

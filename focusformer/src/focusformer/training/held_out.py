@@ -1,7 +1,7 @@
 """Batches for the reward: images taken out of the training set, under the transform of an evaluation (section 3.2).
 
 Batch k is a function of (seed, k) alone, so that a resumed run rewards by the same images; the ranks share it out.
-The sampler learns from these images and the weights never see them (pitfall 3 of the specification).
+The sampler learns from these images and the weights never see them.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Settings of the embedded experiment on handwritten digits, and how many steps each of its arms takes.
 
-The arms (specification of the experiment; all with the same data, order and batch size, paired over seeds):
+The arms (all with the same data, order and batch size, paired over seeds):
 
     anchors                 three plain ViTs, trained one after the other
     least squares           the stitched network, stitching layers by least squares, tuned jointly: the method

@@ -108,7 +108,7 @@ def one(found: dict[int, float]) -> float:
 
 
 def asserted_claims(results: Sequence[SeedResult]) -> list[Claim]:
-    """What the specification of the experiment calls safe."""
+    """What larger trials have shown to be safe."""
 
     def stitches(r: SeedResult, arm: str, epoch: int) -> float:
         return mean_of(r.curves[arm][epoch], group(r))
@@ -150,7 +150,7 @@ def asserted_claims(results: Sequence[SeedResult]) -> list[Claim]:
 
 
 def reported_claims(results: Sequence[SeedResult]) -> list[Claim]:
-    """Printed as they come out; the specification does not call them safe."""
+    """Printed as they come out; larger trials did not show them to be safe."""
     last = [(mean_of(r.arms[METHOD], group(r)), mean_of(r.arms[DEFAULT], group(r))) for r in results]
     small = [(mean_of(r.arms[METHOD], group(r, 0)), r.arms[METHOD][0]) for r in results]
     line = [(mean_of(r.arms[METHOD], group(r)), mean(interpolated(r, i) for i in group(r))) for r in results]

@@ -1,4 +1,4 @@
-"""Many tuned tasks on one backbone in memory: switching by exact save and restore (specification, faster and better).
+"""Many tuned tasks on one backbone in memory: switching by exact save and restore.
 
 The backbone stays a plain timm model. Activating a delta writes its entries, vectors, class token, head, statistics
 and folded LoRA products into the weights, after the old bits were put aside; leaving it puts them back. Nothing is ever

@@ -83,7 +83,7 @@ def build_arm(name: str, setting: Setting) -> Arm:
 
 
 def _entries(setting: Setting, scores: Values) -> Arm:
-    """Top entries among Linear weights alone, as the specification's larger trial decides."""
+    """Top entries among Linear weights alone, as a larger trial decided."""
     chosen = {name: scores[name] for name in setting.matrices()}
     selection = exact_selection(chosen, Rule("none", fixed=0), setting.budget)
     return _ours(setting, selection)

@@ -7,7 +7,7 @@ from paperkit.results.metrics import Claim, Metrics, Row
 from paperkit.results.report import mean_spread
 from spt.experiment.settings import LEAST, LINEAR, RANDOM, SENSITIVE, ExperimentConfig, SeedResult
 
-# (text, first arm, second arm, test on the mean difference, asserted). The specification's larger trial decides which
+# (text, first arm, second arm, test on the mean difference, asserted). A larger trial decided which
 # are safe: three backbones, four seeds, four tasks. It calls the third safe too (1.2, 1.0 and 0.8 points); 1.0 came out
 # on an Intel Xeon with AVX-512, but 2.7 +- 1.0 on an AMD EPYC, whose sums round differently, so it is reported only.
 CLAIMS = (

@@ -1,4 +1,4 @@
-"""timm's fused `qkv` Linear as three Linears and back (specification: the paper selects on separate q, k and v).
+"""timm's fused `qkv` Linear as three Linears and back: the paper selects on separate q, k and v.
 
 `SplitQKV` takes the place of `attn.qkv` and returns the same concatenation, so that every attention of timm that
 calls `self.qkv(x)` (ViT, Swin and their kin) works unchanged.
@@ -31,7 +31,7 @@ class SplitQKV(nn.Module):
             if biases is not None:
                 linear.bias = nn.Parameter(biases[index].data)
             self.add_module(part, linear)
-        self.shared_drop = nn.Dropout(0.0)  # one draw for the modules of q, k and v (section 5 of the specification)
+        self.shared_drop = nn.Dropout(0.0)  # one draw for the modules of q, k and v
         self._places: tuple[Any, Any, Places] | None = None
 
     @property

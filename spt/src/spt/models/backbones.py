@@ -31,7 +31,7 @@ PREFIX = "opt/target/"  # of the names in some of Google's files
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of the specification's table of backbones.
+    """A row of the table of backbones.
 
     Attributes:
         arch: timm architecture.

@@ -17,7 +17,7 @@ from paperkit.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# task -> (classes, group); groups: Natural, Specialized, Structured (specification, VTAB-1k).
+# task -> (classes, group); groups: Natural, Specialized, Structured (VTAB-1k).
 VTAB = {
     **{"cifar": (100, "Natural"), "caltech101": (102, "Natural"), "dtd": (47, "Natural")},
     **{"oxford_flowers102": (102, "Natural"), "oxford_iiit_pet": (37, "Natural"), "svhn": (10, "Natural")},

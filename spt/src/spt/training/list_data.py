@@ -97,5 +97,5 @@ class ListData(ResumableData, pl.LightningDataModule):
         ]
 
     def sensitivity_batches(self, count: int, size: int = 32) -> list[tuple[Tensor, Tensor]] | DataLoader:
-        """The first images in fixed order, evaluation transform (specification, section 1)."""
+        """The first images in fixed order, evaluation transform."""
         return DataLoader(self.for_sensitivity, batch_size=size, shuffle=False, num_workers=self.options.workers)

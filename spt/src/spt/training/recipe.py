@@ -130,7 +130,7 @@ class RecipeOptions:
         """Optimiser and schedule: AdamW, the cosine counted from epoch 0 (warm-up included), one epoch late.
 
         The released scheduler is stepped with the number of the epoch that has ended, so the first two epochs both run
-        at `warmup_lr` (specification: reference file `lr_schedule`).
+        at `warmup_lr` (reference file `lr_schedule`).
         """
         return OptimConfig(
             lr=self.lr,
