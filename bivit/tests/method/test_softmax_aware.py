@@ -35,7 +35,7 @@ def test_forward_is_binary(dtype: torch.dtype) -> None:
 
 
 def test_threshold_needs_no_exponential() -> None:
-    """a >= beta max(a) is l >= max(l) + ln(beta); the margins of the specification in Hamming distances."""
+    """a >= beta max(a) is l >= max(l) + ln(beta); the margins in Hamming distances."""
     logits = torch.randn(2, 2, 16, 40, dtype=torch.float64) * 2
     active = logits >= logits.amax(-1, keepdim=True) - math.log(4)
     assert torch.equal(SoftmaxAware()(logits) > 0, active)

@@ -51,7 +51,7 @@ def test_names_of_microsofts_swin() -> None:
         to_form(small_network(), "microsoft")
 
 
-def test_keys_of_the_specification() -> None:
+def test_keys_as_published() -> None:
     """DeiT-S with SAB and PWS: timm's keys, and a scale beside each of the four weights of a block."""
     with torch.device("meta"):
         state = BinaryClassifier("deit_small_patch16_224", binary={}).state_dict()

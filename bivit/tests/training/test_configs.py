@@ -1,4 +1,4 @@
-"""Every recipe: the specification's numbers, every row of the paper's tables, and one step of each on made data."""
+"""Every recipe: the published numbers, every row of the paper's tables, and one step of each on made data."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Every recipe: the specification's numbers, and one optimiser step of a small network on made data."""
+"""Every recipe: the published numbers, and one optimiser step of a small network on made data."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from paperkit.training.optim import build
 
 IMAGENET, LRA = CONFIGS / "imagenet", CONFIGS / "lra"
 STAGES = {
-    # lr per 512, warm-up from, epochs, clipping, copies of an image, parameters of the specification's table
+    # lr per 512, warm-up from, epochs, clipping, copies of an image, parameters
     "pvt_1_msa": (5e-5, 1e-7, 100, None, 3, 3.198e6),
     "pvt_2_ecoformer": (5e-5, 1e-7, 30, None, 3, 3.136e6),
     "twins_1_msa": (5e-5, 1e-7, 100, 5.0, 1, 22.221e6),
@@ -54,7 +54,7 @@ def test_every_file_is_known_and_opens_with_its_command() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_of_the_specification(stage: str, tmp_path: Path) -> None:
+def test_stage_as_published(stage: str, tmp_path: Path) -> None:
     classes = write_yaml(tmp_path / "classes.yaml", {"data": {"num_classes": 1000}})  # no folder tells them here
     made = options_of(images, IMAGENET / f"{stage}.yaml", classes)
     lr, warm, epochs, clip, repeats, parameters = STAGES[stage]

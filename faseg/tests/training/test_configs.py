@@ -1,4 +1,4 @@
-"""Every config of real data: the specification's numbers, the network's size, groups and rates of the optimiser."""
+"""Every config of real data: the published numbers, the network's size, groups and rates of the optimiser."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def config_of(name: str, *changes: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_recipe_of_the_specification(name: str) -> None:
+def test_recipe_as_published(name: str) -> None:
     row, config = ROWS[name], config_of(name)
     ade = name.startswith("ade20k")
     steps = {step["type"]: step for step in config.train_dataloader.dataset.pipeline}

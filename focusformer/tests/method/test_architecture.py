@@ -24,7 +24,7 @@ def test_forms_go_and_come_back(name: str) -> None:
 
 
 def test_named_ratio_outside_the_space_is_taken() -> None:
-    """AutoFormer-T has ratio 3, which the released Ti space does not list (specification 2.4)."""
+    """AutoFormer-T has ratio 3, which the released Ti space does not list."""
     space = SPACES["ti"]
     assert not space.holds(AUTOFORMER["ti"])
     space.sizes.check(AUTOFORMER["ti"])
@@ -39,7 +39,7 @@ def test_hidden_widths_are_truncated() -> None:
     [("ti", 1_056_964_608), ("s", 77_103_263_459_313), ("b", 10_108_977_168_384), ("digits", 4 * (12 + 12**2 + 12**3))],
 )
 def test_sizes_of_spaces(name: str, size: int) -> None:
-    """The table of specification 2.3."""
+    """The table of smallest and largest architectures."""
     assert SPACES[name].size() == size
 
 

@@ -1,4 +1,4 @@
-"""Costs: the specification's tables, the extracted truth, and the latency table's refusals."""
+"""Costs: the published tables, the extracted truth, and the latency table's refusals."""
 
 import json
 import random
@@ -12,12 +12,12 @@ from focusformer.method.cost import LatencyTable, cost, costs_of, macs, params, 
 from focusformer.method.supernet import Supernet
 from paperkit.errors import UserError
 
-NAMED = {  # specification 2.4: parameters, official GFLOPs, GMACs, GMACs of relative position
+NAMED = {  # parameters, official GFLOPs, GMACs, GMACs of relative position
     "ti": (5_867_944, 1.3440, 1.2832, 0.1987),
     "s": (22_891_432, 4.8921, 4.7739, 0.3875),
     "b": (53_691_688, 11.2369, 11.0454, 0.6458),
 }
-RANGES = {  # specification 2.3: parameters and official GFLOPs of the smallest and of the largest
+RANGES = {  # parameters and official GFLOPs of the smallest and of the largest
     "ti": (5_366_056, 1.225, 10_517_272, 2.340),
     "s": (13_057_320, 2.861, 34_790_440, 7.342),
     "b": (41_687_896, 8.844, 76_882_264, 15.972),

@@ -123,7 +123,7 @@ def test_evolution_is_the_released_one() -> None:
     space, given = SPACES["ti"], config["args"]
 
     def millions(architecture: Architecture) -> float:
-        """Specification 2.3, without the cost module: patches 196, classes 1000, tables of 30 rows."""
+        """Without the cost module: patches 196, classes 1000, tables of 30 rows."""
         e, layers = architecture.embed, 0
         for heads, hidden in zip(architecture.heads, architecture.hidden, strict=True):
             q = 64 * heads

@@ -29,7 +29,7 @@ def made(sizes: SuperSizes, **options: Any) -> Supernet:
 
 
 def test_rows_are_interleaved_and_the_bias_is_not() -> None:
-    """Specification 2.2 item 2, element by element."""
+    """Element by element."""
     torch.manual_seed(0)
     for layout in ("contiguous", "interleaved"):
         layer, x = ElasticQkv(6, 18, layout=layout), torch.randn(4)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_no_square_tensor_is_made() -> None:
     ids=str,
 )
 def test_supernet_by_plain_algebra(changes: dict[str, Any]) -> None:
-    """Logits of a sub-network, written out from the state dict with explicit indices (specification 2.2)."""
+    """Logits of a sub-network, written out from the state dict with explicit indices."""
     sizes = dataclasses.replace(SMALL, **changes)
     network, images = made(sizes), torch.randn(2, 3, 16, 16, dtype=torch.float64)
     a = HALF if sizes.change_qkv else Architecture(17, (3, 2), (1.5, 0.7))
@@ -212,7 +212,7 @@ def test_dropout_shrinks_with_the_width() -> None:
 
 
 def test_state_dict_is_the_official_one() -> None:
-    """Specification 4: keys and shapes of a released supernet."""
+    """Keys and shapes of a released supernet."""
     with torch.device("meta"):
         network = Supernet(SPACES["ti"].sizes)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}

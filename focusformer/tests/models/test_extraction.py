@@ -67,7 +67,7 @@ def test_equal_logits(options: dict[str, Any]) -> None:
 
 
 def test_only_its_own_parameters() -> None:
-    """The count of specification 2.3, with the sizes of this supernet: patches 25, patch of 48 numbers, tables of 8."""
+    """The count by the formula, with the sizes of this supernet: patches 25, patch of 48 numbers, tables of 8."""
     e, expected = NARROW.embed, 0
     for heads, hidden in zip(NARROW.heads, NARROW.hidden, strict=True):
         q = 12 * heads

@@ -1,4 +1,4 @@
-"""AutoFormer's supernets: keys and shapes of the specification, strictly in, tensor for tensor back."""
+"""AutoFormer's supernets: keys and shapes as released, strictly in, tensor for tensor back."""
 
 import argparse
 import json
@@ -40,7 +40,7 @@ def write_official(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["ti", "s", "b"])
-def test_keys_of_the_specification(name: str) -> None:
+def test_keys_as_published(name: str) -> None:
     """Section 4, every key of the three released files and no other; no buffers."""
     space = SPACES[name]
     d, depth = space.sizes.embed, space.sizes.depth

@@ -37,7 +37,7 @@ def test_registers_in_either_import_order(first: str) -> None:
 
 @pytest.mark.parametrize(("name", "parameters"), zip(FILES, (5867944, 22891432, 53691688), strict=True))
 def test_named_architectures(name: str, parameters: int) -> None:
-    """Parameters of specification 2.4."""
+    """Parameters of the named architectures."""
     with torch.device("meta"):
         model = timm.create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters

@@ -1,4 +1,4 @@
-"""Every recipe: the specification's numbers, the published tables, and one step of each on made data."""
+"""Every recipe: the published numbers, the published tables, and one step of each on made data."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_every_file_opens_with_its_command() -> None:
 
 
 @pytest.mark.parametrize(("name", "anchors", "largest"), [("ti", 9, 2.34), ("s", 13, 7.342), ("b", 10, 15.972)])
-def test_supernet_of_the_specification(name: str, anchors: int, largest: float) -> None:
+def test_supernet_as_published(name: str, anchors: int, largest: float) -> None:
     made = options_of(images, IMAGENET / f"{name}.yaml")
     data, mixing, trainer = made.data, made.mixing, made.trainer
     assert (trainer.max_epochs, trainer.precision, trainer.gradient_clip_val) == (500, "16-mixed", None)
@@ -74,7 +74,7 @@ def test_supernet_of_the_specification(name: str, anchors: int, largest: float) 
     assert isinstance(built, Focus)
     found = built.sampler.constraint("flops").anchors
     assert len(found) == anchors and built.sampler.policy.__class__.__name__ == "LSTMPolicy"
-    step = float(found[1] - found[0]) / 1e9  # the specification's default: 0.1, 0.25 and 0.5 G
+    step = float(found[1] - found[0]) / 1e9  # the default: 0.1, 0.25 and 0.5 G
     assert step == pytest.approx({"ti": 0.1, "s": 0.25, "b": 0.5}[name], rel=0.1)
     with torch.device("meta"):
         model = SavedSupernet(space.to_plain())

@@ -187,7 +187,7 @@ def test_two_processes_train_as_by_hand(folder: Path) -> None:
     for found, by_hand in ((trained, supernet), (learned, sampler)):
         assert found.keys() == by_hand.keys()
         for key, value in by_hand.items():
-            # A key bias has no true gradient: Adam turns its rounding noise into steps (specification, 8 item 11).
+            # A key bias has no true gradient: Adam turns its rounding noise into steps.
             tolerance = 0.05 if "qkv.bias" in key else 1e-3
             torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance, msg=key)
 

@@ -37,7 +37,7 @@ def test_head_split_truncates(alpha: float, lofi: int) -> None:
     assert hasattr(layer, "l_q") == bool(lofi) and hasattr(layer, "h_qkv") == (lofi < 12)
 
 
-def test_flops_of_the_specification() -> None:
+def test_flops_as_published() -> None:
     assert HiLo(384, 12, window_size=2, alpha=0.5).flops(14, 14) == 83467776
 
 

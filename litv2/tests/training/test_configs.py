@@ -1,4 +1,4 @@
-"""Every classification recipe: the specification's numbers, and one optimiser step on a made folder."""
+"""Every classification recipe: the published numbers, and one optimiser step on a made folder."""
 
 import math
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_one_step(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
-def test_recipe_of_the_specification(path: Path) -> None:
+def test_recipe_as_published(path: Path) -> None:
     made = options_of(images, path)
     fine = path.stem == "litv2_b_384"
     recipe = made.recipe.scaled(1024)

@@ -62,7 +62,7 @@ def test_mask_rcnn_trains_one_step_and_is_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_recipe_of_the_specification(path: Path) -> None:
+def test_recipe_as_published(path: Path) -> None:
     config = options_of(detection, path).detection
     retina, large = "retinanet" in path.stem, "_b_" in path.stem
     assert isinstance(config, DetectionConfig) and config.lr == (1e-4 if retina else 2e-4)

@@ -121,7 +121,7 @@ def test_a_config_of_before_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "path"), [("s", 0.2), ("m", 0.2), ("b", 0.3)])
-def test_recipe_of_the_specification(size: str, path: float) -> None:
+def test_recipe_as_published(size: str, path: float) -> None:
     config = read_config(str(CONFIGS / "ade20k" / f"semantic_fpn_litv2_{size}.py"))
     changed(config, ["model.backbone.pretrained=None"])
     assert config.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-4, weight_decay=1e-4)

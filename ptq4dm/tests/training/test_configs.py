@@ -1,4 +1,4 @@
-"""Every recipe: the specification's numbers, and one pass of the whole pipeline on a tiny model."""
+"""Every recipe: the published numbers, and one pass of the whole pipeline on a tiny model."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_every_file_is_known_and_opens_with_its_command() -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_base_of_the_specification(name: str) -> None:
+def test_base_as_published(name: str) -> None:
     made = options_of(engine, CONFIGS / f"{name}.yaml")
     steps, eta, guidance, network = BASES[name]
     sampler, calibration, learning = made.sampler, made.calibration, made.reconstruction

@@ -1,4 +1,4 @@
-"""Multiply-adds and parameters against the specification's tables."""
+"""Multiply-adds and parameters against the published tables."""
 
 from functools import cache
 
@@ -80,7 +80,7 @@ def test_final_norm_costs_what_it_costs() -> None:
 
 
 def test_released_table() -> None:
-    """The figures quoted in the specification's section 6."""
+    """The figures quoted by the paper and its code."""
     deit = released_stitches("deit_ti_s_b")
     assert len(deit) == 71 and round(deit[24].acc1, 2) == 75.63 and deit[24].cut is not None
     assert sum(stitch.flops for stitch in deit) == pytest.approx(540.78e9, rel=1e-4)

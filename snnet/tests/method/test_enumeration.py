@@ -1,4 +1,4 @@
-"""Windows, unpaired stretching and numbering, against the specification's worked examples."""
+"""Windows, unpaired stretching and numbering, against worked examples."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every recipe through the command's own parser: the specification's numbers, and one step on a made folder with tiny
+"""Every recipe through the command's own parser: the published numbers, and one step on a made folder with tiny
 anchors of the same timm models; every ablation: what it changes in a recipe, and nothing else."""
 
 import dataclasses
@@ -48,7 +48,7 @@ RESNETS = [{"channels": (8, 8, 16, 16)}, {"channels": (8, 8, 16, 16), "layers": 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A column of the specification's table (section 5), and anchors that stand in for its own."""
+    """A column of the published table, and anchors that stand in for its own."""
 
     released: str
     tiny: list[dict[str, Any]]

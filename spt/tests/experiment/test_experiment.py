@@ -28,7 +28,7 @@ def test_data_are_disjoint_and_repeat() -> None:
     assert torch.equal(torch.cat([held.train[0], held.test[0]]), make_task("flip", 3).train[0])
 
 
-def test_the_backbone_is_the_specifications() -> None:
+def test_the_backbone_is_as_stated() -> None:
     """50,880 weights compete for the budget."""
     assert sum(shape.numel() for shape in find_candidates(small_vit(10)).shapes().values()) == 50_880
 

@@ -74,7 +74,7 @@ def test_sweep_from_one_ranking_equals_79_selections(rule: Rule) -> None:
 
 
 def test_taus_of_the_released_sweep() -> None:
-    """Binary floating point makes four of them one larger (specification, section 4)."""
+    """Binary floating point makes four of them one larger."""
     taus = sweep_taus()
     assert [i + 1 for i, tau in enumerate(taus) if tau != (i + 1) * 20_000] == [35, 41, 57, 70]
 
@@ -95,7 +95,7 @@ def test_a_matrix_never_gets_both() -> None:
     ("kind", "expected"), [("lora", (12_288, 30_720, 1_327_104)), ("adapter", (13_064, 52_232, 1_410_624))]
 )
 def test_costs_of_vit_b(kind: str, expected: tuple[int, int, int]) -> None:
-    """Specification, section 3: one square matrix, fc1, and every matrix of ViT-B."""
+    """One square matrix, fc1, and every matrix of ViT-B."""
     square, fc1, fc2 = torch.Size([768, 768]), torch.Size([3072, 768]), torch.Size([768, 3072])
     rule = Rule(kind)
     everything = 12 * (4 * rule.cost(square) + rule.cost(fc1) + rule.cost(fc2))
@@ -105,7 +105,7 @@ def test_costs_of_vit_b(kind: str, expected: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("search", ["exact", "official"])
 def test_an_adapters_biases_are_counted_with_or_without_vectors(search: str) -> None:
-    """Specification, section 3: 2 r O + r + O whatever `structured_vector` says; LoRA never had a bias."""
+    """2 r O + r + O whatever `structured_vector` says; LoRA never had a bias."""
     square = torch.Size([768, 768])
     assert {Rule("adapter", structured_vector=on).cost(square) for on in (True, False)} == {13_064}
     assert {Rule("lora", structured_vector=on).cost(square) for on in (True, False)} == {12_288}

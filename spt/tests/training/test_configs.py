@@ -1,4 +1,4 @@
-"""Every pair of a data set's and a method's file: the specification's numbers, a shrunk model, one optimiser step."""
+"""Every pair of a data set's and a method's file: the published numbers, a shrunk model, one optimiser step."""
 
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def test_every_vtab_task_is_read(task: str, tmp_path: Path) -> None:
 
 
 def test_parameter_counts_of_the_backbones() -> None:
-    """Specification, table of architectures; ViT-B's candidates by kind."""
+    """The table of architectures; ViT-B's candidates by kind."""
     for name, row in BACKBONES.items():
         with torch.device("meta"):
             model = timm.create_model(row.arch, num_classes=1)
@@ -177,7 +177,7 @@ def test_parameter_counts_of_the_backbones() -> None:
     [("vit_base_patch16_224", 17.58), ("swin_base_patch4_window7_224", 15.4), ("convnext_base", 15.4)],
 )
 def test_multiply_adds_of_the_backbones(arch: str, giga: float) -> None:
-    """Specification, table of architectures (17.6, 15.4 and 15.4 G)."""
+    """The table of architectures (17.6, 15.4 and 15.4 G)."""
     with torch.device("meta"):
         model = timm.create_model(arch, num_classes=1000)
     assert count(model, (1, 3, 224, 224)).macs == pytest.approx(1e9 * giga, rel=0.01)

@@ -160,7 +160,7 @@ def test_sweep_resumes_draws_and_prints_the_papers_table(lists: Path, tmp_path: 
 
 
 def test_group_means_of_the_published_rows() -> None:
-    """Each row of the specification reproduces its own group means."""
+    """Each published row reproduces its own group means."""
     tables = published()
     for row in ("spt_adapter", "spt_lora"):
         means = group_means(tables["per_task"][row])

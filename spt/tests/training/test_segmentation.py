@@ -45,7 +45,7 @@ def options_of(*files: Path):
 
 
 def test_parameters_are_those_of_the_papers_table() -> None:
-    """Heads alone 13.1 M, everything 317.3 M, prompts 13.6 M (specification, segmentation)."""
+    """Heads alone 13.1 M, everything 317.3 M, prompts 13.6 M."""
     counts = {}
     for name, method in (
         ("linear", MethodOptions("linear")), ("full", MethodOptions("full")), ("vpt", MethodOptions("vpt", rank=20)),
