@@ -3,14 +3,6 @@
 # Names for them come from a classifier of videos: stpt eval ... --classifier FILE. Without it mAP is that of one class.
 _base_ = ["../_detection.py"]
 data_root = "datasets/activitynet"
-train_pipeline = [
-    dict(type="ReadClip"),
-    dict(type="CropClip", size=96, random=True),
-    dict(type="FlipClip", prob=0.5),
-    dict(type="ConsistencySplice", at_least=True),
-    dict(type="BoundaryMasks"),
-    dict(type="PackActions"),
-]
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
@@ -21,7 +13,6 @@ train_dataloader = dict(
         class_agnostic=True,
         consistency="activitynet",
         pad_mode="grey",
-        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(

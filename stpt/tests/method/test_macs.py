@@ -88,3 +88,14 @@ def test_a_network_is_left_as_it_is() -> None:
     before = layer[0].weight.clone()
     assert count_macs(layer, (5, 3)).total == 60
     assert layer.training and torch.equal(layer[0].weight, before)
+
+
+def test_an_operator_of_no_known_kind_is_named() -> None:
+    """Rather than left out of the count."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch._scaled_mm(x, x.mT, torch.ones(()), torch.ones(()))
+
+    with pytest.raises(ValueError, match=r"_scaled_mm.* is of no known kind; known are mm, "):
+        count_macs(Scaled(), torch.empty(16, 16, device="meta", dtype=torch.float8_e4m3fn))

@@ -136,6 +136,7 @@ def test_whole_videos(tmp_path: Path) -> None:
     torch.testing.assert_close(meta.gt_segments, rate * torch.tensor([a["segment"] for a in truth]))
     assert meta.gt_labels.tolist() == [1, 1]
     assert data.get_data_info(0)["th"] == int(rate * min(a["segment"][1] - a["segment"][0] for a in truth)) // 4 > 1
+    assert data.get_data_info(0)["at_least"]  # an action of twice that block may be cut, on THUMOS14 only a longer one
     with pytest.raises(UserError, match="has 210 frames and a whole clip at most 128: prepare it with --frames 128"):
         TADDataset("annotations.json", "videos", "training", **{**options, "max_frames": None})
 
@@ -162,6 +163,7 @@ def test_other_forms_of_annotations(form: str, own: Path, tmp_path: Path) -> Non
 def test_splice_is_of_the_same_pictures(own: Path) -> None:
     """Every frame of the spliced clip is one of the clip's; where the maps agree nothing has moved."""
     data = own_data(own, consistency="thumos", clip_length=80, pipeline=AUGMENTED, seed=3)
+    assert not data.get_data_info(0)["at_least"]
     found = 0
     for i in range(20):
         sample = data[i % len(data)]

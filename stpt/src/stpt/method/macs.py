@@ -68,7 +68,7 @@ def count_macs(module: nn.Module, *shapes: Sequence[int] | Tensor) -> Macs:
         module: on any device. shapes: of its inputs.
 
     Raises:
-        NotImplementedError: an operator that multiplies and is of no known kind.
+        ValueError: an operator that multiplies and is of no known kind.
 
     Example:
         >>> count_macs(create_backbone("stpt"), (1, 3, 256, 96, 96)).total / 1e9
@@ -87,7 +87,7 @@ def count_macs(module: nn.Module, *shapes: Sequence[int] | Tensor) -> Macs:
         for operator, flops in operators.items():
             label = str(operator).rpartition(".")[2]
             if label not in KINDS:
-                raise NotImplementedError(f"{operator} is of no known kind; known are {', '.join(KINDS)}")
+                raise ValueError(f"{operator} is of no known kind; known are {', '.join(KINDS)}")
             kinds[KINDS[label]] += flops // 2
         parts["" if name == own else name.removeprefix(f"{own}.")] = dict(kinds)
     return Macs(parts, sum(p.numel() for p in module.parameters()))

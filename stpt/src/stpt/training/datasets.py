@@ -147,7 +147,8 @@ class TADDataset(Seeded):
         else:
             windows, shortest = training_windows(actions, count, length, self.stride)
         th = block_length(shortest, self.consistency) if self.consistency else 0
-        common = dict(video=video.name, length=length, sample_fps=info.sample_fps, duration=info.duration, th=th)
+        common = dict(video=video.name, length=length, sample_fps=info.sample_fps, duration=info.duration, th=th,
+                      at_least=self.consistency == "activitynet")  # fmt: skip
         for offset, found in windows:
             frame_num = min(count - offset, length)
             yield dict(**common, offset=offset, frame_num=frame_num, actions=found, pad_mode=self.pad_mode)

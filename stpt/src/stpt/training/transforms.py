@@ -1,8 +1,9 @@
 """Steps of a clip's pipeline, from its place in a video to tensors; registered in mmengine's scope `stpt`.
 
 A step takes and gives a dict: `source` (`stpt.training.frames.Source`), `video`, `offset`, `length` T, `frame_num`
-(frames of the clip that are pictures), `actions` (A, 3) in frames of the clip, `th` (block of the splice; 0: none) and
-what steps before it added. Random numbers are numpy's global ones, which the data set seeds for each sample.
+(frames of the clip that are pictures), `actions` (A, 3) in frames of the clip, `th` (block of the splice; 0: none),
+`at_least` (see `choose_splice`) and what steps before it added. Random numbers are numpy's global ones, which the data
+set seeds for each sample.
 
 T frames, H height, W width.
 """
@@ -72,18 +73,11 @@ class FlipClip:
 
 @TRANSFORMS.register_module()
 class ConsistencySplice:
-    """Adds `splice`, the edit of boundary consistency learning (`stpt.method.splice`), where there is one.
-
-    Args:
-        at_least: as `choose_splice`: True for ActivityNet.
-    """
-
-    def __init__(self, at_least: bool = False) -> None:
-        self.at_least = at_least
+    """Adds `splice`, the edit of boundary consistency learning (`stpt.method.splice`), where there is one."""
 
     def __call__(self, sample: Sample) -> Sample:
         generator = np.random.default_rng(np.random.randint(2**31))
-        found = choose_splice(sample["actions"], sample["frame_num"], sample["th"], generator, self.at_least)
+        found = choose_splice(sample["actions"], sample["frame_num"], sample["th"], generator, sample["at_least"])
         return sample if found is None else {**sample, "splice": found}
 
 
