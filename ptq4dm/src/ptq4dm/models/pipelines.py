@@ -288,7 +288,7 @@ def _scheduler(folder: Path) -> Any:
     try:
         with quiet_diffusers():
             return kind.from_config(read_json(path, "scheduler config"))
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # diffusers names a schedule it lacks by the last
         raise UserError(f"{folder} cannot be read as a {name}: {one_line(str(error))[:200]}") from error
 
 
