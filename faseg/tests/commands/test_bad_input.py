@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from made import faseg, make_folder, write_small
 
 from faseg.cli import ENGINES
-from paperkit.files.runs import RunFolder
+from paperkit.testing.hostile import check_a_config_runs_nothing
 
 DIGITS = ["train", "--engine", "scenes"]
 REAL = ["train", "--config", "small.py"]
@@ -66,21 +65,9 @@ def test_one_line(name: str, folder: Path) -> None:
     assert not list(folder.rglob("finished"))
 
 
-EVIL = {"class_path": "os.mkdir", "init_args": {"path": "ran"}}
-
-
 @pytest.mark.parametrize(
     ("engine", "option"), [("scenes", "seeds"), ("segmentation", "cfg_options"), ("segmentation", "data")]
 )
 def test_a_config_runs_nothing(engine: str, option: str, tmp_path: Path) -> None:
-    """Neither the file that is named nor the folder of somebody else's run."""
     assert engine in ENGINES
-    content = {"engine": engine, option: EVIL}
-    (tmp_path / "evil.yaml").write_text(yaml.safe_dump(content))
-    assert faseg.here("train", "--config", "evil.yaml", cwd=tmp_path, code=None).code in (1, 2)
-    run = RunFolder.create(tmp_path / "runs", "faseg", "evil")
-    run.write_config(content)
-    for words in (["train", "--resume", "evil"], ["eval", "--ckpt", run.path]):
-        ended = faseg.here(*words, cwd=tmp_path, code=None)
-        assert ended.code in (1, 2) and ended.line
-    assert not (tmp_path / "ran").exists()
+    check_a_config_runs_nothing(faseg, {"engine": engine}, option, tmp_path)

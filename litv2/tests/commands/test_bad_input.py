@@ -1,16 +1,15 @@
 """The impossible options that users of LITv2 give, through the command: one line each, exit code 1."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from made import LITV2, write_detection, write_images, write_yaml
+from made import LITV2, write_detection, write_images
 from PIL import Image
 
 from litv2.cli import ENGINES
 from litv2.models.classifier import LITv2
-from paperkit.files.runs import RunFolder
+from paperkit.testing.hostile import check_a_config_runs_nothing
 
 SMALL = dict(embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), num_classes=2)  # head width 32, as published
 IMAGES, DETECTION = (["train", "--config", f"{name}.yaml"] for name in ("images", "detection"))
@@ -69,7 +68,6 @@ def test_one_line(words: list[str], message: str, folder: Path, monkeypatch: pyt
     assert not list(folder.rglob("finished"))
 
 
-EVIL = {"class_path": "os.mkdir", "init_args": {"path": "ran"}}
 PLACES = {  # engine -> the options that take more than a number or a name
     "digits": ["alphas", "seeds"],
     "images": ["network.options", "network.options.alpha", "network.weights", "data.size_schedule", "recipe.betas"],
@@ -78,29 +76,11 @@ PLACES = {  # engine -> the options that take more than a number or a name
 }
 
 
-def altered(config: dict[str, Any], place: str) -> dict[str, Any]:
-    """The config with a class to build at a dotted place."""
-    *above, last = place.split(".")
-    inner = config
-    for name in above:
-        inner = inner.setdefault(name, {})
-    inner[last] = EVIL
-    return config
-
-
 @pytest.mark.parametrize(("engine", "place"), [(name, place) for name in ENGINES for place in PLACES[name]])
 def test_a_config_runs_nothing(engine: str, place: str, folder: Path, tmp_path: Path) -> None:
-    """Neither the file that is named nor the folder of somebody else's run."""
     file = folder / f"{engine}.yaml"
     config = yaml.safe_load(file.read_text()) if file.exists() else {"engine": engine}
-    named = write_yaml(tmp_path / "evil.yaml", altered(config, place))
-    assert LITV2.here("train", "--config", named, cwd=tmp_path, code=None).code in (1, 2)
-    run = RunFolder.create(tmp_path / "runs", "litv2", "evil")
-    run.write_config(config)
-    for words in (["train", "--resume", "evil"], ["eval", "--ckpt", run.path]):
-        ended = LITV2.here(*words, cwd=tmp_path, code=None)
-        assert ended.code in (1, 2) and ended.line
-    assert not (tmp_path / "ran").exists()
+    check_a_config_runs_nothing(LITV2, config, place, tmp_path)
 
 
 def test_another_window_says_what_it_changes(folder: Path) -> None:

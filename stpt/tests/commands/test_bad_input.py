@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from made import make_own, stpt, write_small
 
-from paperkit.files.runs import RunFolder
+from paperkit.testing.hostile import check_a_config_runs_nothing
 from stpt.cli import ENGINES
 
 REAL = ["train", "--config", "small.py", "--data.frames", "own/videos", "--data.annotations"]
@@ -99,21 +98,9 @@ def test_what_may_be_mended_or_left_out_trains(folder: Path) -> None:
         path.unlink()
 
 
-EVIL = {"class_path": "os.mkdir", "init_args": {"path": "ran"}}
-
-
 @pytest.mark.parametrize(
     ("engine", "option"), [("clips", "seeds"), ("detection", "cfg_options"), ("detection", "data")]
 )
 def test_a_config_runs_nothing(engine: str, option: str, tmp_path: Path) -> None:
-    """Neither the file that is named nor the folder of somebody else's run."""
     assert engine in ENGINES
-    content = {"engine": engine, option: EVIL}
-    (tmp_path / "evil.yaml").write_text(yaml.safe_dump(content))
-    assert stpt.here("train", "--config", "evil.yaml", cwd=tmp_path, code=None).code in (1, 2)
-    run = RunFolder.create(tmp_path / "runs", "stpt", "evil")
-    run.write_config(content)
-    for words in (["train", "--resume", "evil"], ["eval", "--ckpt", run.path]):
-        ended = stpt.here(*words, cwd=tmp_path, code=None)
-        assert ended.code in (1, 2) and ended.line
-    assert not (tmp_path / "ran").exists()
+    check_a_config_runs_nothing(stpt, {"engine": engine}, option, tmp_path)
