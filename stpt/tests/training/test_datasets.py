@@ -19,6 +19,7 @@ from paperkit.training.openmmlab import PlacedSampler
 from stpt.training.clips import VideoClips
 from stpt.training.datasets import TADDataset
 from stpt.training.preparing import prepare
+from stpt.training.transforms import ConsistencySplice
 from stpt.training.videos import VideoFile, video_files
 
 AUGMENTED = [
@@ -158,6 +159,12 @@ def test_other_forms_of_annotations(form: str, own: Path, tmp_path: Path) -> Non
     for i in range(len(here)):
         a, b = here[i]["data_samples"], there[i]["data_samples"]
         assert torch.equal(a.gt_segments, b.gt_segments) and torch.equal(a.gt_labels, b.gt_labels)
+
+
+@pytest.mark.parametrize("at_least", [False, True])
+def test_an_action_of_two_blocks_is_cut_where_the_rule_allows_it(at_least: bool) -> None:
+    sample = dict(actions=np.array([[20.0, 28.0, 1.0]]), frame_num=60, th=4, at_least=at_least)
+    assert ("splice" in ConsistencySplice()(sample)) == at_least
 
 
 def test_splice_is_of_the_same_pictures(own: Path) -> None:
